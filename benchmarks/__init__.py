@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks NAME [--data FOLDER] [--quick]``. See README.md beside this file."""
