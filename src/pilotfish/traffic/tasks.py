@@ -1,0 +1,335 @@
+"""Task discovery: which calls belong together, what varies in them, and what kind of answer they want."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from typing import Any, Literal
+
+import orjson
+
+from pilotfish.types import Request
+
+__all__ = ["Assignment", "Kind", "Task", "TaskIndex", "Template", "kind_of", "normalise"]
+
+Kind = Literal["closed_set", "json", "text"]
+HEADER = "x-pilotfish-task"
+
+_TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
+_LEAST_WORDS = 4
+_LEAST_ALIKE = 0.6
+_LONGEST = 20_000
+_EDGE = " \t\r\n\"'`.,;:!*"
+
+
+def normalise(answer: str) -> str:
+    """Bring an answer to the form in which answers are compared: case, outer quotes, full stops, underscores aside.
+
+    Examples
+    --------
+    >>> normalise(' "Card_Arrival." ')
+    'card arrival'
+    """
+    return " ".join(answer.replace("_", " ").strip(_EDGE).casefold().split())
+
+
+def kind_of(answers: Sequence[str]) -> Kind:
+    """Read the kind of a task off its answers.
+
+    ``closed_set`` when nearly all answers are short and were given more than once, ``json`` when nearly all are JSON
+    objects, else ``text``.
+
+    Examples
+    --------
+    >>> kind_of(["yes", "no"] * 20), kind_of(['{"a": 1}'] * 20), kind_of(["It depends on the day."])
+    ('closed_set', 'json', 'text')
+    """
+    if not answers:
+        return "text"
+    if sum(_is_object(answer) for answer in answers) >= 0.95 * len(answers):
+        return "json"
+    counts = Counter(map(normalise, answers))
+    repeated = sum(n for answer, n in counts.items() if n > 1 and len(answer) <= 80)
+    return "closed_set" if repeated >= 0.9 * len(answers) and len(counts) <= max(2, len(answers) / 4) else "text"
+
+
+def _is_object(answer: str) -> bool:
+    text = answer.strip()
+    if not text.startswith("{"):
+        return False
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+@dataclass(frozen=True)
+class Template:
+    """Literal pieces of text with gaps between them.
+
+    Parameters
+    ----------
+    pieces : tuple of str
+        The literals in order; a gap lies between any two, and an empty first or last piece means the text begins or
+        ends with a gap. A single piece is a text without gaps.
+
+    Examples
+    --------
+    >>> made = Template.align(
+    ...     "Classify this message please. Message: hi there",
+    ...     "Classify this message please. Message: bye",
+    ... )
+    >>> made.pieces
+    ('Classify this message please. Message: ', '')
+    >>> made.match("Classify this message please. Message: where is it?")
+    ('where is it?',)
+    """
+
+    pieces: tuple[str, ...]
+
+    @property
+    def n_words(self) -> int:
+        """Number of literal words."""
+        return sum(len(re.findall(r"\w+", piece)) for piece in self.pieces)
+
+    def match(self, text: str) -> tuple[str, ...] | None:
+        """The text in each gap, or None when the literals are not all there in order; linear in the text's length."""
+        first, *rest = self.pieces
+        if not rest:
+            return () if text == first else None
+        *middle, last = rest
+        end = len(text) - len(last)
+        if not text.startswith(first) or not text.endswith(last) or end < len(first):
+            return None
+        gaps, at = [], len(first)
+        for piece in middle:
+            found = text.find(piece, at, end)
+            if found < 0:
+                return None
+            gaps.append(text[at:found])
+            at = found + len(piece)
+        return (*gaps, text[at:end])
+
+    @classmethod
+    def align(cls, a: str, b: str) -> Template | None:
+        """The template two texts share, or None when they are not alike.
+
+        Alike means: they begin or end with the same token, and their shared runs hold at least four words and 60 % of
+        the shorter text's tokens. Texts of more than 20,000 characters are compared by equality alone.
+        """
+        if len(a) > _LONGEST or len(b) > _LONGEST:
+            return None
+        left, right = _TOKEN.findall(a), _TOKEN.findall(b)
+        if not left or not right or (left[0] != right[0] and left[-1] != right[-1]):
+            return None
+        if len(set(left) & set(right)) < _LEAST_ALIKE / 2 * min(len(set(left)), len(set(right))):
+            return None
+        blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+        runs = [left[block.a : block.a + block.size] for block in blocks]
+        spans = [(block.a, block.a + block.size, block.b, block.b + block.size) for block in blocks]
+        kept = [
+            (run, span)
+            for run, span in zip(runs, spans, strict=True)
+            if sum(token[0].isalnum() for token in run) >= 3
+            or span[0] == 0 == span[2]
+            or span[1:4:2] == _ends(left, right)
+        ]
+        kept = [(run, span) for run, span in kept if run]
+        n_shared = sum(len(run) for run, _ in kept)
+        if n_shared < _LEAST_ALIKE * min(len(left), len(right)):
+            return None
+        pieces = ["".join(run) for run, _ in kept]
+        if kept and (kept[0][1][0] != 0 or kept[0][1][2] != 0):
+            pieces.insert(0, "")
+        if kept and kept[-1][1][1:4:2] != _ends(left, right):
+            pieces.append("")
+        made = cls(tuple(pieces))
+        return made if made.n_words >= _LEAST_WORDS else None
+
+
+def _ends(left: list[str], right: list[str]) -> tuple[int, int]:
+    return len(left), len(right)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Calls that belong together.
+
+    Parameters
+    ----------
+    name : str
+        Its name: the header's or alias's, or made from the first words of its instruction.
+    source : {'header', 'alias', 'system', 'prompt'}
+        What identified it.
+    model : str
+        The model asked for.
+    template : Template or None
+        The instruction: the system prompt's, or the user prompt's where there is no system prompt.
+    frozen : bool
+        Whether a student has learned it; then a changed instruction no longer widens the template.
+    """
+
+    name: str
+    source: Literal["header", "alias", "system", "prompt"]
+    model: str = ""
+    template: Template | None = None
+    frozen: bool = False
+
+    def text_of(self, request: Request) -> str:
+        """What varies from call to call: the gaps of the instruction and the conversation's own words."""
+        gaps: tuple[str, ...] = ()
+        turns = [m for m in request.messages if m.role not in ("system", "developer")]
+        if self.template is not None:
+            found = self.template.match(request.system if self.source == "system" else request.prompt)
+            gaps = found or ()
+            if self.source == "prompt" and found is not None:
+                return "\n".join(gap.strip() for gap in gaps if gap.strip())
+        said = [m.text if m.role == "user" and len(turns) == 1 else f"{m.role}: {m.text}" for m in turns]
+        return "\n".join([gap.strip() for gap in gaps if gap.strip()] + said)
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain data."""
+        pieces = None if self.template is None else list(self.template.pieces)
+        return {"name": self.name, "source": self.source, "model": self.model, "pieces": pieces, "frozen": self.frozen}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Task:
+        """Read back."""
+        pieces = data.get("pieces")
+        template = None if pieces is None else Template(tuple(pieces))
+        return cls(data["name"], data["source"], data["model"], template, data["frozen"])
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The task of a call; ``changed`` says that a learned task's instruction is no longer the one learned from."""
+
+    task: str
+    changed: bool = False
+
+
+@dataclass
+class TaskIndex:
+    """Assign each call to a task, and make tasks of calls that turn out to belong together.
+
+    The first call with an unseen instruction waits in a small pool; the second one that is alike makes the task.
+
+    Parameters
+    ----------
+    tasks : dict of Task
+        Known tasks by name.
+    aliases : frozenset of str
+        Model names that are names of tasks.
+    pool_size : int
+        Unmatched instructions remembered.
+
+    Examples
+    --------
+    >>> index = TaskIndex()
+    >>> system = {"role": "system", "content": "Name the intent of the message, in one word."}
+    >>> call = {"model": "m", "messages": [system, {"role": "user", "content": "hi"}]}
+    >>> index.assign(call, {}) is None
+    True
+    >>> index.assign(call, {}).task
+    'name-the-intent-of-0119'
+    """
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    aliases: frozenset[str] = frozenset()
+    pool_size: int = 100
+    _seen: OrderedDict[tuple[str, str, str], Assignment] = field(default_factory=OrderedDict, repr=False)
+    _pool: OrderedDict[tuple[str, str, str], None] = field(default_factory=OrderedDict, repr=False)
+
+    def assign(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Assignment | None:
+        """The task of a call, or None while it is the only one of its kind.
+
+        Parameters
+        ----------
+        body : mapping
+            The body of a chat completion call.
+        headers : mapping
+            Its headers, names in lower case.
+        """
+        model = str(body.get("model") or "")
+        named = headers.get(HEADER)
+        if named:
+            return self._known(Task(named, "header", model))
+        if model in self.aliases:
+            return self._known(Task(model, "alias", model))
+        instruction = _instruction(body.get("messages"))
+        if instruction is None:
+            return None
+        key = (model, *instruction)
+        assigned = self._seen.get(key)
+        if assigned is None:
+            assigned = self._place(key)
+            if assigned is not None:
+                self._seen[key] = assigned
+                if len(self._seen) > 4096:
+                    self._seen.popitem(last=False)
+        return assigned
+
+    def put(self, task: Task) -> None:
+        """Add or replace a task, and forget what was concluded from the old one."""
+        self.tasks[task.name] = task
+        self._seen.clear()
+
+    def _known(self, task: Task) -> Assignment:
+        self.tasks.setdefault(task.name, task)
+        return Assignment(task.name)
+
+    def _place(self, key: tuple[str, str, str]) -> Assignment | None:
+        model, source, text = key
+        mine = [t for t in self.tasks.values() if t.source == source and t.model == model and t.template is not None]
+        for task in mine:
+            if task.template is not None and task.template.match(text) is not None:
+                return Assignment(task.name)
+        for task in mine:
+            alike = Template.align(_flat(task), text)
+            if alike is None:
+                continue
+            if task.frozen:
+                return Assignment(task.name, changed=True)
+            self.put(replace(task, template=alike))
+            return Assignment(task.name)
+        for other in list(self._pool):
+            if other[:2] != (model, source):
+                continue
+            alike = Template((text,)) if other[2] == text else Template.align(other[2], text)
+            if alike is None or alike.n_words < _LEAST_WORDS:
+                continue
+            del self._pool[other]
+            task = Task(_name(model, alike), "system" if source == "system" else "prompt", model, alike)
+            self.put(task)
+            return Assignment(task.name)
+        self._pool[key] = None
+        if len(self._pool) > self.pool_size:
+            self._pool.popitem(last=False)
+        return None
+
+
+def _instruction(messages: Any) -> tuple[str, str] | None:
+    """Where the instruction stands and its text, read without building a request."""
+    if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+        return None
+    first = messages[0].get("content")
+    if messages[0].get("role") in ("system", "developer") and isinstance(first, str) and first.strip():
+        return "system", first
+    for message in messages:
+        if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
+            return "prompt", message["content"]
+    return None
+
+
+def _flat(task: Task) -> str:
+    return "\x00".join(task.template.pieces) if task.template is not None else ""
+
+
+def _name(model: str, template: Template) -> str:
+    words = re.findall(r"[a-z0-9]+", " ".join(template.pieces).lower())[:4]
+    digest = hashlib.sha256("\x00".join((model, *template.pieces)).encode()).hexdigest()[:4]
+    return "-".join([*words, digest])

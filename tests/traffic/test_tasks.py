@@ -1,0 +1,118 @@
+"""Task discovery on prompts as applications send them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilotfish.traffic.tasks import Task, TaskIndex, Template, kind_of, normalise
+from pilotfish.types import Request
+
+SYSTEM = "You are the front desk of a bank. Answer with exactly one intent from the list, nothing else."
+
+
+def call(user: str, system: str | None = SYSTEM, model: str = "large") -> dict[str, object]:
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return {"model": model, "messages": [*head, {"role": "user", "content": user}]}
+
+
+def text_of(index: TaskIndex, body: dict[str, object]) -> str:
+    assigned = index.assign(body, {})
+    assert assigned is not None
+    return index.tasks[assigned.task].text_of(Request.from_json(body))
+
+
+def test_one_system_prompt_is_one_task_and_the_message_is_what_varies() -> None:
+    index = TaskIndex()
+    index.assign(call("hi"), {})
+    names = {index.assign(call(f"message {i}"), {}).task for i in range(20)}  # type: ignore[union-attr]
+    assert len(names) == 1
+    assert text_of(index, call("Where is my card?")) == "Where is my card?"
+
+
+def test_parts_of_a_prompt_that_vary_become_gaps() -> None:
+    index = TaskIndex()
+    messages = ["Where is my card?", "I lost it again", "Cancel the last payment, please", "Card?"]
+    bodies = [call(f"Sort this message into an intent of the bank.\nMessage: {m}\nIntent:", None) for m in messages]
+    for body in bodies:
+        index.assign(body, {})
+    assert len(index.tasks) == 1
+    assert [text_of(index, body) for body in bodies] == messages
+
+
+def test_a_date_inside_the_system_prompt_does_not_split_the_task() -> None:
+    index = TaskIndex()
+    names = [index.assign(call("hi", f"Today is 2026-09-{d:02}. {SYSTEM}"), {}) for d in range(1, 20)]
+    assert len({n.task for n in names if n}) == 1
+
+
+def test_different_instructions_and_models_stay_apart() -> None:
+    index = TaskIndex()
+    other = "Translate the text that follows from English to French and keep all names as they are."
+    for _ in range(2):
+        index.assign(call("hi"), {})
+        index.assign(call("hi", other), {})
+        index.assign(call("hi", model="another"), {})
+    assert len(index.tasks) == 3
+
+
+def test_header_and_alias_come_first() -> None:
+    index = TaskIndex(aliases=frozenset({"support"}))
+    assert index.assign(call("hi"), {"x-pilotfish-task": "desk"}).task == "desk"  # type: ignore[union-attr]
+    assert index.assign(call("hi", model="support"), {}).task == "support"  # type: ignore[union-attr]
+
+
+def test_a_changed_instruction_of_a_learned_task_is_told() -> None:
+    index = TaskIndex()
+    for text in ("hi", "hello"):
+        index.assign(call(text), {})
+    (task,) = index.tasks.values()
+    index.put(Task(task.name, task.source, task.model, task.template, frozen=True))
+    assert index.assign(call("hi"), {}).changed is False  # type: ignore[union-attr]
+    changed = index.assign(call("hi", SYSTEM.replace("one intent", "one or two intents")), {})
+    assert changed is not None
+    assert changed.task == task.name
+    assert changed.changed
+
+
+def test_free_chat_makes_no_task() -> None:
+    index = TaskIndex()
+    chats = ["What is the capital of Peru?", "Write a poem on rain", "Why is 9.9 more than 9.11?", "hi"]
+    assert all(index.assign(call(text, None), {}) is None for text in chats)
+
+
+@pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "no"}, {"messages": [3]}, {"messages": [{}]}])
+def test_malformed_calls_have_no_task(body: dict[str, object]) -> None:
+    assert TaskIndex().assign(body, {}) is None
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), st.data())
+def test_a_template_matches_what_was_written_from_it(pieces: list[str], data: st.DataObject) -> None:
+    gaps = [data.draw(st.text(max_size=8)) for _ in pieces[1:]]
+    text = pieces[0] + "".join(g + p for g, p in zip(gaps, pieces[1:], strict=True))
+    found = Template(tuple(pieces)).match(text)
+    assert found is not None
+    assert pieces[0] + "".join(g + p for g, p in zip(found, pieces[1:], strict=True)) == text
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_an_alignment_matches_both_texts(a: str, b: str) -> None:
+    head = "Please sort the message that follows: "
+    made = Template.align(head + a, head + b)
+    if made is not None:
+        assert made.match(head + a) is not None
+        assert made.match(head + b) is not None
+
+
+def test_tasks_survive_json() -> None:
+    task = Task("t", "system", "m", Template(("a", "b")), True)
+    assert Task.from_json(task.to_json()) == task
+
+
+def test_kinds_and_normal_forms() -> None:
+    assert kind_of(["card arrival", "Card_arrival", "top up", "top up"] * 10) == "closed_set"
+    assert kind_of(['{"intent": "a", "n": 1}', ' {"intent": "b"}'] * 5) == "json"
+    assert kind_of([f"A sentence about matter {i}." for i in range(50)]) == "text"
+    assert kind_of([]) == "text"
+    assert normalise("**Refund_not showing  up**\n") == "refund not showing up"
