@@ -98,10 +98,12 @@ def chart(
         label = _number(tick, percent_x)
         out.append(f'<text x="{at_x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{label}</text>')
     middle = _TOP + (_HEIGHT - _TOP - _BOTTOM) / 2
-    out.append(
-        f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-    )
+    centre = (_LEFT + _WIDTH - _RIGHT) / 2
+    out += [
+        f'<text class="axis" x="{centre}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>",
+    ]
     for i, s in enumerate(series):
         colour = _COLOURS[i % len(_COLOURS)]
         kept = [(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)]

@@ -1,0 +1,189 @@
+"""Learning: from logged calls to a student with a certificate."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pilotfish.bounds import binomial_upper
+from pilotfish.errors import InputError
+from pilotfish.protocols import FloatArray
+from pilotfish.takeover.certify import Certificate, Target, certify
+from pilotfish.traffic.tasks import normalise
+from pilotfish.training.students import Student
+
+__all__ = ["Frontier", "Learned", "Lesson", "learn"]
+
+_LEAST_LESSONS = 60
+_LEAST_PER_LABEL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One call to learn from.
+
+    Parameters
+    ----------
+    text : str
+        What varies in the call.
+    answer : str
+        The large model's answer.
+    gold : str or None
+        The right answer, where known.
+    random : bool
+        Whether the large model was asked at random and not because the student was unsure: only such calls calibrate.
+    cost : float
+        What the large model took for it, US dollars.
+    group : str or None
+        A segment to give its own bound to.
+    """
+
+    text: str
+    answer: str
+    gold: str | None = None
+    random: bool = True
+    cost: float = 0.0
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Cost against quality of the student on the held-out calls, over all thresholds."""
+
+    threshold: list[float]
+    local: list[float]
+    agreement_all: list[float]
+    agreement_local: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A student and what was proved about it on held-out calls."""
+
+    student: Student
+    certificate: Certificate
+    frontier: Frontier
+    unknown_labels_upper: float
+    unfamiliar_upper: float
+    n_fit: int
+    n_calibrate: int
+    seconds: float
+    confusions: tuple[tuple[str, str, int], ...]
+
+
+def learn(
+    lessons: Sequence[Lesson],
+    target: Target,
+    student: Callable[[], Student],
+    *,
+    seed: int = 0,
+    calibration_share: float = 0.25,
+    by_class: bool = False,
+) -> Learned:
+    """Fit a student on part of the calls and certify it on the rest.
+
+    Parameters
+    ----------
+    lessons : sequence of Lesson
+        At least 60, of which at least 30 random ones.
+    target : Target
+        What the student must keep.
+    student : callable
+        Makes an unfitted student.
+    seed : int
+        Of the split.
+    calibration_share : float
+        Share of the random calls held out; at least 300 calls where there are 600.
+    by_class : bool
+        Give every answer its own bound in the certificate.
+
+    Returns
+    -------
+    Learned
+        The student and its certificate, which may say that nothing can be certified yet.
+
+    Raises
+    ------
+    InputError
+        When there are too few calls, or only one answer among them.
+    """
+    started = time.perf_counter()
+    if len(lessons) < _LEAST_LESSONS:
+        raise InputError(
+            f"The task has {len(lessons)} usable calls: at least {_LEAST_LESSONS} are needed to learn from."
+        )
+    counts = Counter(normalise(lesson.answer) for lesson in lessons)
+    known = {label for label, n in counts.items() if n >= _LEAST_PER_LABEL}
+    if len(known) < 2:
+        raise InputError("The task's calls all have the same answer: wait for calls with other answers.")
+    held = _held_out(lessons, target, seed, calibration_share)
+    fit = [lesson for i, lesson in enumerate(lessons) if i not in held and normalise(lesson.answer) in known]
+    test = [lessons[i] for i in sorted(held)]
+    if len({normalise(lesson.answer) for lesson in fit}) < 2 or not test:
+        raise InputError(f"The task has {len(lessons)} usable calls, too few to both learn and check: wait for more.")
+    made = student().fit([x.text for x in fit], [x.answer for x in fit], gold=[x.gold for x in fit])
+    predicted = made.predict([x.text for x in test])
+    said = [normalise(label) for label in predicted.labels]
+    truth = [normalise(x.answer) for x in test]
+    disagrees = np.array([a != b for a, b in zip(said, truth, strict=True)], dtype=np.float64)
+    groups = truth if by_class else [x.group or "" for x in test]
+    certificate = certify(
+        np.where(predicted.familiar, predicted.confidence, -np.inf),
+        _wrong(said, test) if target.measure == "correctness" else disagrees,
+        target,
+        large_wrong=_wrong(truth, test) if target.measure == "correctness" else None,
+        costs=[x.cost for x in test],
+        groups=groups if any(groups) else None,
+    )
+    confused = Counter((a, b) for a, b in zip(truth, said, strict=True) if a != b)
+    return Learned(
+        student=made,
+        certificate=certificate,
+        frontier=_frontier(np.where(predicted.familiar, predicted.confidence, -np.inf), disagrees),
+        unknown_labels_upper=_rate_upper(np.array([x not in known for x in truth])),
+        unfamiliar_upper=_rate_upper(~predicted.familiar),
+        n_fit=len(fit),
+        n_calibrate=len(test),
+        seconds=time.perf_counter() - started,
+        confusions=tuple((a, b, n) for (a, b), n in confused.most_common(20)),
+    )
+
+
+def _held_out(lessons: Sequence[Lesson], target: Target, seed: int, share: float) -> set[int]:
+    usable = [i for i, x in enumerate(lessons) if x.random and (target.measure != "correctness" or x.gold is not None)]
+    if target.measure == "correctness":
+        if not usable:
+            raise InputError(
+                "target measure is 'correctness' but no gold labels are known: give feedback or import some."
+            )
+        share = 0.5
+    n = round(share * len(usable))
+    if len(usable) >= 600:
+        n = max(n, 300)
+    chosen = np.random.default_rng(seed).permutation(len(usable))[:n]
+    return {usable[i] for i in chosen}
+
+
+def _wrong(said: list[str], test: list[Lesson]) -> FloatArray:
+    return np.array([a != normalise(x.gold or "") for a, x in zip(said, test, strict=True)], dtype=np.float64)
+
+
+def _rate_upper(events: np.ndarray) -> float:
+    return float(binomial_upper(int(events.sum()), events.size, 0.001))
+
+
+def _frontier(confidence: FloatArray, wrong: FloatArray, n_points: int = 40) -> Frontier:
+    order = np.argsort(-confidence, kind="stable")
+    n = confidence.size
+    counts = np.unique(np.linspace(1, n, min(n, n_points)).astype(int))
+    lost = np.cumsum(wrong[order])[counts - 1]
+    return Frontier(
+        threshold=[float(c) if np.isfinite(c) else 0.0 for c in confidence[order][counts - 1]],
+        local=(counts / n).tolist(),
+        agreement_all=(1 - lost / n).tolist(),
+        agreement_local=(1 - lost / counts).tolist(),
+    )
