@@ -313,3 +313,13 @@ def test_wrong_durability_and_use_after_close(tmp_path):
     log.close()
     with pytest.raises(LogError, match="closed"):
         log.append(Call.of("a", "b"))
+
+
+def test_a_call_that_cannot_be_written_is_told_and_holds_up_no_other(tmp_path):
+    log = TrafficLog(tmp_path / "traffic.db")
+    with pytest.raises(LogError, match="could not be written"):
+        log.append(Call("odd", time.time(), confidence={}))  # type: ignore[arg-type]
+    log.append(Call("fine", time.time()))
+    assert [call.id for call in log.calls()] == ["fine"]
+    with pytest.raises(LogError, match="1 calls"):
+        log.close()

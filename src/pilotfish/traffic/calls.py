@@ -66,6 +66,8 @@ class Call:
         Whether the reply was streamed.
     complete : bool
         False when the reply was cut off, by the client or by the upstream.
+    sampled : bool
+        Whether the call was drawn at random to be put to the large model, whatever the student thought of it.
     reply_id : str
         The ``id`` inside the reply's body; feedback may name the call by it.
     seq : int
@@ -99,6 +101,7 @@ class Call:
     key_id: str | None = None
     stream: bool = False
     complete: bool = True
+    sampled: bool = False
     reply_id: str = ""
     seq: int = 0
 
@@ -166,7 +169,7 @@ class Verdict:
     confidence : float or None
         Probability in [0, 1] that the prediction is right.
     audit : bool
-        Whether a call answered locally is put to the large model too, in the background.
+        Whether the call was drawn at random to be put to the large model, in the background if it is answered locally.
     reason : str
         Why it was sent or not; one short phrase for the reply header.
     """

@@ -66,6 +66,7 @@ def _row_of(call: Call, seq: int | None) -> tuple[Any, ...]:
         call.key_id,
         call.stream,
         call.complete,
+        call.sampled,
         call.reply_id,
     )
 
@@ -144,4 +145,5 @@ def call_of(row: Sequence[Any]) -> Call:
     fields = dict(zip(COLUMNS, row[:-2], strict=True))
     fields["stream"] = bool(fields["stream"])
     fields["complete"] = bool(fields["complete"])
+    fields["sampled"] = bool(fields["sampled"])
     return Call(request=row[-2], reply=row[-1], **fields)

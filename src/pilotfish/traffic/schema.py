@@ -33,6 +33,7 @@ COLUMNS = (
     "key_id",
     "stream",
     "complete",
+    "sampled",
     "reply_id",
 )
 
@@ -60,6 +61,7 @@ MIGRATIONS: list[str] = [
         key_id TEXT,
         stream INTEGER NOT NULL,
         complete INTEGER NOT NULL,
+        sampled INTEGER NOT NULL,
         reply_id TEXT NOT NULL
     );
     CREATE INDEX calls_by_task ON calls (task);

@@ -178,17 +178,24 @@ class Writer:
     def _write(self, jobs: list[Job]) -> None:
         try:
             calls = self._commit(jobs)
-        except sqlite3.IntegrityError as error:
-            if len(jobs) == 1:
-                self.n_dropped += jobs[0].call is not None
-                _settle_jobs(jobs, LogError(f"The call is in the traffic log {self.path} already ({error})."))
+        except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._write([job])
                 return
-            for job in jobs:
-                self._write([job])
+            self.n_dropped += jobs[0].call is not None
+            known = isinstance(error, sqlite3.IntegrityError)
+            what = "is in the traffic log already" if known else "could not be written to the traffic log"
+            _settle_jobs(jobs, LogError(f"The call {what}, {self.path} ({error})."))
         except sqlite3.Error as error:
             self._fail(jobs, log_error(error, self.path))
         except LogError as error:
             self._fail(jobs, error)
+        except Exception as error:
+            # The thread must live on: whoever waits is told, and the log goes on with the next batch.
+            _logger.exception("A batch of calls could not be written.")
+            self.n_dropped += sum(job.call is not None for job in jobs)
+            _settle_jobs(jobs, LogError(f"The calls could not be written to the traffic log {self.path} ({error!r})."))
         else:
             _settle_jobs(jobs, None)
             self._tell(calls)
