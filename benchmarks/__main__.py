@@ -10,7 +10,9 @@ from pathlib import Path
 from benchmarks.figures import Run
 
 NAMES = sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "__main__", "figures")
+    path.stem
+    for path in Path(__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "__main__", "banking", "figures")
 )
 
 

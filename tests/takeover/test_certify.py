@@ -43,10 +43,10 @@ def test_correctness_may_beat_the_large_model() -> None:
     rng = np.random.default_rng(1)
     confidence, wrong = calls(600, sure=12.0)
     large_wrong = (rng.random(600) < 0.25).astype(float)
-    made = certify(confidence, wrong, Target("correctness", 0.85), large_wrong=large_wrong)
+    made = certify(confidence, wrong, Target("correctness", 0.85), wrong=wrong, large_wrong=large_wrong)
     assert made.ok
     assert made.coverage >= 0.8
-    no_worse = certify(confidence, wrong, Target("correctness", None), large_wrong=large_wrong)
+    no_worse = certify(confidence, wrong, Target("correctness", None), wrong=wrong, large_wrong=large_wrong)
     assert no_worse.ok
     with pytest.raises(InputError, match="gold"):
         certify(confidence, wrong, Target("correctness", 0.85))
@@ -58,7 +58,7 @@ def test_correctness_holds_with_the_stated_risk() -> None:
         rng = np.random.default_rng(seed)
         confidence, wrong = calls(400, seed=seed, sure=5.0)
         large_wrong = (rng.random(400) < 0.22).astype(float)
-        made = certify(confidence, wrong, Target("correctness", 0.8), large_wrong=large_wrong)
+        made = certify(confidence, wrong, Target("correctness", 0.8), wrong=wrong, large_wrong=large_wrong)
         if made.ok:
             t = made.threshold
             true_local_wrong = (1 - t**5) - 5 / 6 * (1 - t**6)

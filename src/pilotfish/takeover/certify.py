@@ -121,10 +121,10 @@ class Certificate:
         Share of calls answered locally, measured and its lower bound.
     loss, loss_upper : float
         The measured loss of the target's measure and its upper bound.
-    answers_wrong_upper : float
-        Upper bound of the share of local answers that disagree (or are wrong), for the audit in service.
-    escalated_wrong_upper : float
-        Upper bound of the share of escalated calls where the student would have disagreed.
+    local_disagreement_upper : float
+        Upper bound of the share of local answers that disagree with the large model, for the audit in service.
+    escalated_disagreement_upper : float
+        Upper bound of the share of escalated calls where the student would have disagreed, likewise.
     spend_upper : float or None
         Upper bound of the mean spend per call, US dollars, where costs were given.
     n_more : int or None
@@ -142,8 +142,8 @@ class Certificate:
     coverage_lower: float
     loss: float
     loss_upper: float
-    answers_wrong_upper: float
-    escalated_wrong_upper: float
+    local_disagreement_upper: float
+    escalated_disagreement_upper: float
     spend_upper: float | None = None
     n_more: int | None = None
     groups: tuple[GroupBound, ...] = field(default=())
@@ -172,9 +172,10 @@ class Certificate:
 
 def certify(
     confidence: ArrayLike,
-    wrong: ArrayLike,
+    disagrees: ArrayLike,
     target: Target,
     *,
+    wrong: ArrayLike | None = None,
     large_wrong: ArrayLike | None = None,
     costs: ArrayLike | None = None,
     groups: Sequence[str] | None = None,
@@ -185,12 +186,12 @@ def certify(
     ----------
     confidence : array (n,)
         The student's confidence on held-out calls, higher is surer.
-    wrong : array (n,)
-        1 where the student's answer disagrees with the large model (for ``correctness``: with gold), else 0.
+    disagrees : array (n,)
+        1 where the student's answer differs from the large model's, else 0.
     target : Target
         What to keep.
-    large_wrong : array (n,), optional
-        1 where the large model's own answer disagrees with gold; needed for ``correctness``.
+    wrong, large_wrong : array (n,), optional
+        1 where the student's, and the large model's, answer differs from gold; needed for ``correctness``.
     costs : array (n,), optional
         What the large model's call cost, US dollars.
     groups : sequence of str, optional
@@ -209,27 +210,26 @@ def certify(
     >>> made.ok, made.coverage > 0.9, made.loss_upper <= 0.03
     (True, True, True)
     """
-    scores, x = np.asarray(confidence, dtype=np.float64), np.asarray(wrong, dtype=np.float64)
+    scores, differs = np.asarray(confidence, dtype=np.float64), np.asarray(disagrees, dtype=np.float64)
     if target.measure == "correctness":
-        if large_wrong is None:
+        if wrong is None or large_wrong is None:
             raise InputError(
                 "target measure is 'correctness' but no gold labels are known: give feedback or import some."
             )
-        loss_of_large = np.asarray(large_wrong, dtype=np.float64)
-        if loss_of_large.shape != x.shape:
-            raise InputError(f"large_wrong has shape {loss_of_large.shape}: give one per call, {x.shape}.")
-        threshold = _correctness_threshold(scores, x, loss_of_large, target)
+        x, x_large = np.asarray(wrong, dtype=np.float64), np.asarray(large_wrong, dtype=np.float64)
+        if not x.shape == x_large.shape == differs.shape:
+            raise InputError(f"wrong and large_wrong have shapes {x.shape} and {x_large.shape}: give {differs.shape}.")
+        threshold = _correctness_threshold(scores, x, x_large, target)
     else:
-        loss_of_large = np.zeros_like(x)
+        x, x_large = differs, np.zeros_like(differs)
         find = monotone_threshold if target.measure == "system" else selective_threshold
         threshold = find(scores, x, target.risk, target.delta)
     local = scores >= threshold
     n, n_local = scores.size, int(local.sum())
-    wrong_local = float(x[local].sum())
     if target.measure == "answers":
-        loss, loss_n = wrong_local, n_local
+        loss, loss_n = float(x[local].sum()), n_local
     else:
-        loss, loss_n = float(np.where(local, x, loss_of_large).sum()), n
+        loss, loss_n = float(np.where(local, x, x_large).sum()), n
     certificate = Certificate(
         target=target,
         threshold=threshold,
@@ -238,8 +238,8 @@ def certify(
         coverage_lower=float(binomial_lower(n_local, n, target.delta)) if n else 0.0,
         loss=loss / loss_n if loss_n else 0.0,
         loss_upper=float(binomial_upper(loss, loss_n, target.delta)) if loss_n else 1.0,
-        answers_wrong_upper=float(binomial_upper(wrong_local, n_local, target.delta)) if n_local else 1.0,
-        escalated_wrong_upper=float(binomial_upper(float(x[~local].sum()), n - n_local, 0.001)),
+        local_disagreement_upper=float(binomial_upper(differs[local].sum(), n_local, target.delta)),
+        escalated_disagreement_upper=float(binomial_upper(differs[~local].sum(), n - n_local, 0.001)),
         spend_upper=_spend_upper(local, costs, target),
         n_more=None if n_local else _n_more(scores, x, target),
         groups=_group_bounds(local, x, groups, target),

@@ -131,11 +131,14 @@ def learn(
     truth = [normalise(x.answer) for x in test]
     disagrees = np.array([a != b for a, b in zip(said, truth, strict=True)], dtype=np.float64)
     groups = truth if by_class else [x.group or "" for x in test]
+    by_gold = target.measure == "correctness"
+    confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
     certificate = certify(
-        np.where(predicted.familiar, predicted.confidence, -np.inf),
-        _wrong(said, test) if target.measure == "correctness" else disagrees,
+        confidence,
+        disagrees,
         target,
-        large_wrong=_wrong(truth, test) if target.measure == "correctness" else None,
+        wrong=_wrong(said, test) if by_gold else None,
+        large_wrong=_wrong(truth, test) if by_gold else None,
         costs=[x.cost for x in test],
         groups=groups if any(groups) else None,
     )
@@ -143,7 +146,7 @@ def learn(
     return Learned(
         student=made,
         certificate=certificate,
-        frontier=_frontier(np.where(predicted.familiar, predicted.confidence, -np.inf), disagrees),
+        frontier=_frontier(confidence, disagrees),
         unknown_labels_upper=_rate_upper(np.array([x not in known for x in truth])),
         unfamiliar_upper=_rate_upper(~predicted.familiar),
         n_fit=len(fit),

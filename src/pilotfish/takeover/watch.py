@@ -79,15 +79,11 @@ class Watch:
         audit_share : float
             Share of local answers that are checked.
         """
-        if certificate.target.measure == "system":
-            limit = certificate.target.risk / max(certificate.coverage, 1e-9)
-        elif certificate.target.measure == "answers":
-            limit = certificate.target.risk
-        else:
-            limit = certificate.answers_wrong_upper
+        risk = certificate.target.risk
+        allowed = {"system": risk / max(certificate.coverage, 1e-9), "answers": risk, "correctness": 0.0}
         limits = {
-            "audit": max(limit, certificate.answers_wrong_upper),
-            "escalated": certificate.escalated_wrong_upper,
+            "audit": max(allowed[certificate.target.measure], certificate.local_disagreement_upper),
+            "escalated": certificate.escalated_disagreement_upper,
             "labels": unknown_labels_upper,
             "inputs": unfamiliar_upper,
         }

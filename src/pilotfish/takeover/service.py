@@ -1,0 +1,420 @@
+"""The takeover in service: tells tasks apart, lets students answer, watches them, and hands tasks back."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pilotfish.errors import InputError, TaskError, TaskLockedError, UnknownTaskError
+from pilotfish.takeover.certify import Target
+from pilotfish.takeover.learning import Learned, Lesson, learn
+from pilotfish.takeover.state import TaskState
+from pilotfish.takeover.watch import Watch
+from pilotfish.traffic.calls import UPSTREAM, Call, Verdict
+from pilotfish.traffic.log import TrafficLog
+from pilotfish.traffic.tasks import Task, TaskIndex, kind_of, normalise
+from pilotfish.training.students import ClosedSetStudent, Student, load_student
+from pilotfish.types import Reply, Request, Usage
+
+__all__ = ["Takeover", "is_random", "large_answer"]
+
+_REFRESH_SECONDS = 0.05
+_FLUSH_SECONDS = 0.25
+_FLUSH_EVENTS = 64
+_STALE_LEARNING_SECONDS = 3600.0
+_GROWTH = 2.0
+_UNFAMILIAR = "unlike the calls learned from"
+
+_Event = tuple[str, bool]
+
+
+def large_answer(call: Call) -> str | None:
+    """What the large model said to a call, whoever answered it; None when it was not asked or failed."""
+    if call.audit is not None:
+        return call.audit
+    return call.answer if call.answered_by == UPSTREAM and call.status == 200 and call.complete else None
+
+
+def is_random(call: Call) -> bool:
+    """Whether the large model's answer was asked for whatever the student thought of the call."""
+    return call.sampled or call.prediction is None
+
+
+class Takeover:
+    """Lets certified students answer the calls of their tasks, with one log as the only memory.
+
+    Several processes may share a log: each keeps a copy of the states and looks for changes.
+
+    Parameters
+    ----------
+    log : TrafficLog
+        Where calls and states are kept.
+    folder : Path
+        Where students are kept, one folder a version.
+    target : Target
+        For tasks that have none of their own.
+    audit_share : float
+        Share of live calls that the large model is asked as well, in (0, 1].
+    auto : callable or None
+        Called with a task's name when an attempt to learn is due; None leaves learning to the user.
+    aliases : frozenset of str
+        Model names that are names of tasks.
+    student : callable
+        Makes an unfitted student.
+    seed : int or None
+        Of the draws of audits; None takes it from the system.
+    """
+
+    def __init__(
+        self,
+        log: TrafficLog,
+        folder: Path,
+        *,
+        target: Target | None = None,
+        audit_share: float = 0.05,
+        auto: Callable[[str], None] | None = None,
+        aliases: frozenset[str] = frozenset(),
+        student: Callable[[], Student] = ClosedSetStudent,
+        seed: int | None = None,
+    ) -> None:
+        if not 0 < audit_share <= 1:
+            raise InputError(f"audit_share is {audit_share}: give a share above 0 and up to 1, such as 0.05.")
+        self.log = log
+        self.folder = folder
+        self.target = target if target is not None else Target()
+        self.audit_share = audit_share
+        self.auto = auto
+        self.student = student
+        self.index = TaskIndex(aliases=aliases)
+        self._random = random.Random(seed)  # noqa: S311 - draws of audits are no secret
+        self._states: dict[str, TaskState] = {}
+        self._students: dict[str, tuple[str, Student]] = {}
+        self._changed: set[str] = set()
+        self._events: dict[str, list[_Event]] = {}
+        self._flushed = 0.0
+        self._looked = 0.0
+        self._lock = threading.RLock()
+        self.refresh(force=True)
+
+    # What the gateway asks.
+
+    def task_of(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
+        """Name the task of a call, or None. Microseconds for instructions seen before."""
+        assigned = self.index.assign(body, headers)
+        if assigned is None:
+            return None
+        if assigned.changed:
+            self._changed.add(assigned.task)
+        return assigned.task
+
+    def active(self, task: str) -> bool:
+        """Whether the task has a student in shadow or live."""
+        self.refresh()
+        state = self._states.get(task)
+        return state is not None and state.phase in ("shadow", "live")
+
+    def answer(self, task: str, request: Request) -> Verdict:
+        """Judge one call: what the student would say, and whether it may."""
+        state = self._states.get(task)
+        if state is None or state.phase not in ("shadow", "live") or state.certificate is None:
+            return Verdict(task, reason="no student in service")
+        student = self._student(task, state.version)
+        predicted = student.predict([state.task.text_of(request)])
+        label, confidence = predicted.labels[0], float(predicted.confidence[0])
+        familiar = bool(predicted.familiar[0])
+        sampled = state.phase == "shadow" or self._random.random() < self.audit_share
+        eligible = familiar and confidence >= state.certificate.threshold
+        local = False
+        if state.phase == "shadow":
+            reason = "shadow"
+        elif task in self._changed:
+            reason = "the instruction has changed"
+        elif not familiar:
+            reason = _UNFAMILIAR
+        elif not eligible:
+            reason = f"confidence below {state.certificate.threshold:.3f}"
+        elif state.watch is not None and state.watch.holding:
+            reason = "compared after a failed audit"
+        else:
+            reason, local = f"confidence at least {state.certificate.threshold:.3f}", True
+        reply = None
+        if local:
+            reply = Reply(label, f"student:{state.version}", Usage(), confidence, reason=reason)
+        return Verdict(task, reply, label, confidence, sampled, reason)
+
+    def observe(self, call: Call) -> None:
+        """Take in a call that has been logged: new tasks, comparisons, and the due date of the next lesson."""
+        if call.task is None:
+            return
+        with self._lock:
+            self.refresh()
+            name = call.task
+            state = self._states.get(name)
+            task = self.index.tasks.get(name)
+            if state is None:
+                self._update(name, lambda s: s)
+                state = self._states[name]
+            elif task is not None and task != state.task and not state.task.frozen:
+                self._update(name, lambda s: s.replace(task=task) if not s.task.frozen else s)
+            if name in self._changed and state.phase in ("shadow", "live"):
+                self._roll_back(name, "the instruction has changed since the student learned it", call.seq)
+                return
+            events = self._compared(call, state)
+            self._events.setdefault(name, []).extend(events)
+            urgent = ("audit", True) in events
+            if urgent or len(self._events[name]) >= _FLUSH_EVENTS or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self.flush(call.seq)
+
+    def _compared(self, call: Call, state: TaskState) -> list[_Event]:
+        """The comparisons a call allows, as events for the watch; ``usable`` counts towards the next lesson."""
+        said = large_answer(call)
+        events: list[_Event] = []
+        if said is not None:
+            events.append(("usable", True))
+        if state.phase != "live" or state.certificate is None or call.prediction is None or call.seq <= state.since:
+            return events
+        student = self._student(call.task or "", state.version)
+        unfamiliar = call.reason == _UNFAMILIAR
+        if call.audit is None:
+            events.append(("inputs", unfamiliar))
+        if said is None:
+            return events
+        wrong = normalise(said) != normalise(call.prediction)
+        eligible = not unfamiliar and (call.confidence or 0.0) >= state.certificate.threshold
+        events.append(("audit" if eligible else "escalated", wrong))
+        if call.answered_by == UPSTREAM:
+            events.append(("labels", normalise(said) not in student.known))
+        return events
+
+    def flush(self, seq: int | None = None) -> None:
+        """Write what was observed since the last time to the states, and act on it."""
+        with self._lock:
+            self._flushed = time.monotonic()
+            pending, self._events = self._events, {}
+            for name, events in pending.items():
+                if not events:
+                    continue
+                state = self._update(name, lambda s, events=events: _watched(s, events))
+                if state.watch is not None and state.watch.breach:
+                    self._roll_back(name, state.watch.breach, seq)
+                elif self.auto is not None and state.n_seen >= state.learn_at and not state.learning:
+                    self.auto(name)
+
+    # What the user asks.
+
+    def states(self) -> dict[str, TaskState]:
+        """All tasks with their states."""
+        self.refresh(force=True)
+        return dict(self._states)
+
+    def state(self, task: str) -> TaskState:
+        """One task's state.
+
+        Raises
+        ------
+        UnknownTaskError
+            When there is no task of that name.
+        """
+        states = self.states()
+        if task not in states:
+            known = ", ".join(sorted(states)) or "none yet"
+            raise UnknownTaskError(f"task is {task!r}, which is not known: use one of {known}.")
+        return states[task]
+
+    def learn(self, task: str, target: Target | None = None, *, by_class: bool = False) -> Learned:
+        """Train and certify a student on the task's calls; certified, it goes into shadow.
+
+        A student in service stays when the new one cannot answer more.
+
+        Raises
+        ------
+        TaskLockedError
+            When another process is learning the task.
+        TaskError
+            When the task's answers are not of a kind that can be learned.
+        """
+        with self._learning(task, target) as state:
+            lessons = self.lessons(task)
+            kind = kind_of([lesson.answer for lesson in lessons])
+            self._update(task, lambda s: s.replace(kind=kind))
+            if kind != "closed_set":
+                raise TaskError(
+                    f"task is {task!r}, whose answers are of kind {kind!r}: only closed sets of answers can be learned."
+                )
+            asked = replace(state.target, confidence=1 - state.attempt_risk)
+            learned = learn(lessons, asked, self.student, seed=state.n_versions, by_class=by_class)
+            version = f"v{state.n_versions + 1}"
+            self._save(task, version, learned)
+            watch = Watch.for_certificate(
+                learned.certificate,
+                unknown_labels_upper=learned.unknown_labels_upper,
+                unfamiliar_upper=learned.unfamiliar_upper,
+                audit_share=self.audit_share,
+            )
+
+            def changed(s: TaskState) -> TaskState:
+                s = s.replace(n_versions=s.n_versions + 1, n_attempts=s.n_attempts + 1)
+                s = s.replace(learn_at=max(s.learn_at, int(max(s.n_seen, len(lessons)) * _GROWTH)))
+                serving = s.phase == "live" and s.certificate is not None
+                if serving and s.certificate is not None and learned.certificate.coverage <= s.certificate.coverage:
+                    return s
+                if not learned.certificate.ok:
+                    return s.replace(reason=learned.certificate.reason)
+                return s.replace(
+                    phase="live" if serving else "shadow",
+                    version=version,
+                    certificate=learned.certificate,
+                    watch=watch,
+                    task=replace(s.task, frozen=True),
+                    reason=learned.certificate.reason,
+                )
+
+            made = self._update(task, changed)
+            self.log.event(
+                task, "learned", {"version": version, "in_force": made.version, "reason": learned.certificate.reason}
+            )
+            return learned
+
+    def lessons(self, task: str) -> list[Lesson]:
+        """The calls of a task that can be learned from."""
+        state = self.state(task)
+        made = []
+        for call in self.log.calls(task=task, after=state.since):
+            said = large_answer(call)
+            if said is None or not said.strip():
+                continue
+            try:
+                text = state.task.text_of(call.to_request())
+            except InputError:
+                continue
+            made.append(Lesson(text, said, call.gold, is_random(call), call.cost, None))
+        return made
+
+    def promote(self, task: str) -> TaskState:
+        """Let a certified student answer.
+
+        Raises
+        ------
+        TaskError
+            When the task has no certified student.
+        """
+        state = self.state(task)
+        if state.certificate is None or not state.certificate.ok:
+            raise TaskError(f"task is {task!r}, which has no certified student: run 'pilotfish learn {task}' first.")
+        made = self._update(task, lambda s: s.replace(phase="live"))
+        self.log.event(task, "promoted", {"version": made.version, "reason": made.reason, "at": self._last_seq()})
+        return made
+
+    def roll_back(self, task: str, reason: str = "by request") -> TaskState:
+        """Hand the task back to the large model."""
+        self.state(task)
+        return self._roll_back(task, reason, self._last_seq())
+
+    # Inside.
+
+    def refresh(self, *, force: bool = False) -> None:
+        """Look for states that other processes changed."""
+        now = time.monotonic()
+        if not force and now - self._looked < _REFRESH_SECONDS:
+            return
+        self._looked = now
+        if not force and not self.log.changed():
+            return
+        with self._lock:
+            self._states = {name: TaskState.from_json(data) for name, data in self.log.states().items()}
+            for name, state in self._states.items():
+                if self.index.tasks.get(name) != state.task:
+                    self.index.put(state.task)
+
+    def _update(self, name: str, change: Callable[[TaskState], TaskState]) -> TaskState:
+        def changed(data: dict[str, Any]) -> dict[str, Any]:
+            if data:
+                state = TaskState.from_json(data)
+            else:
+                task = self.index.tasks.get(name) or Task(name, "header")
+                state = TaskState(task, target=self.target)
+            return change(state).to_json()
+
+        made = TaskState.from_json(self.log.update_state(name, changed))
+        self._states[name] = made
+        if self.index.tasks.get(name) != made.task:
+            self.index.put(made.task)
+        return made
+
+    def _roll_back(self, name: str, reason: str, seq: int | None) -> TaskState:
+        since = seq if seq is not None else self._last_seq()
+
+        def changed(s: TaskState) -> TaskState:
+            return s.rolled_back(reason, since).replace(task=replace(s.task, frozen=False))
+
+        made = self._update(name, changed)
+        self._events.pop(name, None)
+        self._changed.discard(name)
+        self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
+        return made
+
+    def _last_seq(self) -> int:
+        newest = next(self.log.calls(limit=1, newest_first=True), None)
+        return newest.seq if newest is not None else 0
+
+    @contextmanager
+    def _learning(self, name: str, target: Target | None) -> Iterator[TaskState]:
+        self.state(name)
+        now = time.time()
+
+        def begin(s: TaskState) -> TaskState:
+            if s.learning and now - s.learning < _STALE_LEARNING_SECONDS:
+                raise TaskLockedError(f"task is {name!r}, which another process is learning: wait for it to finish.")
+            return s.replace(learning=now, target=target if target is not None else s.target)
+
+        state = self._update(name, begin)
+        try:
+            yield state
+        finally:
+            self._update(name, lambda s: s.replace(learning=0.0))
+
+    def _student(self, task: str, version: str) -> Student:
+        kept = self._students.get(task)
+        if kept is None or kept[0] != version:
+            kept = (version, load_student(self.folder / task / version))
+            self._students[task] = kept
+        return kept[1]
+
+    def _save(self, task: str, version: str, learned: Learned) -> None:
+        final = self.folder / task / version
+        half = final.with_name(f".{version}.{os.getpid()}")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        learned.student.save(half)
+        about = {
+            "certificate": learned.certificate.to_json(),
+            "frontier": {name: getattr(learned.frontier, name) for name in learned.frontier.__slots__},
+            "confusions": learned.confusions,
+            "n_fit": learned.n_fit,
+            "n_calibrate": learned.n_calibrate,
+            "seconds": learned.seconds,
+        }
+        (half / "learned.json").write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+        shutil.rmtree(final, ignore_errors=True)
+        half.rename(final)
+
+
+def _watched(state: TaskState, events: list[_Event]) -> TaskState:
+    n_usable = sum(name == "usable" for name, _ in events)
+    watch = state.watch
+    if watch is not None and state.phase == "live":
+        take = {"audit": watch.audited, "escalated": watch.escalated, "labels": watch.labelled, "inputs": watch.seen}
+        for name, event in events:
+            if name in take:
+                take[name](event)
+    return state.replace(n_seen=state.n_seen + n_usable, watch=watch)
