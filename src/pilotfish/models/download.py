@@ -1,4 +1,4 @@
-"""Fetch files over HTTP: resumable, verified, renamed into place only when whole; and find wheels on a package index."""
+"""Fetch files over HTTP, resumable and verified, renamed into place only when whole; find wheels on a package index."""
 
 from __future__ import annotations
 
@@ -89,9 +89,7 @@ def fetch(
             )
 
 
-def _complete(
-    url: str, part: Path, size: int | None, authorization: str | None, progress: Progress | None
-) -> None:
+def _complete(url: str, part: Path, size: int | None, authorization: str | None, progress: Progress | None) -> None:
     """Read into ``part`` until the body is whole, resuming after every break."""
     n_failed = 0
     while True:

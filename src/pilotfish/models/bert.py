@@ -1,0 +1,282 @@
+"""BERT encoders as ONNX graphs, built straight from their weights: no torch, no tracing, fused operators.
+
+The int8 form quantises weights per output channel and activations with fixed scales found by calibration, so that a
+text's vector never depends on what else is in its batch. Outlying activation channels are smoothed into the weights.
+
+References
+----------
+Xiao et al., SmoothQuant, arXiv:2211.10438, eq. 4.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError
+
+__all__ = ["GRAPH_VERSION", "Precision", "build_onnx"]
+
+Precision = Literal["fp32", "int8"]
+GRAPH_VERSION = 1
+"""Goes up when the graph of the same weights changes."""
+
+_Array = NDArray[np.float32]
+_Ranges = Mapping[str, tuple[_Array, _Array]]
+_CONTRIB = "com.microsoft"
+# How much of the outliers moves from the activations into the weights (alpha of SmoothQuant).
+_SMOOTHING = 0.75
+# AVX2 adds pairs of 8-bit products in 16 bits: full-range weights would saturate, and this is the best measured trade.
+_MAX_WEIGHT = 90
+_CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
+
+
+def build_onnx(
+    weights: Mapping[str, NDArray[Any]],
+    config: Mapping[str, Any],
+    path: str | Path,
+    *,
+    precision: Precision = "fp32",
+    calibration: Sequence[Sequence[int]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a BERT encoder with mean pooling and unit length as an ONNX file.
+
+    The inputs are ``input_ids`` and ``attention_mask``, int32 (n, length), padded on the right; the output is
+    ``embedding``, float32 (n, hidden_size).
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        The encoder's state dictionary under its usual names, a leading ``bert.`` allowed; converted to fp32.
+    config : mapping
+        The model's ``config.json``; a smaller ``num_hidden_layers`` keeps only the first layers.
+    path : str or Path
+        Where the file goes; written under another name, then renamed.
+    precision : {"fp32", "int8"}
+        Of the matrix products.
+    calibration : sequence of sequences of int, optional
+        Token ids of typical texts, special tokens included, for the ranges of int8 activations; by default random
+        tokens, which cost a little accuracy.
+    metadata : mapping of str to str, optional
+        Noted in the file.
+
+    Raises
+    ------
+    InputError
+        When a weight or a key of ``config`` is missing, or the architecture is another one.
+    """
+    import onnx
+
+    weights = {name.removeprefix("bert."): np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+    missing = [key for key in _CONFIG_KEYS if key not in config]
+    if missing:
+        raise InputError(f"The config has no {', '.join(missing)}: give a BERT model's config.json.")
+    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(
+            f"The config has hidden_act {config.get('hidden_act')!r} and position_embedding_type "
+            f"{config.get('position_embedding_type')!r}: only gelu and absolute are supported."
+        )
+    ranges = None
+    if precision == "int8":
+        if calibration is None:
+            calibration = _random_tokens(weights["embeddings.word_embeddings.weight"].shape[0])
+        ranges = _calibrated(weights, config, calibration)
+    model = _encoder(weights, config, ranges, taps=False)
+    onnx.helper.set_model_props(model, dict(metadata or {}))
+    new = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
+    try:
+        new.write_bytes(model.SerializeToString())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+class _Graph:
+    """The nodes and constants of a graph under construction; ``ranges`` makes its linear layers int8."""
+
+    def __init__(self, ranges: _Ranges | None) -> None:
+        self.ranges = ranges
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, domain=domain, **attributes))
+        return output
+
+    def quantised(self, x: str, key: str, smoothing: _Array | None = None) -> tuple[str, str, str]:
+        """``x`` in 8 bits, divided by ``smoothing`` (n_channels,) first, with the names of its scale and zero point."""
+        low, high = cast(_Ranges, self.ranges)[key]
+        if smoothing is not None:
+            low, high = low / smoothing, high / smoothing
+            x = self.add("Mul", [x, self.constant(f"{key}.smoothing", 1 / smoothing)], f"{key}.smooth")
+        bottom, top = min(float(low.min()), 0.0), max(float(high.max()), 1e-6)
+        step = (top - bottom) / 255
+        scale = self.constant(f"{key}.scale", np.array(step, np.float32))
+        zero = self.constant(f"{key}.zero", np.array(round(-bottom / step), np.uint8))
+        return self.add("QuantizeLinear", [x, scale, zero], f"{key}.q"), scale, zero
+
+    def linear(self, x: str, weight: _Array, bias: _Array | None, key: str, name: str, *, smooth: bool = True) -> str:
+        """``x @ weight + bias`` with weight (n_in, n_out); ``key`` names the input's range."""
+        if self.ranges is None:
+            product = self.add("MatMul", [x, self.constant(f"{name}.weight", weight)], name)
+            return (
+                product if bias is None else self.add("Add", [product, self.constant(f"{name}.b", bias)], f"{name}.sum")
+            )
+        smoothing = _smoothing(self.ranges[key], weight) if smooth else None
+        q, scale, zero = self.quantised(x, key, smoothing)
+        steps, rounded = _rounded(weight if smoothing is None else weight * smoothing[:, None])
+        inputs = [q, self.constant(f"{name}.weight", rounded), scale, self.constant(f"{name}.step", steps), zero]
+        if bias is not None:
+            inputs += ["", self.constant(f"{name}.b", bias)]
+        return self.add("MatMulIntegerToFloat", inputs, name, _CONTRIB)
+
+
+def _encoder(weights: Mapping[str, _Array], config: Mapping[str, Any], ranges: _Ranges | None, *, taps: bool) -> Any:
+    """The model; ``taps`` adds the inputs of its linear layers as outputs, for calibration."""
+    from onnx import TensorProto, helper
+
+    def weight(name: str) -> _Array:
+        if name not in weights:
+            raise InputError(f"The weights have no {name}: give the state dictionary of a BERT encoder.")
+        return weights[name]
+
+    graph = _Graph(ranges)
+    add, constant, eps = graph.add, graph.constant, float(config["layer_norm_eps"])
+    n_heads, size = int(config["num_attention_heads"]), int(config["hidden_size"])
+    tapped: dict[str, str] = {}
+
+    # With one segment only, its vector is the same at every position: it goes into the positions' table.
+    positions = weight("embeddings.position_embeddings.weight") + weight("embeddings.token_type_embeddings.weight")[0]
+    words = constant("words", weight("embeddings.word_embeddings.weight"))
+    norm = [constant(f"embeddings.{part}", weight(f"embeddings.LayerNorm.{part}")) for part in ("weight", "bias")]
+    graph.nodes.append(
+        helper.make_node(
+            "EmbedLayerNormalization",
+            ["input_ids", "", words, constant("positions", positions), "", *norm, "attention_mask"],
+            ["embeddings", "n_tokens"],
+            domain=_CONTRIB,
+            epsilon=eps,
+        )
+    )
+
+    def add_and_norm(x: str, residual: str, prefix: str, name: str) -> str:
+        total = add("Add", [x, residual], f"{name}.residual")
+        parts = [constant(f"{name}.{part}", weight(f"{prefix}.LayerNorm.{part}")) for part in ("weight", "bias")]
+        return add("LayerNormalization", [total, *parts], name, epsilon=eps)
+
+    x = "embeddings"
+    for i in range(int(config["num_hidden_layers"])):
+        layer = f"encoder.layer.{i}"
+        parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+        qkv = [weight(f"{part}.weight").T for part in parts]
+        qkv_bias = [weight(f"{part}.bias") for part in parts]
+        out, out_bias = (weight(f"{layer}.attention.output.dense.{part}") for part in ("weight", "bias"))
+        tapped[f"{i}.x"] = x
+        if ranges is None:
+            inputs = [x, constant(f"{i}.qkv", np.concatenate(qkv, 1)), constant(f"{i}.qkv.b", np.concatenate(qkv_bias))]
+            context = add("Attention", [*inputs, "n_tokens"], f"{i}.attention", _CONTRIB, num_heads=n_heads)
+            out = out.T
+        else:
+            # The values' columns take the smoothing of what is made of them, so that it costs no operator.
+            factor = _smoothing(ranges[f"{i}.attention"], out.T)
+            qkv[2], qkv_bias[2], out = qkv[2] / factor, qkv_bias[2] / factor, out.T * factor[:, None]
+            low, high = ranges[f"{i}.attention"]
+            graph.ranges = ranges = {**ranges, f"{i}.attention": (low / factor, high / factor)}
+            joined = np.concatenate(qkv, 1)
+            smoothing = _smoothing(ranges[f"{i}.x"], joined)
+            q, scale, zero = graph.quantised(x, f"{i}.x", smoothing)
+            steps, rounded = _rounded(joined * smoothing[:, None])
+            inputs = [q, constant(f"{i}.qkv", rounded), constant(f"{i}.qkv.b", np.concatenate(qkv_bias)), scale]
+            inputs += [constant(f"{i}.qkv.step", steps), "n_tokens", zero]
+            inputs += [constant(f"{i}.qkv.zero", np.zeros(steps.shape, np.int8))]
+            context = add("QAttention", inputs, f"{i}.attention", _CONTRIB, num_heads=n_heads)
+        tapped[f"{i}.attention"] = context
+        y = graph.linear(context, out, out_bias, f"{i}.attention", f"{i}.out", smooth=False)
+        x = add_and_norm(y, x, f"{layer}.attention.output", f"{i}.middle")
+        tapped[f"{i}.middle"] = x
+        y = graph.linear(x, weight(f"{layer}.intermediate.dense.weight").T, None, f"{i}.middle", f"{i}.up")
+        bias = constant(f"{i}.up.b", weight(f"{layer}.intermediate.dense.bias"))
+        y = tapped[f"{i}.gelu"] = add("BiasGelu", [y, bias], f"{i}.gelu", _CONTRIB)
+        down, down_bias = (weight(f"{layer}.output.dense.{part}") for part in ("weight", "bias"))
+        y = graph.linear(y, down.T, down_bias, f"{i}.gelu", f"{i}.down")
+        x = add_and_norm(y, x, f"{layer}.output", f"{i}.end")
+
+    # The unit vector of the mean is that of the sum, so that nothing is divided.
+    mask = add("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
+    mask = add("Unsqueeze", [mask, constant("axis", np.array([1], np.int64))], "mask.row")
+    total = add("Squeeze", [add("MatMul", [mask, x], "total.row"), "axis"], "total")
+    add("LpNormalization", [total], "embedding", axis=1, p=2)
+
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", size])]
+    if taps:
+        outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tapped.values()]
+    model = helper.make_graph(
+        graph.nodes,
+        "bert",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT32, ["n", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        outputs,
+        graph.constants,
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_CONTRIB, 1)]
+    made = helper.make_model(model, opset_imports=opsets, ir_version=8, producer_name="pilotfish")
+    return (made, tapped) if taps else made
+
+
+def _smoothing(limits: tuple[_Array, _Array], weight: _Array) -> _Array:
+    """Per-channel divisor (n_in,) of the activations, of geometric mean 1 (SmoothQuant, eq. 4)."""
+    reach = np.maximum(np.maximum(-limits[0], limits[1]), 1e-5)
+    factor = reach**_SMOOTHING / np.maximum(np.abs(weight).max(axis=1), 1e-5) ** (1 - _SMOOTHING)
+    smoothing: _Array = (factor / np.exp(np.log(factor).mean())).astype(np.float32)
+    return smoothing
+
+
+def _rounded(weight: _Array) -> tuple[_Array, NDArray[np.int8]]:
+    """Step per output channel (n_out,), and the weight in those steps."""
+    steps = np.maximum(np.abs(weight).max(axis=0) / _MAX_WEIGHT, 1e-12).astype(np.float32)
+    return steps, np.clip(np.rint(weight / steps), -_MAX_WEIGHT, _MAX_WEIGHT).astype(np.int8)
+
+
+def _calibrated(
+    weights: Mapping[str, _Array], config: Mapping[str, Any], calibration: Sequence[Sequence[int]]
+) -> dict[str, tuple[_Array, _Array]]:
+    """The least and greatest value of each channel of each linear layer's input."""
+    import onnxruntime
+
+    model, tapped = _encoder(weights, config, None, taps=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run: Callable[..., list[_Array]] = session.run
+    ranges: dict[str, tuple[_Array, _Array]] = {}
+    for ids in calibration:
+        tokens = np.array([ids], dtype=np.int32)
+        values = run(list(tapped.values()), {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+        for key, value in zip(tapped, values, strict=True):
+            low, high = value[0].min(axis=0), value[0].max(axis=0)
+            if key in ranges:
+                low, high = np.minimum(low, ranges[key][0]), np.maximum(high, ranges[key][1])
+            ranges[key] = (low, high)
+    return ranges
+
+
+def _random_tokens(n_tokens: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    first = min(1000, n_tokens // 2)
+    return [rng.integers(first, n_tokens, size=rng.integers(4, 48)).tolist() for _ in range(100)]

@@ -1,0 +1,274 @@
+"""Embedders: texts to unit vectors, on CPU, without torch."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError
+from pilotfish.models import catalog
+from pilotfish.models.bert import GRAPH_VERSION, Precision, build_onnx
+from pilotfish.models.calibration import SENTENCES
+
+__all__ = ["OnnxEmbedder", "StaticEmbedder", "build_onnx"]
+
+_Vectors = NDArray[np.float32]
+# Longer runs measured slower: their activations leave the core's cache.
+_TOKENS_PER_RUN = 512
+_CHARACTERS_PER_TOKEN = 128
+
+
+class OnnxEmbedder:
+    """A sentence encoder of the BERT family, run by onnxruntime.
+
+    Parameters
+    ----------
+    model : str or Path
+        A name of the catalog, a folder with ``model.safetensors``, ``tokenizer.json`` and ``config.json``, or an
+        ``.onnx`` file written by :func:`build_onnx` with ``tokenizer.json`` beside it.
+    precision : {"fp32", "int8"}
+        ``fp32`` is exact; ``int8`` about twice as fast. An ``.onnx`` file keeps its own.
+    max_length : int
+        Tokens kept of each text, special tokens included. Of a longer text only the first ``128 * max_length``
+        characters are looked at.
+    n_threads : int, optional
+        Threads of one run; all cores by default.
+
+    Examples
+    --------
+    >>> OnnxEmbedder("all-minilm-l6-v2", precision="int8", n_threads=1).max_length
+    256
+
+    References
+    ----------
+    Reimers and Gurevych, Sentence-BERT, arXiv:1908.10084. Wang et al., MiniLM, arXiv:2002.10957.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "all-minilm-l6-v2",
+        *,
+        precision: Precision = "fp32",
+        max_length: int = 256,
+        n_threads: int | None = None,
+    ) -> None:
+        self.model = model
+        self.precision = precision
+        self.max_length = max_length
+        self.n_threads = n_threads
+        self._loaded: tuple[Any, Any] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def n_dimensions(self) -> int:
+        """Length of each vector."""
+        return int(self._parts()[1].get_outputs()[0].shape[1])
+
+    def embed(self, texts: Sequence[str]) -> _Vectors:
+        """Embed a batch as an array (n, n_dimensions) of unit vectors.
+
+        Raises
+        ------
+        InputError
+            When ``texts`` is not a sequence of texts.
+        """
+        limit = _CHARACTERS_PER_TOKEN * self.max_length
+        texts = [text[:limit] for text in _checked(texts)]
+        tokenizer, session = self._parts()
+        ids = _token_ids(tokenizer, texts, special=True)
+        lengths = np.array([len(i) for i in ids], dtype=np.int64)
+        vectors = np.empty((len(texts), self.n_dimensions), dtype=np.float32)
+        for rows in _batches(lengths):
+            longest = int(lengths[rows].max())
+            tokens = np.zeros((rows.size, longest), dtype=np.int32)
+            for line, row in zip(tokens, rows, strict=True):
+                line[: lengths[row]] = ids[row]
+            mask = (np.arange(longest) < lengths[rows, None]).astype(np.int32)
+            vectors[rows] = session.run(["embedding"], {"input_ids": tokens, "attention_mask": mask})[0]
+        return vectors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("model", "precision", "max_length", "n_threads")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state.pop("model"), **state)  # type: ignore[misc]
+
+    def _parts(self) -> tuple[Any, Any]:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> tuple[Any, Any]:
+        if self.precision not in ("fp32", "int8"):
+            raise InputError(f"OnnxEmbedder precision is {self.precision!r}: use 'fp32' or 'int8'.")
+        if self.max_length < 3:
+            raise InputError(f"OnnxEmbedder max_length is {self.max_length}: use at least 3.")
+        place = catalog.resolve(self.model)
+        folder = place.parent if place.is_file() else place
+        tokenizer = _tokenizer(folder / "tokenizer.json")
+        tokenizer.enable_truncation(self.max_length)
+        if place.is_file():
+            return tokenizer, _session(place, self.n_threads)
+        return tokenizer, self._built(folder, tokenizer)
+
+    def _built(self, folder: Path, tokenizer: Any) -> Any:
+        """The session of the graph cached beside the weights; built when it is missing, damaged or of other weights."""
+        stat = (folder / "model.safetensors").stat()
+        source = f"{GRAPH_VERSION} {stat.st_size} {stat.st_mtime_ns}"
+        place = folder / f"pilotfish-{self.precision}.onnx"
+        try:
+            session = _session(place, self.n_threads)
+            if session.get_modelmeta().custom_metadata_map.get("source") == source:
+                return session
+        except Exception:  # noqa: BLE001, S110 - whatever is wrong with a cached file, it is built again
+            pass
+        try:
+            self._build(folder, tokenizer, place, source)
+            return _session(place, self.n_threads)
+        except OSError:  # the folder cannot be written: the graph lives in memory only
+            with TemporaryDirectory() as elsewhere:
+                place = Path(elsewhere) / place.name
+                self._build(folder, tokenizer, place, source)
+                return _session(place, self.n_threads)
+
+    def _build(self, folder: Path, tokenizer: Any, place: Path, source: str) -> None:
+        from safetensors.numpy import load_file
+
+        build_onnx(
+            load_file(folder / "model.safetensors"),
+            json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            place,
+            precision=self.precision,
+            calibration=_token_ids(tokenizer, SENTENCES, special=True),
+            metadata={"source": source},
+        )
+
+
+class StaticEmbedder:
+    """The mean of fixed token vectors: about a hundred times faster than an encoder, and blind to word order.
+
+    Parameters
+    ----------
+    model : str or Path
+        A name of the catalog, or a folder with ``model.safetensors`` (one table of vectors) and ``tokenizer.json``.
+
+    Examples
+    --------
+    >>> StaticEmbedder().model
+    'wordllama'
+
+    References
+    ----------
+    Arora et al., A simple but tough-to-beat baseline for sentence embeddings, ICLR 2017, for the idea.
+    """
+
+    def __init__(self, model: str | Path = "wordllama") -> None:
+        self.model = model
+        self._loaded: tuple[Any, _Vectors] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def n_dimensions(self) -> int:
+        """Length of each vector."""
+        return int(self._parts()[1].shape[1])
+
+    def embed(self, texts: Sequence[str]) -> _Vectors:
+        """Embed a batch as an array (n, n_dimensions) of unit vectors.
+
+        A text without a token gets the direction of the table's mean.
+
+        Raises
+        ------
+        InputError
+            When ``texts`` is not a sequence of texts.
+        """
+        tokenizer, table = self._parts()
+        sums = np.zeros((len(texts), table.shape[1]), dtype=np.float32)
+        for row, ids in enumerate(_token_ids(tokenizer, _checked(texts), special=False)):
+            if ids:
+                tokens = np.minimum(np.array(ids), table.shape[0] - 1)
+                sums[row] = sum(table[tokens[i : i + 4096]].sum(axis=0) for i in range(0, tokens.size, 4096))
+        empty = ~sums.any(axis=1)
+        if empty.any():
+            sums[empty] = table.mean(axis=0)
+        norms: _Vectors = np.linalg.norm(sums, axis=1, keepdims=True)
+        return sums / norms
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"])  # type: ignore[misc]
+
+    def _parts(self) -> tuple[Any, _Vectors]:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> tuple[Any, _Vectors]:
+        from safetensors.numpy import load_file
+
+        folder = catalog.resolve(self.model)
+        tables = [value for value in load_file(folder / "model.safetensors").values() if value.ndim == 2]
+        if len(tables) != 1:
+            raise InputError(f"{folder / 'model.safetensors'} has {len(tables)} tables: give a file with one.")
+        tokenizer = _tokenizer(folder / "tokenizer.json")
+        tokenizer.no_truncation()
+        return tokenizer, tables[0].astype(np.float32)
+
+
+def _tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _session(path: Path, n_threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = n_threads or 0
+    # Waiting threads must not burn the cores that the caller needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The further levels would join sums and layer norms into an operator that is six times slower.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    # Half of a surrogate pair has no UTF-8 form.
+    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    if len(clean) == 1:
+        return [tokenizer.encode(clean[0], add_special_tokens=special).ids]
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(clean, add_special_tokens=special)]
+
+
+def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows of similar length, a bounded number of tokens at a time."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < order.size:
+        n_rows = max(1, _TOKENS_PER_RUN // int(lengths[order[start]]))
+        yield order[start : start + n_rows]
+        start += n_rows
+
+
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str):
+        raise InputError("texts is one text: give a list of texts.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{i}] is a {type(text).__name__}: give text.")
+    return texts
