@@ -11,6 +11,7 @@ from pilotfish.takeover import Target, Watch, certify
 from pilotfish.takeover.replay import Replayed, replay
 from pilotfish.traffic.calls import Call, completion_body
 from pilotfish.traffic.tasks import normalise
+from pilotfish.training.closed_set import ClosedSetStudent
 
 NEW_TOPICS = 8
 
@@ -39,7 +40,7 @@ def permutation(run: Run, seeds: range, n: int) -> None:
         shuffled = np.random.default_rng(seed).permutation(len(labels))
         turned = {a: labels[b] for a, b in zip(labels, np.roll(shuffled, 1)[np.argsort(shuffled)], strict=True)}
         stream = calls[:half] + [_said(call, turned[normalise(call.answer)]) for call in calls[half:]]
-        made = replay(stream, seed=seed)
+        made = replay(stream, ClosedSetStudent, seed=seed)
         wrong.append(_wrong_until_handed_back(made, half))
         recovered.append(_recovered(made, half, n))
     run.figure(
@@ -80,7 +81,7 @@ def new_topic(run: Run, seeds: range, n: int) -> None:
         half = min(n // 2, len(old) - len(fresh))
         mixed = [call for pair in zip(old[half:], fresh, strict=False) for call in pair]
         stream = old[:half] + mixed
-        made = replay(stream, seed=seed)
+        made = replay(stream, ClosedSetStudent, seed=seed)
         is_new = [normalise(call.answer) in new for call in stream]
         end = _handed_back(made, half)
         wrong.append(sum(made.local[i] and not made.agreed[i] and is_new[i] for i in range(half, end)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape as escape
+from html import escape
 
 __all__ = ["Mark", "Series", "cards", "chart", "page", "section", "table"]
 

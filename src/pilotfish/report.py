@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def _task_table(names: Sequence[str], states: dict[str, TaskState], summaries: d
 def _task_section(
     name: str, state: TaskState, made: Summary, events: Sequence[Event], learned: dict[str, Any] | None
 ) -> str:
-    parts = [f"<p class='lead'>{_PHASES[state.phase]}: {page.escape(state.reason)}</p>"]
+    parts = [f"<p class='lead'>{_PHASES[state.phase]}: {escape(state.reason)}</p>"]
     if made.n_calls:
         marks = [
             page.Mark(_call_number(made, event), _MARKS[event.kind])
@@ -267,7 +268,7 @@ def _proved(learned: dict[str, Any]) -> str:
             percent_y=True,
             marks=marks,
         ),
-        f"<p class='lead'>{page.escape(certificate['reason'])} Learned from {learned['n_fit']:,} calls in "
+        f"<p class='lead'>{escape(certificate['reason'])} Learned from {learned['n_fit']:,} calls in "
         f"{learned['seconds']:.1f} s, checked on {learned['n_calibrate']:,}.</p>",
     ]
     if certificate["groups"]:

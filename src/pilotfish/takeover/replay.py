@@ -14,10 +14,12 @@ from pilotfish.takeover.service import Takeover, large_answer
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict, completion_body
 from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import normalise
-from pilotfish.training.students import ClosedSetStudent, Student
+from pilotfish.training.students import Student
 from pilotfish.types import Request
 
 __all__ = ["Replayed", "replay"]
+
+_FLUSH_CALLS = 16
 
 
 @dataclass
@@ -63,10 +65,10 @@ class Replayed:
 
 def replay(
     calls: Iterable[Call],
+    student: type[Student],
     *,
     target: Target | None = None,
     audit_share: float = 0.05,
-    student: Callable[[], Student] = ClosedSetStudent,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Replayed:
@@ -76,12 +78,12 @@ def replay(
     ----------
     calls : iterable of Call
         In the order they came in; those the large model did not answer are left out.
+    student : type
+        The kind of student to fit.
     target : Target, optional
         What to keep; 97 % of all replies at 95 % confidence when left out.
     audit_share : float
         Share of live calls that the large model is asked as well.
-    student : callable
-        Makes an unfitted student.
     seed : int
         Of the draws of audits.
     progress : callable, optional
@@ -93,10 +95,10 @@ def replay(
         takeover = Takeover(
             log,
             Path(folder) / "students",
+            student,
             target=target,
             audit_share=audit_share,
             auto=due.append,
-            student=student,
             seed=seed,
         )
         last_event = 0
@@ -105,6 +107,8 @@ def replay(
             if said is None:
                 continue
             _one(call, said, takeover, log, made)
+            if len(made.local) % _FLUSH_CALLS and not due:
+                continue
             takeover.flush(len(made.local))
             while due:
                 task = due.pop()

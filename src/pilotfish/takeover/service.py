@@ -7,9 +7,10 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pilotfish.takeover.watch import Watch
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict
 from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import Task, TaskIndex, kind_of, normalise
-from pilotfish.training.students import ClosedSetStudent, Student, load_student
+from pilotfish.training.students import Student
 from pilotfish.types import Reply, Request, Usage
 
 __all__ = ["Takeover", "is_random", "large_answer"]
@@ -61,6 +62,8 @@ class Takeover:
         Where calls and states are kept.
     folder : Path
         Where students are kept, one folder a version.
+    student : type
+        The kind of student to fit and load.
     target : Target
         For tasks that have none of their own.
     audit_share : float
@@ -69,8 +72,6 @@ class Takeover:
         Called with a task's name when an attempt to learn is due; None leaves learning to the user.
     aliases : frozenset of str
         Model names that are names of tasks.
-    student : callable
-        Makes an unfitted student.
     seed : int or None
         Of the draws of audits; None takes it from the system.
     """
@@ -79,12 +80,12 @@ class Takeover:
         self,
         log: TrafficLog,
         folder: Path,
+        student: type[Student],
         *,
         target: Target | None = None,
         audit_share: float = 0.05,
         auto: Callable[[str], None] | None = None,
         aliases: frozenset[str] = frozenset(),
-        student: Callable[[], Student] = ClosedSetStudent,
         seed: int | None = None,
     ) -> None:
         if not 0 < audit_share <= 1:
@@ -204,7 +205,7 @@ class Takeover:
             for name, events in pending.items():
                 if not events:
                     continue
-                state = self._update(name, lambda s, events=events: _watched(s, events))
+                state = self._update(name, partial(_watched, events=events))
                 if state.watch is not None and state.watch.breach:
                     self._roll_back(name, state.watch.breach, seq)
                 elif self.auto is not None and state.n_seen >= state.learn_at and not state.learning:
@@ -386,7 +387,7 @@ class Takeover:
     def _student(self, task: str, version: str) -> Student:
         kept = self._students.get(task)
         if kept is None or kept[0] != version:
-            kept = (version, load_student(self.folder / task / version))
+            kept = (version, self.student.load(self.folder / task / version))
             self._students[task] = kept
         return kept[1]
 
@@ -409,7 +410,7 @@ class Takeover:
         half.rename(final)
 
 
-def _watched(state: TaskState, events: list[_Event]) -> TaskState:
+def _watched(state: TaskState, events: Sequence[_Event]) -> TaskState:
     n_usable = sum(name == "usable" for name, _ in events)
     watch = state.watch
     if watch is not None and state.phase == "live":

@@ -1,0 +1,212 @@
+"""The life of a task: observed, learned, certified, live, audited, handed back, learned anew."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from pilotfish.errors import InputError, TaskError, TaskLockedError, UnknownTaskError
+from pilotfish.takeover import Target
+from pilotfish.takeover.replay import replay
+from pilotfish.takeover.service import Takeover
+from pilotfish.traffic import Call, TrafficLog
+from tests.takeover.students import WordStudent
+
+WORDS = {"card": "card arrival", "fee": "wrong charge", "lost": "lost item", "lock": "unlock problem"}
+FILLER = ["please", "hello", "my", "the", "today", "again", "help", "why", "now", "still"]
+TARGET = Target("system", 0.95)
+
+
+def stream(n: int, seed: int = 0, truth: dict[str, str] = WORDS, noise: float = 0.01) -> list[Call]:
+    rng = random.Random(seed)
+    calls = []
+    for i in range(n):
+        word = rng.choice(list(truth))
+        text = " ".join([*rng.sample(FILLER, 3), word])
+        answer = truth[word] if rng.random() > noise else rng.choice(list(truth.values()))
+        calls.append(Call.of(text, answer, task="desk", cost=0.001, id=f"call-{seed}-{i}"))
+    return calls
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[TrafficLog]:
+    with TrafficLog(tmp_path / "traffic.db", "fast") as opened:
+        yield opened
+
+
+@pytest.fixture
+def make(log: TrafficLog, tmp_path: Path) -> Callable[..., Takeover]:
+    def made(**fields: object) -> Takeover:
+        settings = {"target": TARGET, "seed": 0} | fields
+        return Takeover(log, tmp_path / "students", WordStudent, **settings)  # type: ignore[arg-type]
+
+    return made
+
+
+def feed(takeover: Takeover, calls: list[Call]) -> None:
+    for call in calls:
+        takeover.task_of(orjson.loads(call.request), {"x-pilotfish-task": "desk"})
+        takeover.log.append(call)
+    takeover.log.flush()
+    for call in takeover.log.calls(task="desk"):
+        takeover.observe(call)
+    takeover.flush()
+
+
+def test_a_task_goes_from_observing_to_live(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    feed(takeover, stream(600))
+    assert takeover.state("desk").phase == "observing"
+    assert not takeover.active("desk")
+    learned = takeover.learn("desk")
+    assert learned.certificate.ok
+    assert takeover.state("desk").phase == "shadow"
+    request = stream(1)[0].to_request()
+    shadow = takeover.answer("desk", request)
+    assert shadow.reply is None
+    assert shadow.prediction is not None
+    takeover.promote("desk")
+    live = takeover.answer("desk", request)
+    assert live.reply is not None
+    assert live.reply.model == "student:v1"
+    assert live.reply.confidence == live.confidence
+
+
+def test_two_processes_see_the_same_states(make: Callable[..., Takeover]) -> None:
+    one, other = make(), make()
+    feed(one, stream(600))
+    one.learn("desk")
+    one.promote("desk")
+    assert other.states()["desk"].phase == "live"
+    request = stream(1)[0].to_request()
+    assert other.answer("desk", request).reply is not None
+    other.roll_back("desk", "by request")
+    assert one.states()["desk"].phase == "rolled_back"
+    assert one.answer("desk", request).reply is None
+
+
+def test_unfamiliar_calls_escalate(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    feed(takeover, stream(600))
+    takeover.learn("desk")
+    takeover.promote("desk")
+    verdict = takeover.answer("desk", Call.of("Где карта", "").to_request())
+    assert verdict.reply is None
+    assert "unlike" in verdict.reason
+
+
+def test_a_changed_instruction_hands_the_task_back(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    system = "You are the front desk of a shop. Answer with exactly one intent from the list."
+    calls = [
+        c.replace(
+            request=orjson.dumps(
+                {
+                    "model": "m",
+                    "messages": [{"role": "system", "content": system}, {"role": "user", "content": c.prompt}],
+                }
+            )
+        )
+        for c in stream(600)
+    ]
+    for call in calls:
+        task = takeover.task_of(orjson.loads(call.request), {})
+        takeover.log.append(call.replace(task=task))
+    takeover.log.flush()
+    for call in takeover.log.calls():
+        takeover.observe(call)
+    takeover.flush()
+    (name,) = takeover.states()
+    takeover.learn(name)
+    takeover.promote(name)
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": system.replace("exactly one intent", "one or two intents")},
+            {"role": "user", "content": "please card"},
+        ],
+    }
+    assert takeover.task_of(body, {}) == name
+    assert takeover.answer(name, Call.of("card", "").to_request()).reply is None
+    call = Call("changed", 0.0, task=name, request=orjson.dumps(body), seq=10_000)
+    takeover.observe(call)
+    state = takeover.state(name)
+    assert state.phase == "rolled_back"
+    assert "instruction" in state.reason
+
+
+def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    feed(takeover, stream(30))
+    with pytest.raises(InputError, match="30 usable calls"):
+        takeover.learn("desk")
+    assert not takeover.state("desk").learning
+    with takeover._learning("desk", None), pytest.raises(TaskLockedError, match="another process"):
+        make().learn("desk")
+
+
+def test_what_cannot_be_done_is_said(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    with pytest.raises(UnknownTaskError, match="none yet"):
+        takeover.learn("nothing")
+    feed(takeover, [Call.of(f"text {i}", f"A sentence on matter {i}.", task="desk") for i in range(100)])
+    with pytest.raises(TaskError, match="kind 'text'"):
+        takeover.learn("desk")
+    with pytest.raises(TaskError, match="no certified student"):
+        takeover.promote("desk")
+    with pytest.raises(InputError, match="audit_share"):
+        make(audit_share=0.0)
+
+
+def test_the_attempts_share_the_risk(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    feed(takeover, stream(600))
+    first = takeover.learn("desk").certificate.target.delta
+    second = takeover.learn("desk").certificate.target.delta
+    assert (first, second) == pytest.approx((TARGET.delta / 2, TARGET.delta / 6))
+
+
+def test_a_student_is_the_same_whoever_learns_it(make: Callable[..., Takeover], tmp_path: Path) -> None:
+    takeover = make()
+    feed(takeover, stream(600))
+    takeover.learn("desk")
+    first = (tmp_path / "students/desk/v1/votes.json").read_bytes()
+    lessons = takeover.lessons("desk")
+    from pilotfish.takeover.learning import learn
+
+    again = learn(lessons, TARGET, WordStudent, seed=0)
+    again.student.save(tmp_path)
+    assert (tmp_path / "votes.json").read_bytes() == first
+
+
+def test_a_replay_takes_over_and_keeps_its_target() -> None:
+    made = replay(stream(3000), WordStudent, target=TARGET)
+    assert made.first_local is not None
+    assert made.first_local < 600
+    assert made.local_share > 0.6
+    assert made.agreement >= 0.95
+    assert sum(made.cost) < 0.5 * sum(made.cost_of_large)
+    assert [kind for _, kind, _ in made.events].count("promoted") == 1
+
+
+def test_permuted_labels_are_handed_back_and_learned_anew() -> None:
+    turned = dict(zip(WORDS, [*list(WORDS.values())[1:], "card arrival"], strict=True))
+    made = replay(stream(2000) + stream(2500, seed=1, truth=turned), WordStudent, target=TARGET)
+    back = next(at for at, kind, _ in made.events if kind == "rolled_back")
+    wrong = sum(made.local[i] and not made.agreed[i] for i in range(2000, back))
+    assert wrong <= 60
+    assert back - 2000 < 200
+    assert any(made.local[back:])
+    assert sum(a for a, x in zip(made.agreed[back:], made.local[back:], strict=True) if x) >= 0.9 * sum(
+        made.local[back:]
+    )
+
+
+def test_unchanged_traffic_is_never_handed_back() -> None:
+    for seed in range(3):
+        made = replay(stream(3000, seed=seed), WordStudent, target=TARGET, seed=seed)
+        assert not [reason for _, kind, reason in made.events if kind == "rolled_back"]
