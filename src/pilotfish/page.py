@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Mark", "Series", "cards", "chart", "page", "section", "table"]
+__all__ = ["Mark", "Series", "cards", "chart", "dollars", "page", "section", "table"]
 
 _COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)")
 _WIDTH, _HEIGHT = 680, 300
@@ -154,6 +154,17 @@ def _number(value: float, percent: bool) -> str:
     if percent:
         return f"{value * 100:.4g} %"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def dollars(amount: float) -> str:
+    """Write an amount of US dollars with as many digits as it needs.
+
+    Examples
+    --------
+    >>> dollars(12.345), dollars(0.00123)
+    ('$12.35', '$0.00123')
+    """
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.3g}"
 
 
 def cards(items: Sequence[tuple[str, str, str]]) -> str:

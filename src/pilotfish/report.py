@@ -166,8 +166,8 @@ def _overview(summaries: dict[str, Summary], n_other: int) -> str:
                 ("calls in tasks", f"{n_calls:,}", f"{n_other:,} other calls passed through"),
                 ("answered locally", f"{share:.1%}", f"{n_local:,} calls"),
                 ("audits that agreed", agreed, f"{n_audited:,} local answers audited"),
-                ("spent on large models", _dollars(cost), "audits included"),
-                ("saved", _dollars(saved), f"{_part(saved, saved + cost)} of the bill without Pilotfish"),
+                ("spent on large models", page.dollars(cost), "audits included"),
+                ("saved", page.dollars(saved), f"{_part(saved, saved + cost)} of the bill without Pilotfish"),
             ]
         ),
     )
@@ -187,8 +187,8 @@ def _task_table(names: Sequence[str], states: dict[str, TaskState], summaries: d
                 f"{made.local_share:.1%}",
                 f"{certificate.coverage:.1%}" if certificate and certificate.ok else "none",
                 f"{certificate.loss_upper:.2%}" if certificate and certificate.ok else "",
-                _dollars(made.cost),
-                _dollars(made.saved),
+                page.dollars(made.cost),
+                page.dollars(made.saved),
             ]
         )
     headers = ["task", "phase", "answers", "calls", "local", "certified coverage", "loss at most", "spent", "saved"]
@@ -284,10 +284,6 @@ def _proved(learned: dict[str, Any]) -> str:
             "<h3>Most frequent disagreements</h3>" + page.table(["large model", "student", "calls"], rows, numeric=[2])
         )
     return "".join(parts)
-
-
-def _dollars(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.3g}"
 
 
 def _part(a: float, b: float) -> str:

@@ -1,0 +1,35 @@
+"""The command line: one module a verb, every heavy import inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pilotfish.cli import tasks
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pilotfish",
+    help="Small models at work around a large one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (tasks.status, tasks.learn, tasks.promote, tasks.rollback, tasks.replay, tasks.report):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; an error of ours becomes one sentence and exit status 2."""
+    from pilotfish.errors import PilotfishError
+
+    try:
+        app()
+    except PilotfishError as error:
+        print(f"pilotfish: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -148,10 +148,7 @@ def _one(call: Call, said: str, takeover: Takeover, log: TrafficLog, made: Repla
         seq=0,
     )
     log.post(logged)
-    seq = len(made.local) + 1
-    if audited:
-        takeover.observe(logged.replace(audit=None, seq=seq))
-    takeover.observe(logged.replace(seq=seq))
+    takeover.observe(logged.replace(seq=len(made.local) + 1))
     made.local.append(local)
     made.agreed.append(normalise(answer) == normalise(said))
     made.right.append(None if call.gold is None else normalise(answer) == normalise(call.gold))

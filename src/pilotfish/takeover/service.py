@@ -186,8 +186,7 @@ class Takeover:
             return events
         student = self._student(call.task or "", state.version)
         unfamiliar = call.reason == _UNFAMILIAR
-        if call.audit is None:
-            events.append(("inputs", unfamiliar))
+        events.append(("inputs", unfamiliar))
         if said is None:
             return events
         wrong = normalise(said) != normalise(call.prediction)

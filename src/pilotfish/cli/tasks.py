@@ -1,0 +1,230 @@
+"""Commands on tasks: status, learn, promote, rollback, replay and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pilotfish.gateway.config import GatewayConfig
+    from pilotfish.takeover.certify import Target
+    from pilotfish.takeover.service import Takeover
+
+__all__ = ["learn", "promote", "replay", "report", "rollback", "status"]
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="configuration file; ./pilotfish.toml by default")]
+Log = Annotated[Path | None, typer.Option("--log", help="traffic log; that of the configuration by default")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="name of the task, as 'pilotfish status' shows it")]
+
+
+def _config(config: Path | None, log: Path | None) -> GatewayConfig:
+    from pilotfish.gateway.config import load_config
+
+    return load_config(config, {"log": {"path": log}} if log is not None else None)
+
+
+@contextmanager
+def _takeover(config: Path | None, log: Path | None) -> Iterator[Takeover]:
+    from pilotfish.errors import LogError
+    from pilotfish.gateway.takeover import make_takeover
+    from pilotfish.traffic.log import TrafficLog
+
+    settings = _config(config, log)
+    if not settings.log.path.is_file():
+        raise LogError(
+            f"There is no traffic log at {settings.log.path}: start 'pilotfish serve', 'pilotfish import' a file, or "
+            "give the place with --log."
+        )
+    with TrafficLog(settings.log.path, settings.log.durability) as opened:
+        yield make_takeover(settings, opened)
+
+
+def status(config: Config = None, log: Log = None) -> None:
+    """Show the tasks found, their calls and cost, and what a student answers or could answer."""
+    from rich.table import Table
+
+    from pilotfish.cli.output import console
+    from pilotfish.page import dollars
+
+    with _takeover(config, log) as takeover:
+        states = takeover.states()
+        totals = takeover.log.totals()
+    table = Table("task", "phase", "answers", box=None, pad_edge=False, header_style="bold")
+    for name in ("calls", "local", "spent", "certified", "lost at most"):
+        table.add_column(name, justify="right")
+    for name, state in sorted(states.items()):
+        mine = [t for t in totals if t.task == name]
+        n_calls = sum(t.n_calls for t in mine)
+        n_local = sum(t.n_calls for t in mine if t.answered_by.startswith("student:"))
+        proved = state.certificate if state.certificate is not None and state.certificate.ok else None
+        table.add_row(
+            name,
+            state.phase.replace("_", " "),
+            (state.kind or "unknown").replace("_", " "),
+            f"{n_calls:,}",
+            f"{n_local / n_calls:.1%}" if n_calls else "",
+            dollars(sum(t.cost for t in mine)),
+            f"{proved.coverage:.1%}" if proved else "",
+            f"{proved.loss_upper:.2%}" if proved else "",
+        )
+    if not states:
+        console.print("No task has been found yet: a task shows after its second call.")
+        return
+    console.print(table)
+    for name, state in sorted(states.items()):
+        if state.reason:
+            console.print(f"[bold]{name}[/bold]: {state.reason}", highlight=False)
+
+
+def _target(
+    takeover: Takeover,
+    task: str,
+    measure: str | None,
+    level: float | None,
+    confidence: float | None,
+    spend: float | None,
+) -> Target:
+    from dataclasses import replace
+
+    target = takeover.state(task).target
+    changes: dict[str, object] = {}
+    if measure is not None:
+        changes["measure"] = measure
+        if measure == "correctness" and level is None:
+            changes["level"] = None
+    if level is not None:
+        changes["level"] = level
+    if confidence is not None:
+        changes["confidence"] = confidence
+    if spend is not None:
+        changes["max_spend"] = spend
+    return replace(target, **changes)  # type: ignore[arg-type]
+
+
+def learn(
+    task: TaskName,
+    config: Config = None,
+    log: Log = None,
+    measure: Annotated[
+        str | None, typer.Option(help="what to keep: 'system' (all replies), 'answers' (local ones) or 'correctness'")
+    ] = None,
+    level: Annotated[float | None, typer.Option(help="the share to keep, such as 0.97")] = None,
+    confidence: Annotated[float | None, typer.Option(help="confidence of the certificate, such as 0.95")] = None,
+    max_spend: Annotated[float | None, typer.Option(help="ceiling of the mean spend per call, US dollars")] = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="bound every answer by itself, too")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="let it answer at once when it is certified")] = False,
+) -> None:
+    """Train a student on a task's calls, certify it, and print what it may answer."""
+    from pilotfish.cli.output import console
+
+    with _takeover(config, log) as takeover:
+        target = _target(takeover, task, measure, level, confidence, max_spend)
+        with console.status(f"learning {task}"):
+            learned = takeover.learn(task, target, by_class=by_class)
+        made = learned.certificate
+        console.print(made.reason, highlight=False)
+        console.print(
+            f"Learned from {learned.n_fit:,} calls in {learned.seconds:.1f} s, checked on {learned.n_calibrate:,}.",
+            highlight=False,
+        )
+        for group in made.groups:
+            console.print(
+                f"  {group.group}: {group.n_local} of {group.n} local, {group.n_wrong} differ, "
+                f"at most {group.wrong_upper:.1%}",
+                highlight=False,
+            )
+        state = takeover.state(task)
+        if auto and made.ok and state.phase == "shadow":
+            takeover.promote(task)
+            console.print(f"{task} is live.")
+        elif state.phase == "shadow" and made.ok:
+            console.print(f"It predicts in shadow now. To let it answer: pilotfish promote {task}", highlight=False)
+
+
+def promote(task: TaskName, config: Config = None, log: Log = None) -> None:
+    """Let a task's certified student answer."""
+    from pilotfish.cli.output import console
+
+    with _takeover(config, log) as takeover:
+        state = takeover.promote(task)
+    console.print(f"{task} is live with student {state.version}: {state.reason}", highlight=False)
+
+
+def rollback(
+    task: TaskName,
+    config: Config = None,
+    log: Log = None,
+    reason: Annotated[str, typer.Option(help="kept in the log")] = "by request",
+) -> None:
+    """Hand a task back to the large model, at once."""
+    from pilotfish.cli.output import console
+
+    with _takeover(config, log) as takeover:
+        takeover.roll_back(task, reason)
+    console.print(f"{task} is answered by the large model again.")
+
+
+def replay(
+    config: Config = None,
+    log: Log = None,
+    policy: Annotated[Path | None, typer.Option(help="a configuration whose [takeover] section is tried")] = None,
+    task: Annotated[str | None, typer.Option(help="only this task")] = None,
+) -> None:
+    """Show what a takeover would have cost and got right on the logged traffic."""
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from pilotfish.cli.output import console
+    from pilotfish.gateway.config import load_config
+    from pilotfish.gateway.takeover import target_of
+    from pilotfish.page import dollars
+    from pilotfish.takeover.replay import replay as run
+    from pilotfish.training.closed_set import ClosedSetStudent
+
+    tried = load_config(policy) if policy is not None else _config(config, log)
+    with _takeover(config, log) as takeover:
+        names = [task] if task is not None else sorted(takeover.states())
+        table = Table("task", box=None, pad_edge=False, header_style="bold")
+        for name in ("calls", "local", "agreement", "right", "cost", "large model alone"):
+            table.add_column(name, justify="right")
+        for name in names:
+            takeover.state(name)
+            n_calls = takeover.log.count(task=name)
+            with Progress(console=console, transient=True) as progress:
+                bar = progress.add_task(name, total=n_calls)
+                made = run(
+                    takeover.log.calls(task=name),
+                    ClosedSetStudent,
+                    target=target_of(tried),
+                    audit_share=tried.takeover.audit_share,
+                    progress=lambda n, bar=bar, p=progress: p.update(bar, completed=n),  # type: ignore[misc]
+                )
+            gold = [right for right in made.right if right is not None]
+            table.add_row(
+                name,
+                f"{len(made.local):,}",
+                f"{made.local_share:.1%}",
+                f"{made.agreement:.2%}",
+                f"{sum(gold) / len(gold):.1%}" if gold else "",
+                dollars(sum(made.cost)),
+                dollars(sum(made.cost_of_large)),
+            )
+    console.print(table)
+
+
+def report(
+    output: Annotated[Path, typer.Option("-o", "--output", help="the page to write")] = Path("report.html"),
+    config: Config = None,
+    log: Log = None,
+) -> None:
+    """Write the report as one self-contained HTML page."""
+    from pilotfish.cli.output import console, write_text
+    from pilotfish.report import report as make
+
+    with _takeover(config, log) as takeover:
+        write_text(output, make(takeover.log, takeover.states(), takeover.folder))
+    console.print(f"Wrote {output}")

@@ -1,0 +1,62 @@
+"""The takeover as the configuration asks for it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from pilotfish.gateway.config import GatewayConfig
+from pilotfish.takeover.certify import Target
+from pilotfish.takeover.service import Takeover
+from pilotfish.traffic.log import TrafficLog
+
+__all__ = ["learn_in_process", "make_takeover", "students_folder", "target_of"]
+
+_logger = logging.getLogger("pilotfish.takeover")
+
+
+def target_of(config: GatewayConfig) -> Target:
+    """The target the configuration states."""
+    asked = config.takeover
+    return Target(asked.measure, asked.level, asked.confidence, asked.max_spend)
+
+
+def students_folder(log_path: Path) -> Path:
+    """Where students are kept: beside the log, so that every process that shares the one finds the other."""
+    return log_path.with_name(f"{log_path.stem}-students")
+
+
+def make_takeover(config: GatewayConfig, log: TrafficLog, *, learns: bool = False) -> Takeover:
+    """Make the takeover for a log.
+
+    Parameters
+    ----------
+    config : GatewayConfig
+        What the user asked for.
+    log : TrafficLog
+        The open log.
+    learns : bool
+        Whether due attempts to learn are started, each in a process of its own.
+    """
+    from pilotfish.training.closed_set import ClosedSetStudent
+
+    return Takeover(
+        log,
+        students_folder(log.path),
+        ClosedSetStudent,
+        target=target_of(config),
+        audit_share=config.takeover.audit_share,
+        auto=(lambda task: learn_in_process(task, log.path)) if learns and config.takeover.auto else None,
+        aliases=frozenset(config.takeover.aliases),
+    )
+
+
+def learn_in_process(task: str, log_path: Path) -> None:
+    """Learn a task in a process of its own, so that calls in flight do not wait for it."""
+    command = [sys.executable, "-m", "pilotfish", "learn", task, "--log", str(log_path), "--auto"]
+    _logger.info("Learning task %s.", task)
+    subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
