@@ -1,0 +1,1 @@
+"""The two ends of the gateway benchmark, the load between them, and the peers."""

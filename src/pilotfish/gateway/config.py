@@ -1,0 +1,311 @@
+"""The gateway's configuration: ``pilotfish.toml`` and the environment."""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from pilotfish.errors import ConfigError
+
+__all__ = [
+    "FallbackConfig",
+    "GatewayConfig",
+    "KeyConfig",
+    "LogConfig",
+    "PriceConfig",
+    "ServerConfig",
+    "StudentConfig",
+    "UpstreamConfig",
+    "load_config",
+]
+
+DEFAULT_FILE = "pilotfish.toml"
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerConfig(_Section):
+    """Where and how the gateway listens.
+
+    Parameters
+    ----------
+    host, port : str, int
+        Address to bind.
+    workers : int
+        Processes that share the socket and the log.
+    max_body_bytes : int
+        Longest request body; longer ones get status 413.
+    shutdown_timeout_s : float
+        How long calls in flight may take to end after the gateway was told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8777
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
+    shutdown_timeout_s: Seconds = 30.0
+
+
+class UpstreamConfig(_Section):
+    """The large model's endpoint.
+
+    Parameters
+    ----------
+    base_url : str
+        Address up to and with ``/v1``.
+    api_key : str or None
+        Replaces the client's Authorization; without one the client's is sent on.
+    connect_timeout_s, read_timeout_s, total_timeout_s : float
+        Longest time to connect; longest silence, before the first byte or between two; longest whole call.
+    retries : int
+        Further tries where no byte has reached the client and the call may be repeated.
+    breaker_failures : int
+        Failures in a row after which the endpoint is left alone.
+    breaker_open_s : float
+        For how long.
+    """
+
+    base_url: str = OPENAI_BASE_URL
+    api_key: SecretStr | None = None
+    connect_timeout_s: Seconds = 5.0
+    read_timeout_s: Seconds = 120.0
+    total_timeout_s: Seconds = 600.0
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    breaker_failures: Annotated[int, Field(ge=1)] = 5
+    breaker_open_s: Seconds = 10.0
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("give an address such as https://api.openai.com/v1")
+        return value.rstrip("/")
+
+
+class FallbackConfig(_Section):
+    """The model that answers chat calls when the large one cannot.
+
+    Parameters
+    ----------
+    model : str
+        Its name, put in the place of the one asked for.
+    base_url, api_key : str or None
+        Its endpoint; the large model's unless given.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+
+
+class LogConfig(_Section):
+    """The traffic log.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    durability : {'durable', 'fast'}
+        Whether a reply waits until its record is on the disk, or the record is handed to the system within 5 ms.
+    on_failure : {'refuse', 'forward'} or None
+        What becomes of new calls while the log cannot be written; ``refuse`` with durable, ``forward`` with fast.
+    mask : bool
+        Mask personal data before it is written.
+    retain_days : float or None
+        Delete older calls.
+    max_rows : int or None
+        Keep at most so many calls.
+    """
+
+    path: Path = Path("pilotfish.db")
+    durability: Literal["durable", "fast"] = "durable"
+    on_failure: Literal["refuse", "forward"] | None = None
+    mask: bool = False
+    retain_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether new calls are refused while the log cannot be written."""
+        return (self.on_failure or ("refuse" if self.durability == "durable" else "forward")) == "refuse"
+
+
+class StudentConfig(_Section):
+    """How long a student may take before its call goes to the large model, seconds."""
+
+    timeout_s: Seconds = 0.25
+
+
+class KeyConfig(_Section):
+    """A gateway key.
+
+    Parameters
+    ----------
+    hash : str
+        As printed by ``pilotfish key``: ``sha256$SALT$DIGEST``.
+    budget_usd_per_day : float or None
+        What may be spent with the key on one UTC day.
+    """
+
+    hash: Annotated[str, Field(pattern=r"^sha256\$[0-9a-f]{32}\$[0-9a-f]{64}$")]
+    budget_usd_per_day: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class PriceConfig(_Section):
+    """Prices of a model, US dollars per million tokens; ``cached_input`` is that of ``input`` unless given."""
+
+    input: Price
+    output: Price
+    cached_input: Price | None = None
+
+
+class GatewayConfig(_Section):
+    """Everything the gateway is told.
+
+    Examples
+    --------
+    >>> GatewayConfig().server.port
+    8777
+    """
+
+    server: ServerConfig = ServerConfig()
+    upstream: UpstreamConfig = UpstreamConfig()
+    fallback: FallbackConfig | None = None
+    log: LogConfig = LogConfig()
+    student: StudentConfig = StudentConfig()
+    keys: dict[str, KeyConfig] = Field(default_factory=dict)
+    prices: dict[str, PriceConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        address = urlsplit(self.upstream.base_url)
+        port = address.port or (443 if address.scheme == "https" else 80)
+        if port == self.server.port and _same_host(address.hostname or "", self.server.host):
+            raise ValueError(
+                f"upstream.base_url is {self.upstream.base_url!r}, the gateway's own address: give the large model's"
+            )
+        for name, key in self.keys.items():
+            if key.budget_usd_per_day is not None and not self.prices:
+                raise ValueError(f"keys.{name}.budget_usd_per_day needs prices: give a [prices.MODEL] section")
+        return self
+
+
+def load_config(
+    path: Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> GatewayConfig:
+    """Read the configuration.
+
+    Later sources win: OPENAI_BASE_URL and OPENAI_API_KEY, the file, PILOTFISH_SECTION_FIELD, ``overrides``.
+
+    Parameters
+    ----------
+    path : Path or None
+        The file; unless given that named by PILOTFISH_CONFIG, or ``pilotfish.toml`` where there is one.
+    overrides : mapping of mapping or None
+        Fields by section, from the command line.
+    environ : mapping or None
+        The environment; that of the process unless given.
+
+    Raises
+    ------
+    ConfigError
+        With one sentence for each wrong field.
+    """
+    environ = os.environ if environ is None else environ
+    path = path or (Path(environ["PILOTFISH_CONFIG"]) if environ.get("PILOTFISH_CONFIG") else None)
+    source = str(path or DEFAULT_FILE)
+    data = _read(path)
+    upstream = data.setdefault("upstream", {})
+    # A key belongs to its endpoint: with an endpoint of its own the file must bring its own key.
+    if isinstance(upstream, dict) and "base_url" not in upstream:
+        if environ.get("OPENAI_API_KEY"):
+            upstream.setdefault("api_key", environ["OPENAI_API_KEY"])
+        if environ.get("OPENAI_BASE_URL"):
+            upstream["base_url"] = environ["OPENAI_BASE_URL"]
+    for section, values in [*_from_environment(environ), *(overrides or {}).items()]:
+        table = data.setdefault(section, {})
+        if isinstance(table, dict):
+            table.update(values)
+    try:
+        return GatewayConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(item, source) for item in error.errors())) from None
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        path = Path(DEFAULT_FILE)
+        if not path.exists():
+            return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {path} cannot be read ({error.strerror}): give a readable file."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {path} is not valid TOML ({error}): mend that place.") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    sections: dict[str, type[BaseModel]] = {
+        "server": ServerConfig,
+        "upstream": UpstreamConfig,
+        "fallback": FallbackConfig,
+        "log": LogConfig,
+        "student": StudentConfig,
+    }
+    found = []
+    for section, model in sections.items():
+        for field in model.model_fields:
+            value = environ.get(f"PILOTFISH_{section}_{field}".upper())
+            if value:
+                found.append((section, {field: value}))
+    return found
+
+
+def _sentence(error: Any, source: str) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    what = error["msg"].removeprefix("Value error, ")
+    what = what[:1].lower() + what[1:]
+    if not name:
+        return f"In {source}, {what}."
+    if error["type"] == "extra_forbidden":
+        return f"Field '{name}' in {source} is unknown: remove it or mend its name."
+    if error["type"] == "missing":
+        return f"Field '{name}' in {source} is missing: give it."
+    if error["loc"][-1] in ("api_key", "hash") or isinstance(error["input"], dict | list):
+        return f"Field '{name}' in {source} is wrong: {what}."
+    value = error["input"]
+    shown = "not a finite number" if isinstance(value, float) and not math.isfinite(value) else repr(value)
+    return f"Field '{name}' in {source} is {shown}: {what}."
+
+
+def _same_host(one: str, other: str) -> bool:
+    return one == other or (_is_local(one) and _is_local(other))
+
+
+def _is_local(host: str) -> bool:
+    if host in ("localhost", ""):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

@@ -1,0 +1,90 @@
+"""Run the gateway: one process or several that share a socket and the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvicorn
+from pydantic import SecretStr
+
+from pilotfish.gateway.app import Gateway
+from pilotfish.gateway.config import GatewayConfig
+from pilotfish.gateway.corked import CorkedProtocol
+from pilotfish.traffic import TrafficLog
+
+__all__ = ["serve"]
+
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 4096
+CONFIG_NAME = "config.json"
+FOLDER_VARIABLE = "PILOTFISH_WORKER_FOLDER"
+
+
+def serve(config: GatewayConfig) -> None:
+    """Serve until told to stop; calls in flight are then finished and the log is written to its end.
+
+    Parameters
+    ----------
+    config : GatewayConfig
+        What the gateway is told.
+
+    Raises
+    ------
+    LogError
+        When the log cannot be opened.
+    """
+    # A log that cannot be opened is told of here, in one sentence, not in a worker's trace.
+    TrafficLog(config.log.path, config.log.durability).close()
+    logging.getLogger("uvicorn.error").addFilter(_not_cut_off)
+    if config.server.workers == 1:
+        uvicorn.run(Gateway(config), **settings(config))
+        return
+    with tempfile.TemporaryDirectory(prefix="pilotfish-") as folder:
+        # The folder is open to its owner only: the configuration holds keys.
+        (Path(folder) / CONFIG_NAME).write_bytes(orjson.dumps(config.model_dump(), default=_plain))
+        os.environ[FOLDER_VARIABLE] = folder
+        uvicorn.run("pilotfish.gateway.serve:worker", factory=True, workers=config.server.workers, **settings(config))
+
+
+def worker() -> Gateway:
+    """Make the application in a worker process, from what its parent left for it."""
+    logging.getLogger("uvicorn.error").addFilter(_not_cut_off)
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    config = GatewayConfig.model_validate_json((folder / CONFIG_NAME).read_bytes())
+    counts = folder / "metrics"
+    counts.mkdir(exist_ok=True)
+    return Gateway(config, metrics_folder=counts, worker=str(os.getpid()))
+
+
+def settings(config: GatewayConfig) -> dict[str, Any]:
+    """How uvicorn is set up: it adds no header of its own and writes no line for a call."""
+    return {
+        "host": config.server.host,
+        "port": config.server.port,
+        "loop": "uvloop",
+        "http": CorkedProtocol,
+        "ws": "none",
+        "lifespan": "on",
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "backlog": BACKLOG,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": int(config.server.shutdown_timeout_s),
+    }
+
+
+def _not_cut_off(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn says of replies that are cut off on purpose, as the upstream's was."""
+    return "without completing response" not in record.getMessage()
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
