@@ -11,7 +11,7 @@ from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.exchange import Exchange
 from pilotfish.gateway.keys import Budgets, Keyring
 from pilotfish.gateway.shapes import error_body
-from pilotfish.gateway.upstream import Headers
+from pilotfish.gateway.wire import Headers
 from pilotfish.traffic import TrafficLog
 
 __all__ = ["Admission", "Receive", "Refused", "Scope", "Send", "respond"]

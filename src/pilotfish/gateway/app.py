@@ -92,7 +92,7 @@ class Gateway:
             on_written=self._written if self._make_answerer is not None else None,
         )
         upstream = Upstream(config.upstream, lambda: self.metrics.add("upstream_retries_total"))
-        await upstream.open()
+        upstream.open()
         fallback = None
         if config.fallback is not None:
             fallback = upstream
@@ -101,7 +101,7 @@ class Gateway:
             }
             # At the large model's own endpoint too it has a circuit breaker of its own.
             fallback = Upstream(UpstreamConfig(**{**config.upstream.model_dump(), **own}))
-            await fallback.open()
+            fallback.open()
         answerer = self._make_answerer(log) if self._make_answerer is not None else None
         self._log = log
         self._proxy = Proxy(config, log, upstream, fallback, answerer, self.metrics)

@@ -11,7 +11,7 @@ import orjson
 
 from pilotfish.gateway.config import PriceConfig
 from pilotfish.gateway.shapes import assemble, usage_of
-from pilotfish.gateway.upstream import Headers
+from pilotfish.gateway.wire import Headers
 from pilotfish.traffic import Call, Verdict, new_call_id
 from pilotfish.traffic.calls import UPSTREAM
 

@@ -1,4 +1,4 @@
-"""The large model's endpoint: connections, time-outs, retries and the circuit breaker."""
+"""The large model's endpoint: its connections, retries and the circuit breaker."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ import random
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
+from urllib.parse import urlsplit
 
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
-
-from pilotfish.errors import UpstreamError, UpstreamTimeoutError
+from pilotfish.errors import UpstreamError
 from pilotfish.gateway.config import UpstreamConfig
+from pilotfish.gateway.wire import Headers, NeverSentError, StaleConnectionError, Wire
 
-__all__ = ["Breaker", "Headers", "Upstream", "UpstreamReply"]
+__all__ = ["Breaker", "Transport", "Upstream", "UpstreamReply"]
 
-Headers = list[tuple[bytes, bytes]]
 RETRIED_STATUSES = frozenset([502, 503, 504])
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-MAX_CACHED_URLS = 256
-READ_BUFFER_BYTES = 1 << 17
-_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-_SKIPPED = frozenset(["User-Agent", "Accept", "Accept-Encoding", "Content-Type"])
+MAX_STALE = 8
 
 
 class UpstreamReply(Protocol):
     """A reply whose head has arrived and whose body is read as it comes."""
 
-    status: int
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
 
     @property
     def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
@@ -44,6 +41,18 @@ class UpstreamReply(Protocol):
 
     def close(self) -> None:
         """Let go of the connection; what has not arrived is given up."""
+        ...
+
+
+class Transport(Protocol):
+    """What carries calls to an endpoint."""
+
+    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
+        """Send a call and wait for the head of its reply."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
         ...
 
 
@@ -121,31 +130,23 @@ class Upstream:
         )
         self.breaker = Breaker(config.breaker_failures, config.breaker_open_s)
         self.on_retry = on_retry
-        self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[tuple[bytes, bytes], URL] = {}
+        self._transport: Transport | None = None
 
-    async def open(self) -> None:
-        """Make the connection pool; called on the event loop that will use it."""
+    def open(self) -> None:
+        """Get ready to send; called on the event loop that will."""
         config = self.config
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(
-                total=config.total_timeout_s, sock_connect=config.connect_timeout_s, sock_read=config.read_timeout_s
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=_SKIPPED,
-            # Looking the proxies up costs every call a little.
-            trust_env=bool(urllib.request.getproxies()),
-            read_bufsize=READ_BUFFER_BYTES,
-            max_line_size=1 << 16,
-            max_field_size=1 << 16,
-        )
+        timeouts = config.connect_timeout_s, config.read_timeout_s, config.total_timeout_s
+        if _needs_proxy(config.base_url):
+            from pilotfish.gateway.proxied import Proxied
+
+            self._transport = Proxied(config.base_url, *timeouts)
+        else:
+            self._transport = Wire(config.base_url, *timeouts)
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        if self._transport is not None:
+            await self._transport.close()
 
     async def send(
         self, method: str, path: bytes, query: bytes, headers: Headers, body: bytes, *, repeatable: bool
@@ -170,8 +171,7 @@ class Upstream:
         UpstreamError
             When the endpoint could not be reached, sent garbage or is left alone.
         """
-        url = self._url(path, query)
-        names = _decoded(headers)
+        target = path.removeprefix(b"/v1") + (b"?" + query if query else b"")
         for attempt in range(self.config.retries + 1):
             if not self.breaker.allows():
                 raise UpstreamError(
@@ -181,10 +181,10 @@ class Upstream:
                 )
             last = attempt == self.config.retries
             try:
-                reply = await self._send_once(method, url, names, body)
+                reply = await self._send_fresh(method, target, headers, body, repeatable)
             except UpstreamError as error:
                 self.breaker.failed()
-                if last or not (repeatable or isinstance(error.__cause__, _NEVER_SENT)):
+                if last or not (repeatable or isinstance(error, NeverSentError)):
                     raise
                 wait = _pause(attempt)
             else:
@@ -192,7 +192,7 @@ class Upstream:
                     self.breaker.succeeded()
                     return reply
                 self.breaker.failed()
-                if last or not repeatable or not self.breaker.allows():
+                if last or not repeatable or self.breaker.is_open:
                     return reply
                 wait = _asked_pause(reply, attempt)
                 reply.close()
@@ -201,73 +201,25 @@ class Upstream:
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    async def _send_once(self, method: str, url: URL, headers: CIMultiDict[str], body: bytes) -> UpstreamReply:
-        assert self._session is not None, "open() was not called"
-        try:
-            response = await self._session.request(
-                method, url, headers=headers, data=body or None, allow_redirects=False
-            )
-        except TimeoutError as error:
-            what = "accept a connection" if isinstance(error, aiohttp.ConnectionTimeoutError) else "reply"
-            message = f"The upstream {self.config.base_url} did not {what} in time: try again, or raise its time-outs."
-            raise UpstreamTimeoutError(message, 504) from error
-        except aiohttp.ClientConnectorError as error:
-            why = error.strerror or type(error).__name__
-            message = (
-                f"The upstream {self.config.base_url} cannot be reached ({why}): check its address, and that it runs."
-            )
-            raise UpstreamError(message, 502) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            name = type(error).__name__
-            message = f"The upstream {self.config.base_url} broke off or sent no valid HTTP ({name}): try again."
-            raise UpstreamError(message, 502) from error
-        if not 200 <= response.status < 600:
-            response.close()
-            raise UpstreamError(f"The upstream {self.config.base_url} sent the status {response.status}.", 502)
-        return _Reply(response, self.config.base_url)
-
-    def _url(self, path: bytes, query: bytes) -> URL:
-        url = self._urls.get((path, query))
-        if url is None:
-            text = f"{self.config.base_url}{path.decode('latin-1').removeprefix('/v1')}" + (
-                f"?{query.decode('latin-1')}" if query else ""
-            )
-            url = URL(text, encoded=True)
-            if len(self._urls) < MAX_CACHED_URLS:
-                self._urls[path, query] = url
-        return url
+    async def _send_fresh(
+        self, method: str, target: bytes, headers: Headers, body: bytes, repeatable: bool
+    ) -> UpstreamReply:
+        """Send a call; kept connections that were closed meanwhile say nothing about the endpoint."""
+        assert self._transport is not None, "open() was not called"
+        for _ in range(MAX_STALE):
+            try:
+                return await self._transport.send(method, target, headers, body)
+            except StaleConnectionError:
+                if not repeatable:
+                    raise
+        return await self._transport.send(method, target, headers, body)
 
 
-class _Reply:
-    """An aiohttp response as the gateway reads it."""
-
-    __slots__ = ("_response", "name", "raw_headers", "status")
-
-    def __init__(self, response: aiohttp.ClientResponse, name: str) -> None:
-        self._response = response
-        self.status = response.status
-        self.raw_headers = response.raw_headers
-        self.name = name
-
-    async def read_some(self) -> bytes:
-        try:
-            return await self._response.content.readany()
-        except TimeoutError as error:
-            raise UpstreamTimeoutError(f"The upstream {self.name} fell silent.", 504) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(f"The upstream {self.name} broke off ({type(error).__name__}).", 502) from error
-
-    def close(self) -> None:
-        # At its end the body has given its connection back already.
-        self._response.close()
-
-
-def _decoded(headers: Headers) -> CIMultiDict[str]:
-    try:
-        return CIMultiDict([(name.decode(), value.decode()) for name, value in headers])
-    except UnicodeDecodeError:
-        # aiohttp writes header text as UTF-8: what is no UTF-8 cannot be kept byte for byte.
-        return CIMultiDict([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
+def _needs_proxy(base_url: str) -> bool:
+    """Whether the environment names a proxy for an address."""
+    parts = urlsplit(base_url)
+    proxies = urllib.request.getproxies()
+    return parts.scheme in proxies and not urllib.request.proxy_bypass(parts.netloc)
 
 
 def _pause(attempt: int) -> float:
@@ -275,7 +227,7 @@ def _pause(attempt: int) -> float:
     return random.uniform(longest / 2, longest)  # noqa: S311
 
 
-def _asked_pause(reply: Any, attempt: int) -> float:
+def _asked_pause(reply: UpstreamReply, attempt: int) -> float:
     for name, value in reply.raw_headers:
         if name.lower() == b"retry-after" and value.isdigit():
             return min(float(value), LONGEST_PAUSE_SECONDS)
