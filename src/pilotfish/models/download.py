@@ -36,6 +36,7 @@ N_ATTEMPTS = 5
 _CHUNK = 1 << 20
 _MAX_PAGE = 32 << 20
 _log = logging.getLogger("pilotfish.models")
+_longest_wait = 8.0
 _reachable: dict[str, bool] = {}
 
 
@@ -120,7 +121,7 @@ def _complete(url: str, part: Path, size: int | None, authorization: str | None,
                 f"{_shown(url)} could not be fetched ({reason}, {N_ATTEMPTS} attempts): try again later, "
                 "what has arrived is kept."
             )
-        ceiling = min(8.0, 0.25 * 2**n_failed)
+        ceiling = min(_longest_wait, 0.25 * 2**n_failed)
         time.sleep(random.uniform(0, ceiling) if delay is None else min(delay, READ_TIMEOUT))  # noqa: S311
         _log.info("resuming %s at %d bytes: %s", _shown(url), after, reason)
 
@@ -258,14 +259,19 @@ def wheel_link(index: str, package: str, filename: str, authorization: str | Non
         except HTTPError as error:
             error.close()
             if attempt + 1 < N_ATTEMPTS and (error.code == 429 or error.code >= 500):
-                time.sleep(min(_retry_after(error.headers.get("Retry-After")) or 0.25 * 2**attempt, READ_TIMEOUT))
+                time.sleep(
+                    min(
+                        _retry_after(error.headers.get("Retry-After")) or min(_longest_wait, 0.25 * 2**attempt),
+                        READ_TIMEOUT,
+                    )
+                )
                 continue
             raise DownloadError(
                 f"The package index answered {_shown(url)} with status {error.code}: check PILOTFISH_INDEX_URL."
             ) from None
         except (URLError, HTTPException, OSError) as error:
             if attempt + 1 < N_ATTEMPTS:
-                time.sleep(0.25 * 2**attempt)
+                time.sleep(min(_longest_wait, 0.25 * 2**attempt))
                 continue
             reason = getattr(error, "reason", error)
             raise DownloadError(
