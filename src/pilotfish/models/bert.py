@@ -11,6 +11,7 @@ Xiao et al., SmoothQuant, arXiv:2211.10438, eq. 4.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -42,13 +43,14 @@ def build_onnx(
     path: str | Path,
     *,
     precision: Precision = "fp32",
+    poolings: Sequence[str] = ("mean",),
     calibration: Sequence[Sequence[int]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a BERT encoder with mean pooling and unit length as an ONNX file.
+    """Write a BERT encoder with pooling to unit vectors as an ONNX file.
 
     The inputs are ``input_ids`` and ``attention_mask``, int32 (n, length), padded on the right; the output is
-    ``embedding``, float32 (n, hidden_size).
+    ``embedding``, float32 (n, n_poolings * hidden_size).
 
     Parameters
     ----------
@@ -60,6 +62,9 @@ def build_onnx(
         Where the file goes; written under another name, then renamed.
     precision : {"fp32", "int8"}
         Of the matrix products.
+    poolings : sequence of str
+        ``mean`` or ``max`` over the tokens of the last layer, or with ``@3`` of the third, ``@0`` of the embeddings.
+        Several are joined, each of unit length; layers above the highest one pooled are left out.
     calibration : sequence of sequences of int, optional
         Token ids of typical texts, special tokens included, for the ranges of int8 activations; by default random
         tokens, which cost a little accuracy.
@@ -69,7 +74,7 @@ def build_onnx(
     Raises
     ------
     InputError
-        When a weight or a key of ``config`` is missing, or the architecture is another one.
+        When a weight or a key of ``config`` is missing, the architecture is another one, or a pooling is unknown.
     """
     import onnx
 
@@ -82,12 +87,13 @@ def build_onnx(
             f"The config has hidden_act {config.get('hidden_act')!r} and position_embedding_type "
             f"{config.get('position_embedding_type')!r}: only gelu and absolute are supported."
         )
+    pooled = _parsed(poolings, int(config["num_hidden_layers"]))
     ranges = None
     if precision == "int8":
         if calibration is None:
             calibration = _random_tokens(weights["embeddings.word_embeddings.weight"].shape[0])
-        ranges = _calibrated(weights, config, calibration)
-    model = _encoder(weights, config, ranges, taps=False)
+        ranges = _calibrated(weights, config, pooled, calibration)
+    model, _ = _encoder(weights, config, pooled, ranges)
     onnx.helper.set_model_props(model, dict(metadata or {}))
     new = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
     try:
@@ -144,9 +150,45 @@ class _Graph:
             inputs += ["", self.constant(f"{name}.b", bias)]
         return self.add("MatMulIntegerToFloat", inputs, name, _CONTRIB)
 
+    def pool(self, pooled: Sequence[tuple[str, str]]) -> None:
+        """Pool layers over the tokens to unit vectors, joined as ``embedding``."""
+        from onnx import TensorProto
 
-def _encoder(weights: Mapping[str, _Array], config: Mapping[str, Any], ranges: _Ranges | None, *, taps: bool) -> Any:
-    """The model; ``taps`` adds the inputs of its linear layers as outputs, for calibration."""
+        mask = self.add("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
+        row = self.add("Unsqueeze", [mask, self.constant("axis", np.array([1], np.int64))], "mask.row")
+        parts = []
+        for i, (kind, x) in enumerate(pooled):
+            if kind == "mean":
+                # The unit vector of the mean is that of the sum, so that nothing is divided.
+                total = self.add("Squeeze", [self.add("MatMul", [row, x], f"pool{i}.sum"), "axis"], f"pool{i}")
+            else:
+                least = self.constant(f"pool{i}.least", np.array([-1e4], np.float32))
+                absent = self.add("Mul", [self.add("Sub", ["one", "mask"], f"pool{i}.absent"), least], f"pool{i}.low")
+                last = self.constant(f"pool{i}.last", np.array([2], np.int64))
+                lowered = self.add("Add", [x, self.add("Unsqueeze", [absent, last], f"pool{i}.column")], f"pool{i}.x")
+                total = self.add("ReduceMax", [lowered], f"pool{i}", axes=[1], keepdims=0)
+            parts.append(self.add("LpNormalization", [total], f"pool{i}.unit", axis=1, p=2))
+        self.constant("one", np.array([1], np.float32))
+        self.add("Concat", parts, "embedding", axis=1)
+
+
+def _parsed(poolings: Sequence[str], n_layers: int) -> list[tuple[str, int]]:
+    """The kind and the layer of each pooling."""
+    parsed = []
+    for pooling in poolings:
+        match = re.fullmatch(r"(mean|max)(?:@(\d+))?", pooling)
+        if match is None or int(match[2] or 0) > n_layers:
+            raise InputError(f"Pooling {pooling!r} is unknown: use mean or max, with @0 to @{n_layers} for a layer.")
+        parsed.append((match[1], n_layers if match[2] is None else int(match[2])))
+    if not parsed:
+        raise InputError("There are no poolings: give at least one, as mean.")
+    return parsed
+
+
+def _encoder(
+    weights: Mapping[str, _Array], config: Mapping[str, Any], pooled: Sequence[tuple[str, int]], ranges: _Ranges | None
+) -> tuple[Any, dict[str, str]]:
+    """The model, and where the input of each of its linear layers is found in it."""
     from onnx import TensorProto, helper
 
     def weight(name: str) -> _Array:
@@ -179,7 +221,8 @@ def _encoder(weights: Mapping[str, _Array], config: Mapping[str, Any], ranges: _
         return add("LayerNormalization", [total, *parts], name, epsilon=eps)
 
     x = "embeddings"
-    for i in range(int(config["num_hidden_layers"])):
+    layers = [x]
+    for i in range(max(layer for _, layer in pooled)):
         layer = f"encoder.layer.{i}"
         parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
         qkv = [weight(f"{part}.weight").T for part in parts]
@@ -214,29 +257,21 @@ def _encoder(weights: Mapping[str, _Array], config: Mapping[str, Any], ranges: _
         down, down_bias = (weight(f"{layer}.output.dense.{part}") for part in ("weight", "bias"))
         y = graph.linear(y, down.T, down_bias, f"{i}.gelu", f"{i}.down")
         x = add_and_norm(y, x, f"{layer}.output", f"{i}.end")
+        layers.append(x)
 
-    # The unit vector of the mean is that of the sum, so that nothing is divided.
-    mask = add("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
-    mask = add("Unsqueeze", [mask, constant("axis", np.array([1], np.int64))], "mask.row")
-    total = add("Squeeze", [add("MatMul", [mask, x], "total.row"), "axis"], "total")
-    add("LpNormalization", [total], "embedding", axis=1, p=2)
-
-    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", size])]
-    if taps:
-        outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tapped.values()]
-    model = helper.make_graph(
-        graph.nodes,
-        "bert",
-        [
-            helper.make_tensor_value_info(name, TensorProto.INT32, ["n", "length"])
-            for name in ("input_ids", "attention_mask")
-        ],
-        outputs,
-        graph.constants,
+    graph.pool([(kind, layers[layer]) for kind, layer in pooled])
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT32, ["n", "length"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", size * len(pooled)])]
+    made = helper.make_model(
+        helper.make_graph(graph.nodes, "bert", inputs, outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(_CONTRIB, 1)],
+        ir_version=8,
+        producer_name="pilotfish",
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_CONTRIB, 1)]
-    made = helper.make_model(model, opset_imports=opsets, ir_version=8, producer_name="pilotfish")
-    return (made, tapped) if taps else made
+    return made, tapped
 
 
 def _smoothing(limits: tuple[_Array, _Array], weight: _Array) -> _Array:
@@ -254,12 +289,17 @@ def _rounded(weight: _Array) -> tuple[_Array, NDArray[np.int8]]:
 
 
 def _calibrated(
-    weights: Mapping[str, _Array], config: Mapping[str, Any], calibration: Sequence[Sequence[int]]
+    weights: Mapping[str, _Array],
+    config: Mapping[str, Any],
+    pooled: Sequence[tuple[str, int]],
+    calibration: Sequence[Sequence[int]],
 ) -> dict[str, tuple[_Array, _Array]]:
     """The least and greatest value of each channel of each linear layer's input."""
     import onnxruntime
+    from onnx import TensorProto, helper
 
-    model, tapped = _encoder(weights, config, None, taps=True)
+    model, tapped = _encoder(weights, config, pooled, None)
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tapped.values())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -35,6 +35,10 @@ class OnnxEmbedder:
         ``.onnx`` file written by :func:`build_onnx` with ``tokenizer.json`` beside it.
     precision : {"fp32", "int8"}
         ``fp32`` is exact; ``int8`` about twice as fast. An ``.onnx`` file keeps its own.
+    poolings : sequence of str
+        ``mean`` or ``max`` over the tokens of the last layer, or with ``@3`` of the third, ``@0`` of the embeddings.
+        The vectors of several are joined, each of unit length; layers above the highest one pooled are not computed.
+        An ``.onnx`` file keeps its own.
     max_length : int
         Tokens kept of each text, special tokens included. Of a longer text only the first ``128 * max_length``
         characters are looked at.
@@ -56,11 +60,13 @@ class OnnxEmbedder:
         model: str | Path = "all-minilm-l6-v2",
         *,
         precision: Precision = "fp32",
+        poolings: Sequence[str] = ("mean",),
         max_length: int = 256,
         n_threads: int | None = None,
     ) -> None:
         self.model = model
         self.precision = precision
+        self.poolings = poolings
         self.max_length = max_length
         self.n_threads = n_threads
         self._loaded: tuple[Any, Any] | None = None
@@ -72,7 +78,7 @@ class OnnxEmbedder:
         return int(self._parts()[1].get_outputs()[0].shape[1])
 
     def embed(self, texts: Sequence[str]) -> _Vectors:
-        """Embed a batch as an array (n, n_dimensions) of unit vectors.
+        """Embed a batch as an array (n, n_dimensions) of unit vectors, one for each pooling.
 
         Raises
         ------
@@ -95,7 +101,7 @@ class OnnxEmbedder:
         return vectors
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "precision", "max_length", "n_threads")}
+        return {name: getattr(self, name) for name in ("model", "precision", "poolings", "max_length", "n_threads")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("model"), **state)  # type: ignore[misc]
@@ -123,7 +129,7 @@ class OnnxEmbedder:
         """The session of the graph cached beside the weights; built when it is missing, damaged or of other weights."""
         stat = (folder / "model.safetensors").stat()
         source = f"{GRAPH_VERSION} {stat.st_size} {stat.st_mtime_ns}"
-        place = folder / f"pilotfish-{self.precision}.onnx"
+        place = folder / f"pilotfish-{'-'.join([self.precision, *self.poolings])}.onnx"
         try:
             session = _session(place, self.n_threads)
             if session.get_modelmeta().custom_metadata_map.get("source") == source:
@@ -147,6 +153,7 @@ class OnnxEmbedder:
             json.loads((folder / "config.json").read_text(encoding="utf-8")),
             place,
             precision=self.precision,
+            poolings=self.poolings,
             calibration=_token_ids(tokenizer, SENTENCES, special=True),
             metadata={"source": source},
         )
