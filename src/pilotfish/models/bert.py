@@ -69,7 +69,7 @@ def build_onnx(
         Token ids of typical texts, special tokens included, for the ranges of int8 activations; by default random
         tokens, which cost a little accuracy.
     metadata : mapping of str to str, optional
-        Noted in the file.
+        Noted in the file, beside ``n_positions``, the longest input.
 
     Raises
     ------
@@ -91,10 +91,11 @@ def build_onnx(
     ranges = None
     if precision == "int8":
         if calibration is None:
-            calibration = _random_tokens(weights["embeddings.word_embeddings.weight"].shape[0])
+            calibration = _random_tokens(len(weights["embeddings.word_embeddings.weight"]))
         ranges = _calibrated(weights, config, pooled, calibration)
     model, _ = _encoder(weights, config, pooled, ranges)
-    onnx.helper.set_model_props(model, dict(metadata or {}))
+    n_positions = str(len(weights["embeddings.position_embeddings.weight"]))
+    onnx.helper.set_model_props(model, {**(metadata or {}), "n_positions": n_positions})
     new = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
     try:
         new.write_bytes(model.SerializeToString())
@@ -306,7 +307,7 @@ def _calibrated(
     run: Callable[..., list[_Array]] = session.run
     ranges: dict[str, tuple[_Array, _Array]] = {}
     for ids in calibration:
-        tokens = np.array([ids], dtype=np.int32)
+        tokens = np.array([ids[: len(weights["embeddings.position_embeddings.weight"])]], dtype=np.int32)
         values = run(list(tapped.values()), {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
         for key, value in zip(tapped, values, strict=True):
             low, high = value[0].min(axis=0), value[0].max(axis=0)

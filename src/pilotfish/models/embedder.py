@@ -40,8 +40,8 @@ class OnnxEmbedder:
         The vectors of several are joined, each of unit length; layers above the highest one pooled are not computed.
         An ``.onnx`` file keeps its own.
     max_length : int
-        Tokens kept of each text, special tokens included. Of a longer text only the first ``128 * max_length``
-        characters are looked at.
+        Tokens kept of each text, special tokens included; at most as many as the model has positions. Of a longer text
+        only the first ``128 * max_length`` characters are looked at.
     n_threads : int, optional
         Threads of one run; all cores by default.
 
@@ -120,10 +120,10 @@ class OnnxEmbedder:
         place = catalog.resolve(self.model)
         folder = place.parent if place.is_file() else place
         tokenizer = _tokenizer(folder / "tokenizer.json")
-        tokenizer.enable_truncation(self.max_length)
-        if place.is_file():
-            return tokenizer, _session(place, self.n_threads)
-        return tokenizer, self._built(folder, tokenizer)
+        session = _session(place, self.n_threads) if place.is_file() else self._built(folder, tokenizer)
+        n_positions = int(session.get_modelmeta().custom_metadata_map.get("n_positions", self.max_length))
+        tokenizer.enable_truncation(min(self.max_length, n_positions))
+        return tokenizer, session
 
     def _built(self, folder: Path, tokenizer: Any) -> Any:
         """The session of the graph cached beside the weights; built when it is missing, damaged or of other weights."""
@@ -228,9 +228,7 @@ class StaticEmbedder:
         tables = [value for value in load_file(folder / "model.safetensors").values() if value.ndim == 2]
         if len(tables) != 1:
             raise InputError(f"{folder / 'model.safetensors'} has {len(tables)} tables: give a file with one.")
-        tokenizer = _tokenizer(folder / "tokenizer.json")
-        tokenizer.no_truncation()
-        return tokenizer, tables[0].astype(np.float32)
+        return _tokenizer(folder / "tokenizer.json"), tables[0].astype(np.float32)
 
 
 def _tokenizer(path: Path) -> Any:
@@ -238,6 +236,7 @@ def _tokenizer(path: Path) -> Any:
 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
+    tokenizer.no_truncation()
     return tokenizer
 
 

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError
+from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder, build_onnx
+from tests.models.conftest import pulled
+
+TEXTS = [
+    "I want to know why my card payment was declined this morning",
+    "hi",
+    "",
+    "The quick brown fox jumps over the lazy dog, again and again and again, until the dog wakes up and barks.",
+    "¿Dónde está mi tarjeta? 🙂 日本語",
+    "word " * 400,
+]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    return pulled("all-minilm-l6-v2")
+
+
+def _toy_weights(
+    n_layers: int = 2, size: int = 16, seed: int = 0
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, object]]:
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (50, size),
+        "embeddings.position_embeddings.weight": (32, size),
+        "embeddings.token_type_embeddings.weight": (2, size),
+        "embeddings.LayerNorm.weight": (size,),
+        "embeddings.LayerNorm.bias": (size,),
+    }
+    for i in range(n_layers):
+        layer = f"encoder.layer.{i}."
+        for name, out, into in (
+            ("attention.self.query", size, size),
+            ("attention.self.key", size, size),
+            ("attention.self.value", size, size),
+            ("attention.output.dense", size, size),
+            ("intermediate.dense", 3 * size, size),
+            ("output.dense", size, 3 * size),
+        ):
+            shapes[f"{layer}{name}.weight"] = (out, into)
+            shapes[f"{layer}{name}.bias"] = (out,)
+        for name in ("attention.output", "output"):
+            shapes[f"{layer}{name}.LayerNorm.weight"] = (size,)
+            shapes[f"{layer}{name}.LayerNorm.bias"] = (size,)
+    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    config = {"hidden_size": size, "num_hidden_layers": n_layers, "num_attention_heads": 4, "layer_norm_eps": 1e-12}
+    return weights, config
+
+
+def _reference(
+    weights: dict[str, NDArray[np.float32]], ids: list[int], n_heads: int, n_layers: int
+) -> NDArray[np.float64]:
+    """The states of a BERT encoder's last layer, written out in double precision."""
+    from scipy.special import erf, softmax
+
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+
+    def norm(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+        centred = x - x.mean(axis=1, keepdims=True)
+        return centred / np.sqrt(x.var(axis=1, keepdims=True) + 1e-12) * w[name + ".weight"] + w[name + ".bias"]
+
+    def linear(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+        return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for i in range(n_layers):
+        layer = f"encoder.layer.{i}."
+        q, k, v = (linear(x, layer + "attention.self." + part) for part in ("query", "key", "value"))
+        size = x.shape[1] // n_heads
+        heads = []
+        for h in range(n_heads):
+            part = slice(h * size, (h + 1) * size)
+            heads.append(softmax(q[:, part] @ k[:, part].T / np.sqrt(size), axis=1) @ v[:, part])
+        x = norm(
+            linear(np.concatenate(heads, axis=1), layer + "attention.output.dense") + x,
+            layer + "attention.output.LayerNorm",
+        )
+        y = linear(x, layer + "intermediate.dense")
+        x = norm(linear(y * 0.5 * (1 + erf(y / np.sqrt(2))), layer + "output.dense") + x, layer + "output.LayerNorm")
+    return x
+
+
+def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x / np.linalg.norm(x)
+
+
+def _run(path: Path, rows: list[list[int]]) -> NDArray[np.float32]:
+    import onnxruntime
+
+    longest = max(len(row) for row in rows)
+    ids = np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int32)
+    mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=np.int32)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    result: NDArray[np.float32] = session.run(["embedding"], {"input_ids": ids, "attention_mask": mask})[0]
+    return result
+
+
+def test_the_graph_is_a_bert_encoder(tmp_path: Path) -> None:
+    weights, config = _toy_weights()
+    rows = [[3, 7, 9, 2], [5, 1, 1, 40, 41, 42, 43], [8]]
+    build_onnx(
+        {"bert." + name: value for name, value in weights.items()},
+        config,
+        tmp_path / "m.onnx",
+        poolings=["mean", "max@1"],
+    )
+    found = _run(tmp_path / "m.onnx", rows)
+    for row, vector in zip(rows, found, strict=True):
+        mean = _unit(_reference(weights, row, 4, 2).mean(axis=0))
+        greatest = _unit(_reference(weights, row, 4, 1).max(axis=0))
+        assert vector == pytest.approx(np.concatenate([mean, greatest]), abs=2e-6)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_int8_is_close_and_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    weights, config = _toy_weights(size=32)
+    rows = [[3, 7, 9, 2], [5, 1, 1, 40, 41, 42, 43]]
+    build_onnx(weights, config, tmp_path / "m.onnx", precision="int8")
+    found = _run(tmp_path / "m.onnx", rows)
+    for row, vector in zip(rows, found, strict=True):
+        assert float(vector @ _unit(_reference(weights, row, 4, 2).mean(axis=0))) > 0.99
+        assert _run(tmp_path / "m.onnx", [row])[0] == pytest.approx(vector, abs=1e-6)
+
+
+def test_a_wrong_architecture_is_told(tmp_path: Path) -> None:
+    weights, config = _toy_weights()
+    with pytest.raises(InputError, match="hidden_act"):
+        build_onnx(weights, {**config, "hidden_act": "relu"}, tmp_path / "m")
+    with pytest.raises(InputError, match="no hidden_size"):
+        build_onnx(weights, {"num_hidden_layers": 1, "num_attention_heads": 1, "layer_norm_eps": 0}, tmp_path / "m")
+    with pytest.raises(InputError, match=r"mean@3"):
+        build_onnx(weights, config, tmp_path / "m", poolings=["mean@3"])
+    del weights["encoder.layer.1.output.dense.bias"]
+    with pytest.raises(InputError, match=r"encoder\.layer\.1\.output\.dense\.bias"):
+        build_onnx(weights, config, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fp32_equals_transformers(minilm: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    model = transformers.AutoModel.from_pretrained(minilm).eval()
+    expected = []
+    with torch.inference_mode():
+        for text in TEXTS:
+            inputs = tokenizer([text], return_tensors="pt", truncation=True, max_length=256, padding=False)
+            states = model(**inputs, output_hidden_states=True).hidden_states
+            parts = [states[6][0].mean(0), states[6][0].max(0).values, states[3][0].mean(0)]
+            expected.append(torch.cat([part / part.norm() for part in parts]).numpy())
+    found = OnnxEmbedder(poolings=("mean", "max", "mean@3")).embed(TEXTS)
+    assert np.abs(found - np.array(expected)).max() < 2e-6
+
+
+def test_int8_keeps_the_directions_and_neighbours(minilm: Path, data_dir: Path) -> None:
+    import gzip
+
+    with gzip.open(data_dir / "banking77" / "test.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for _, line in zip(range(200), lines, strict=False)]
+    exact, rounded = (OnnxEmbedder(precision=p).embed(texts) for p in ("fp32", "int8"))
+    cosines = (exact * rounded).sum(axis=1)
+    assert cosines.mean() > 0.997
+    assert cosines.min() > 0.99
+    nearest = [np.argsort(-(v @ v.T) + 9 * np.eye(200), axis=1)[:, 0] for v in (exact, rounded)]
+    assert (nearest[0] == nearest[1]).mean() > 0.85
+
+
+def test_static_vectors_equal_the_original_package(tmp_path: Path) -> None:
+    wordllama = pytest.importorskip("wordllama")
+    folder = pulled("wordllama")
+    for kind, file, name in (
+        ("weights", "model.safetensors", "l2_supercat_256.safetensors"),
+        ("tokenizers", "tokenizer.json", "l2_supercat_tokenizer_config.json"),
+    ):
+        (tmp_path / kind).mkdir()
+        shutil.copy(folder / file, tmp_path / kind / name)
+    theirs = wordllama.WordLlama.load(cache_dir=tmp_path, disable_download=True)
+    texts = [text for text in TEXTS if text]
+    assert np.abs(StaticEmbedder().embed(texts) - theirs.embed(texts, norm=True)).max() < 1e-6
+
+
+def test_the_graph_is_kept_beside_the_weights_and_follows_them(minilm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        shutil.copy(minilm / name, folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    built = folder / "pilotfish-fp32-mean.onnx"
+    first = OnnxEmbedder(folder).embed(["hello"])
+    written = built.stat().st_mtime_ns
+    assert np.array_equal(OnnxEmbedder(folder).embed(["hello"]), first)
+    assert built.stat().st_mtime_ns == written
+    built.write_bytes(b"damaged")
+    assert np.array_equal(OnnxEmbedder(folder).embed(["hello"]), first)
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    (folder / "model.safetensors").touch()
+    assert not np.allclose(OnnxEmbedder(folder).embed(["hello"]), first)
+    assert np.array_equal(OnnxEmbedder(built).embed(["hello"]), OnnxEmbedder(folder).embed(["hello"]))
+    longest = OnnxEmbedder(built, max_length=10_000).embed(["word " * 9000, "word " * 510])
+    assert np.array_equal(longest[0], longest[1])
+    copy = pickle.loads(pickle.dumps(OnnxEmbedder(folder, max_length=9)))
+    assert (copy.max_length, copy.model) == (9, folder)
+
+
+def test_a_folder_that_cannot_be_written_does(minilm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        (folder / name).symlink_to(minilm / name)
+    (folder / "pilotfish-fp32-mean@0.onnx").mkdir()
+    assert OnnxEmbedder(folder, poolings=("mean@0",)).embed(["hello"]).shape == (1, 384)
+
+
+def test_bad_input_is_told(minilm: Path) -> None:
+    embedder = OnnxEmbedder()
+    with pytest.raises(InputError, match="list"):
+        embedder.embed("one text")
+    with pytest.raises(InputError, match=r"texts\[1\] is a NoneType"):
+        embedder.embed(["a", None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="precision"):
+        OnnxEmbedder(precision="int4").embed(["a"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_length"):
+        OnnxEmbedder(max_length=2).embed(["a"])
+    with pytest.raises(InputError, match="neither a path"):
+        OnnxEmbedder("no-such-model").embed(["a"])
