@@ -14,7 +14,10 @@ SYSTEM = "Classify the customer's message into one of the bank's intents. Answer
 
 
 async def _one(client, index: int, stream: bool) -> None:
-    question = {"system": SYSTEM, "messages": [{"role": "user", "content": f"My new card has not arrived. ({index:09d})"}]}
+    question = {
+        "system": SYSTEM,
+        "messages": [{"role": "user", "content": f"My new card has not arrived. ({index:09d})"}],
+    }
     result = await client.inference(
         model_name="bench", input=question, stream=stream, params={"chat_completion": {"temperature": 0}}
     )

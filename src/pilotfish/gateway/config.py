@@ -23,6 +23,7 @@ __all__ = [
     "PriceConfig",
     "ServerConfig",
     "StudentConfig",
+    "TakeoverConfig",
     "UpstreamConfig",
     "load_config",
 ]
@@ -150,6 +151,36 @@ class StudentConfig(_Section):
     timeout_s: Seconds = 0.25
 
 
+class TakeoverConfig(_Section):
+    """What students must keep, and whether the gateway learns by itself.
+
+    Parameters
+    ----------
+    measure, level, confidence, max_spend
+        The target, see :class:`pilotfish.takeover.Target`.
+    audit_share : float
+        Share of live calls that the large model is asked as well.
+    auto : bool
+        Learn, certify and let students answer without being told to.
+    aliases : list of str
+        Model names that are names of tasks.
+    """
+
+    measure: Literal["system", "answers", "correctness"] = "system"
+    level: Annotated[float, Field(gt=0, lt=1)] | None = 0.97
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    max_spend: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    audit_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    auto: bool = False
+    aliases: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _has_level(self) -> Self:
+        if self.level is None and self.measure != "correctness":
+            raise ValueError(f"takeover.level is missing: measure {self.measure!r} needs a share such as 0.97")
+        return self
+
+
 class KeyConfig(_Section):
     """A gateway key.
 
@@ -187,6 +218,7 @@ class GatewayConfig(_Section):
     fallback: FallbackConfig | None = None
     log: LogConfig = LogConfig()
     student: StudentConfig = StudentConfig()
+    takeover: TakeoverConfig = TakeoverConfig()
     keys: dict[str, KeyConfig] = Field(default_factory=dict)
     prices: dict[str, PriceConfig] = Field(default_factory=dict)
 
@@ -270,6 +302,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, s
         "fallback": FallbackConfig,
         "log": LogConfig,
         "student": StudentConfig,
+        "takeover": TakeoverConfig,
     }
     found = []
     for section, model in sections.items():

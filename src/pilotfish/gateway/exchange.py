@@ -164,6 +164,7 @@ class Exchange:
             answered_by=self.answered_by,
             prediction=self.verdict.prediction,
             confidence=self.verdict.confidence,
+            sampled=self.verdict.audit,
             reason=self.reason,
             latency=(self.finished or time.perf_counter()) - self.started,
             prompt_tokens=usage[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 from pilotfish.gateway.app import Gateway
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.corked import CorkedProtocol
+from pilotfish.gateway.takeover import make_takeover
 from pilotfish.traffic import TrafficLog
 
 __all__ = ["serve"]
@@ -42,7 +44,7 @@ def serve(config: GatewayConfig) -> None:
     TrafficLog(config.log.path, config.log.durability).close()
     logging.getLogger("uvicorn.error").addFilter(_not_cut_off)
     if config.server.workers == 1:
-        uvicorn.run(Gateway(config), **settings(config))
+        uvicorn.run(Gateway(config, partial(make_takeover, config, learns=True)), **settings(config))
         return
     with tempfile.TemporaryDirectory(prefix="pilotfish-") as folder:
         # The folder is open to its owner only: the configuration holds keys.
@@ -58,7 +60,8 @@ def worker() -> Gateway:
     config = GatewayConfig.model_validate_json((folder / CONFIG_NAME).read_bytes())
     counts = folder / "metrics"
     counts.mkdir(exist_ok=True)
-    return Gateway(config, metrics_folder=counts, worker=str(os.getpid()))
+    made = partial(make_takeover, config, learns=True)
+    return Gateway(config, made, metrics_folder=counts, worker=str(os.getpid()))
 
 
 def settings(config: GatewayConfig) -> dict[str, Any]:
