@@ -20,6 +20,7 @@ __all__ = [
     "GatewayConfig",
     "KeyConfig",
     "LogConfig",
+    "ModelConfig",
     "PriceConfig",
     "ServerConfig",
     "StudentConfig",
@@ -181,6 +182,23 @@ class TakeoverConfig(_Section):
         return self
 
 
+class ModelConfig(_Section):
+    """A local model that answers under the section's name.
+
+    Parameters
+    ----------
+    source : str
+        A name of the catalog (``pilotfish models list``) or a GGUF file.
+    n_ctx, n_parallel, n_threads : int
+        Window in tokens, calls decoded at once, threads (all cores unless given).
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    n_ctx: Annotated[int, Field(ge=64)] = 4096
+    n_parallel: Annotated[int, Field(ge=1, le=64)] = 2
+    n_threads: Annotated[int, Field(ge=1)] | None = None
+
+
 class KeyConfig(_Section):
     """A gateway key.
 
@@ -219,6 +237,7 @@ class GatewayConfig(_Section):
     log: LogConfig = LogConfig()
     student: StudentConfig = StudentConfig()
     takeover: TakeoverConfig = TakeoverConfig()
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
     keys: dict[str, KeyConfig] = Field(default_factory=dict)
     prices: dict[str, PriceConfig] = Field(default_factory=dict)
 

@@ -121,15 +121,23 @@ class Upstream:
         Its address, time-outs and retries.
     on_retry : callable or None
         Told of each further try.
+    around : callable or None
+        Puts something before the endpoint's transport: local models.
     """
 
-    def __init__(self, config: UpstreamConfig, on_retry: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        on_retry: Callable[[], None] | None = None,
+        around: Callable[[Transport], Transport] | None = None,
+    ) -> None:
         self.config = config
         self.authorization = (
             f"Bearer {config.api_key.get_secret_value()}".encode() if config.api_key is not None else None
         )
         self.breaker = Breaker(config.breaker_failures, config.breaker_open_s)
         self.on_retry = on_retry
+        self._around = around
         self._transport: Transport | None = None
 
     def open(self) -> None:
@@ -142,6 +150,8 @@ class Upstream:
             self._transport = Proxied(config.base_url, *timeouts)
         else:
             self._transport = Wire(config.base_url, *timeouts)
+        if self._around is not None:
+            self._transport = self._around(self._transport)
 
     async def close(self) -> None:
         """Close the connections."""

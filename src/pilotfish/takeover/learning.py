@@ -20,6 +20,7 @@ __all__ = ["Frontier", "Learned", "Lesson", "learn"]
 
 _LEAST_LESSONS = 60
 _LEAST_PER_LABEL = 2
+_FEW = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,6 @@ def learn(
     student: Callable[[], Student],
     *,
     seed: int = 0,
-    calibration_share: float = 0.25,
     by_class: bool = False,
 ) -> Learned:
     """Fit a student on part of the calls and certify it on the rest.
@@ -96,8 +96,6 @@ def learn(
         Makes an unfitted student.
     seed : int
         Of the split.
-    calibration_share : float
-        Share of the random calls held out; at least 300 calls where there are 600.
     by_class : bool
         Give every answer its own bound in the certificate.
 
@@ -120,7 +118,7 @@ def learn(
     known = {label for label, n in counts.items() if n >= _LEAST_PER_LABEL}
     if len(known) < 2:
         raise InputError("The task's calls all have the same answer: wait for calls with other answers.")
-    held = _held_out(lessons, target, seed, calibration_share)
+    held = _held_out(lessons, target, seed)
     fit = [lesson for i, lesson in enumerate(lessons) if i not in held and normalise(lesson.answer) in known]
     test = [lessons[i] for i in sorted(held)]
     if len({normalise(lesson.answer) for lesson in fit}) < 2 or not test:
@@ -156,18 +154,14 @@ def learn(
     )
 
 
-def _held_out(lessons: Sequence[Lesson], target: Target, seed: int, share: float) -> set[int]:
+def _held_out(lessons: Sequence[Lesson], target: Target, seed: int) -> set[int]:
+    """A quarter of the random calls, more while they are few; half of those with gold labels for correctness."""
     usable = [i for i, x in enumerate(lessons) if x.random and (target.measure != "correctness" or x.gold is not None)]
-    if target.measure == "correctness":
-        if not usable:
-            raise InputError(
-                "target measure is 'correctness' but no gold labels are known: give feedback or import some."
-            )
-        share = 0.5
-    n = round(share * len(usable))
-    if len(usable) >= 600:
-        n = max(n, 300)
-    chosen = np.random.default_rng(seed).permutation(len(usable))[:n]
+    if target.measure == "correctness" and not usable:
+        raise InputError("target measure is 'correctness' but no gold labels are known: give feedback or import some.")
+    n = len(usable)
+    n_held = n // 2 if target.measure == "correctness" else max(n // 4, min(2 * n // 5, _FEW))
+    chosen = np.random.default_rng(seed).permutation(n)[:n_held]
     return {usable[i] for i in chosen}
 
 

@@ -1,0 +1,187 @@
+"""Local models behind the gateway: any Pilotfish model answers under its name as if it were an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+
+from pilotfish.errors import ContextLengthError, InputError, PilotfishError, UpstreamError
+from pilotfish.gateway.config import ModelConfig
+from pilotfish.gateway.shapes import completion, error_body
+from pilotfish.gateway.upstream import Transport, UpstreamReply
+from pilotfish.gateway.wire import Headers
+from pilotfish.protocols import Model
+from pilotfish.types import Reply, Request
+
+__all__ = ["LocalTransport", "make_models"]
+
+_JSON = ((b"content-type", b"application/json"),)
+_SSE = ((b"content-type", b"text/event-stream; charset=utf-8"),)
+
+
+def make_models(configs: Mapping[str, ModelConfig]) -> dict[str, Model]:
+    """Make the models of the configuration; their files are read at the first call."""
+    from pilotfish.models.gguf import GGUFModel
+
+    return {
+        name: GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
+        for name, config in configs.items()
+    }
+
+
+class LocalTransport:
+    """Carries calls to local models by name, and all others to the endpoint.
+
+    Parameters
+    ----------
+    models : mapping of str to Model
+        By the name clients ask for.
+    beyond : Transport
+        Carries what is not for a local model.
+    n_threads : int
+        Calls answered at a time.
+    """
+
+    def __init__(self, models: Mapping[str, Model], beyond: Transport, n_threads: int = 4) -> None:
+        self.models = models
+        self.beyond = beyond
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="pilotfish-model")
+
+    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
+        """Answer a call from a local model, or send it on."""
+        path = target.partition(b"?")[0]
+        if method == "POST" and path.endswith(b"/chat/completions"):
+            data = orjson.loads(body)
+            name = str(data.get("model"))
+            model = self.models.get(name)
+            if model is not None:
+                return await self._complete(name, model, data)
+        if method == "GET" and path.endswith(b"/models"):
+            return await self._list(method, target, headers, body)
+        return await self.beyond.send(method, target, headers, body)
+
+    async def close(self) -> None:
+        """Let go of the models and the endpoint."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self.beyond.close()
+
+    async def _complete(self, name: str, model: Model, data: Mapping[str, Any]) -> UpstreamReply:
+        loop = asyncio.get_running_loop()
+        try:
+            request = Request.from_json(data)
+            if data.get("stream") and hasattr(model, "stream"):
+                made = _Streamed(loop)
+                self._threads.submit(made.run, name, model.stream(request))
+                return made
+            (reply,) = await loop.run_in_executor(self._threads, model.generate, [request])
+        except PilotfishError as error:
+            return _Whole(*_refusal(error))
+        reply = reply.replace(model=name)
+        call_id, now = secrets.token_hex(12), time.time()
+        if data.get("stream"):
+            chunks = [_chunk(call_id, now, name, {"role": "assistant", "content": reply.text}, None)]
+            chunks.append(_chunk(call_id, now, name, {}, reply.finish_reason))
+            return _Whole(200, b"".join([*chunks, b"data: [DONE]\n\n"]), _SSE)
+        body = completion(call_id, now, name, reply)
+        if reply.log_probs:
+            body["choices"][0]["logprobs"] = {"content": _log_probs(reply)}
+        return _Whole(200, orjson.dumps(body))
+
+    async def _list(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
+        own = [{"id": name, "object": "model", "created": 0, "owned_by": "pilotfish"} for name in self.models]
+        others: list[Any] = []
+        try:
+            reply = await self.beyond.send(method, target, headers, body)
+            parts = []
+            while part := await reply.read_some():
+                parts.append(part)
+            reply.close()
+            if reply.status == 200:
+                others = list(orjson.loads(b"".join(parts)).get("data", []))
+        except (UpstreamError, orjson.JSONDecodeError):
+            others = []
+        return _Whole(200, orjson.dumps({"object": "list", "data": [*own, *others]}))
+
+
+class _Whole:
+    """A reply that is there at once."""
+
+    def __init__(self, status: int, body: bytes, raw_headers: Sequence[tuple[bytes, bytes]] = _JSON) -> None:
+        self.status = status
+        self.raw_headers = raw_headers
+        self._body = body
+
+    async def read_some(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    def close(self) -> None:
+        self._body = b""
+
+
+class _Streamed:
+    """A reply whose tokens come from a thread."""
+
+    status = 200
+    raw_headers = _SSE
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._parts: asyncio.Queue[bytes] = asyncio.Queue()
+        self._left = threading.Event()
+
+    def run(self, name: str, texts: Iterator[str]) -> None:
+        """Pass on the texts as events, until the client leaves."""
+        call_id, now = secrets.token_hex(12), time.time()
+        self._put(_chunk(call_id, now, name, {"role": "assistant", "content": ""}, None))
+        try:
+            for text in texts:
+                if self._left.is_set():
+                    break
+                self._put(_chunk(call_id, now, name, {"content": text}, None))
+            self._put(_chunk(call_id, now, name, {}, "stop") + b"data: [DONE]\n\n")
+        except PilotfishError as error:
+            self._put(b"data: " + _refusal(error)[1] + b"\n\n")
+        finally:
+            close = getattr(texts, "close", None)
+            if close is not None:
+                close()
+            self._put(b"")
+
+    async def read_some(self) -> bytes:
+        return await self._parts.get()
+
+    def close(self) -> None:
+        self._left.set()
+
+    def _put(self, part: bytes) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+
+
+def _chunk(call_id: str, now: float, name: str, delta: dict[str, Any], finish_reason: str | None) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    head = {"id": f"chatcmpl-{call_id}", "object": "chat.completion.chunk", "created": int(now), "model": name}
+    return b"data: " + orjson.dumps({**head, "choices": [choice]}) + b"\n\n"
+
+
+def _log_probs(reply: Reply) -> list[dict[str, Any]]:
+    return [
+        {"token": t.token, "logprob": t.log_prob, "top_logprobs": [{"token": a, "logprob": b} for a, b in t.top]}
+        for t in reply.log_probs
+    ]
+
+
+def _refusal(error: PilotfishError) -> tuple[int, bytes]:
+    if isinstance(error, ContextLengthError):
+        return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
+    if isinstance(error, InputError):
+        return 400, error_body(str(error), "invalid_request_error", None)
+    return 500, error_body(str(error), "server_error", "model_failed")
