@@ -187,9 +187,9 @@ def test_a_replay_takes_over_and_keeps_its_target() -> None:
     made = replay(stream(3000), WordStudent, target=TARGET)
     assert made.first_local is not None
     assert made.first_local < 600
-    assert made.local_share > 0.6
+    assert made.local_share > 0.5
     assert made.agreement >= 0.95
-    assert sum(made.cost) < 0.5 * sum(made.cost_of_large)
+    assert sum(made.cost) < 0.55 * sum(made.cost_of_large)
     assert [kind for _, kind, _ in made.events].count("promoted") == 1
 
 

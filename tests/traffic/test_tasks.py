@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +70,7 @@ def test_a_changed_instruction_of_a_learned_task_is_told() -> None:
     for text in ("hi", "hello"):
         index.assign(call(text), {})
     (task,) = index.tasks.values()
-    index.put(Task(task.name, task.source, task.model, task.template, frozen=True))
+    index.put(replace(task, frozen=True))
     assert index.assign(call("hi"), {}).changed is False  # type: ignore[union-attr]
     changed = index.assign(call("hi", SYSTEM.replace("one intent", "one or two intents")), {})
     assert changed is not None
@@ -105,8 +107,41 @@ def test_an_alignment_matches_both_texts(a: str, b: str) -> None:
         assert made.match(head + b) is not None
 
 
+def with_examples(
+    user: str, examples: tuple[str, ...] = ("Lost card", "lost", "Flat tyre", "damage")
+) -> dict[str, object]:
+    body = call(user)
+    roles = ["user", "assistant"] * len(examples)
+    turns = [{"role": role, "content": text} for role, text in zip(roles, examples, strict=False)]
+    messages = body["messages"]
+    assert isinstance(messages, list)
+    return body | {"messages": [messages[0], *turns, messages[-1]]}
+
+
+def test_worked_examples_are_part_of_the_instruction() -> None:
+    index = TaskIndex()
+    for text in ("hi", "hello"):
+        index.assign(with_examples(text), {})
+    assert text_of(index, with_examples("Where is my card?")) == "Where is my card?"
+    (task,) = index.tasks.values()
+    index.put(replace(task, frozen=True))
+    assert index.assign(with_examples("hi"), {}).changed is False  # type: ignore[union-attr]
+    fewer = index.assign(with_examples("hi", ("Lost card", "lost")), {})
+    assert fewer is not None
+    assert fewer.changed
+
+
+def test_a_conversation_is_no_example() -> None:
+    index = TaskIndex()
+    for first in ("one", "two", "three"):
+        index.assign(with_examples("and now?", (first, "answer")), {})
+    assert (
+        text_of(index, with_examples("and now?", ("four", "answer"))) == "user: four\nassistant: answer\nuser: and now?"
+    )
+
+
 def test_tasks_survive_json() -> None:
-    task = Task("t", "system", "m", Template(("a", "b")), True)
+    task = Task("t", "system", "m", Template(("a", "b")), (("user", "x"),), True)
     assert Task.from_json(task.to_json()) == task
 
 

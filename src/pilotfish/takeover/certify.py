@@ -81,7 +81,7 @@ class Target:
         kept = (
             "no less right than the large model" if self.level is None else f"{self.level:.1%} {_WORDS[self.measure]}"
         )
-        return f"{kept}, with {self.confidence:.0%} confidence"
+        return f"{kept}, with {100 * self.confidence:.4g}% confidence"
 
 
 _WORDS = {

@@ -169,6 +169,9 @@ class Task:
         The model asked for.
     template : Template or None
         The instruction: the system prompt's, or the user prompt's where there is no system prompt.
+    examples : tuple of (str, str), or None
+        Turns, role and text, that every call has after the system prompt, such as worked examples: part of the
+        instruction. None before the first call.
     frozen : bool
         Whether a student has learned it; then a changed instruction no longer widens the template.
     """
@@ -177,12 +180,16 @@ class Task:
     source: Literal["header", "alias", "system", "prompt"]
     model: str = ""
     template: Template | None = None
+    examples: tuple[tuple[str, str], ...] | None = None
     frozen: bool = False
 
     def text_of(self, request: Request) -> str:
         """What varies from call to call: the gaps of the instruction and the conversation's own words."""
         gaps: tuple[str, ...] = ()
         turns = [m for m in request.messages if m.role not in ("system", "developer")]
+        shared = self.examples or ()
+        if tuple((m.role, m.text) for m in turns[: len(shared)]) == shared:
+            turns = turns[len(shared) :]
         if self.template is not None:
             found = self.template.match(request.system if self.source == "system" else request.prompt)
             gaps = found or ()
@@ -194,14 +201,24 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """Write as plain data."""
         pieces = None if self.template is None else list(self.template.pieces)
-        return {"name": self.name, "source": self.source, "model": self.model, "pieces": pieces, "frozen": self.frozen}
+        return {
+            "name": self.name,
+            "source": self.source,
+            "model": self.model,
+            "pieces": pieces,
+            "examples": self.examples,
+            "frozen": self.frozen,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Task:
         """Read back."""
         pieces = data.get("pieces")
         template = None if pieces is None else Template(tuple(pieces))
-        return cls(data["name"], data["source"], data["model"], template, data["frozen"])
+        examples = data["examples"]
+        if examples is not None:
+            examples = tuple((str(role), str(text)) for role, text in examples)
+        return cls(data["name"], data["source"], data["model"], template, examples, data["frozen"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +271,15 @@ class TaskIndex:
         headers : mapping
             Its headers, names in lower case.
         """
+        assigned = self._by_instruction(body, headers)
+        return assigned if assigned is None else self._with_examples(assigned, body.get("messages"))
+
+    def put(self, task: Task) -> None:
+        """Add or replace a task, and forget what was concluded from the old one."""
+        self.tasks[task.name] = task
+        self._seen.clear()
+
+    def _by_instruction(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Assignment | None:
         model = str(body.get("model") or "")
         named = headers.get(HEADER)
         if named:
@@ -273,10 +299,21 @@ class TaskIndex:
                     self._seen.popitem(last=False)
         return assigned
 
-    def put(self, task: Task) -> None:
-        """Add or replace a task, and forget what was concluded from the old one."""
-        self.tasks[task.name] = task
-        self._seen.clear()
+    def _with_examples(self, assigned: Assignment, messages: Any) -> Assignment:
+        """Keep the turns that every call of the task begins with; a learned task that loses some has changed."""
+        task = self.tasks[assigned.task]
+        turns = _turns(messages)[:-1]
+        known = task.examples
+        if known is None:
+            self.tasks[task.name] = replace(task, examples=tuple(turns))
+        elif tuple(turns[: len(known)]) != known:
+            if task.frozen:
+                return replace(assigned, changed=True)
+            n = next(
+                (i for i, (a, b) in enumerate(zip(known, turns, strict=False)) if a != b), min(len(known), len(turns))
+            )
+            self.tasks[task.name] = replace(task, examples=known[:n])
+        return assigned
 
     def _known(self, task: Task) -> Assignment:
         self.tasks.setdefault(task.name, task)
@@ -323,6 +360,14 @@ def _instruction(messages: Any) -> tuple[str, str] | None:
         if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
             return "prompt", message["content"]
     return None
+
+
+def _turns(messages: Any) -> list[tuple[str, str]]:
+    """The turns after the system prompt as role and text; parts that are not text count as empty."""
+    if not isinstance(messages, list):
+        return []
+    plain = [m for m in messages if isinstance(m, dict) and m.get("role") not in ("system", "developer")]
+    return [(str(m.get("role")), m["content"] if isinstance(m.get("content"), str) else "") for m in plain]
 
 
 def _flat(task: Task) -> str:
