@@ -40,7 +40,8 @@ class GGUFModel:
     n_parallel : int
         Requests decoded at once; each has a window of its own.
     n_threads : int, optional
-        Threads; all cores by default.
+        Threads; all cores by default. Give fewer where other work keeps the cores busy: the threads wait for each
+        other at every step.
     chat : bool, optional
         Use the model's chat template; else continue the text of the last user message. By default as the catalog says,
         and true for a file.
@@ -164,8 +165,9 @@ class GGUFModel:
         params.model.path = str(path)
         params.n_ctx = self.n_ctx * self.n_parallel
         params.n_parallel = self.n_parallel
-        params.cpuparams.n_threads = n_threads
-        params.cpuparams_batch.n_threads = n_threads
+        for cpu in (params.cpuparams, params.cpuparams_batch):
+            cpu.n_threads = n_threads
+            cpu.poll = 0  # waiting threads must not burn the cores that the caller needs
         params.verbosity = -1
         # llama.cpp's server also opens a local port: a key that nobody knows keeps it shut.
         params.api_keys = [secrets.token_urlsafe(32)]
