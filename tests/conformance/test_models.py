@@ -20,7 +20,7 @@ from pilotfish.models.ngram import NGramModel
 from pilotfish.models.openai import OpenAIModel
 from pilotfish.protocols import Embedder, Model
 from pilotfish.types import Request
-from tests.models.conftest import pulled
+from tests.models.fixtures import pulled
 from tests.models.servers import serving
 
 

