@@ -81,6 +81,8 @@ class Admission:
             raise _left()
         else:
             exchange.body = message.get("body", b"")
+            if len(exchange.body) > self._max_body:
+                raise self._too_long()
         if exchange.method == "POST":
             self._parse(exchange)
 

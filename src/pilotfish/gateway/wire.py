@@ -263,6 +263,9 @@ class WireReply:
         status = self._parser.get_status_code()
         if status < 200:
             return
+        if status > 599:
+            self.fail(UpstreamError(f"The upstream {self._connection.wire.name} sent the status {status}.", 502))
+            return
         self.status = status
         self._headers_done = True
         self.keep_alive = self._parser.should_keep_alive()
