@@ -1,0 +1,85 @@
+"""The configuration, and one clear sentence for each wrong field."""
+
+from __future__ import annotations
+
+import pytest
+
+from pilotfish.errors import ConfigError
+from pilotfish.gateway import load_config
+
+
+def test_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(environ={})
+    assert (config.server.host, config.server.port, config.server.workers) == ("127.0.0.1", 8777, 1)
+    assert config.upstream.base_url == "https://api.openai.com/v1"
+    assert config.upstream.api_key is None
+    assert config.log.durability == "durable"
+    assert config.log.refuses
+    assert not load_config(environ={"PILOTFISH_LOG_DURABILITY": "fast"}).log.refuses
+
+
+def test_sources_in_their_order(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text('[server]\nport = 1000\nworkers = 2\n[prices."gpt-x"]\ninput = 1.5\noutput = 3\n')
+    environ = {
+        "OPENAI_BASE_URL": "http://large:1/v1/",
+        "OPENAI_API_KEY": "sk-1",
+        "PILOTFISH_SERVER_PORT": "2000",
+        "PILOTFISH_LOG_MASK": "true",
+        "PILOTFISH_CONFIG": str(path),
+    }
+    config = load_config(environ=environ, overrides={"server": {"host": "0.0.0.0"}})
+    assert (config.server.port, config.server.workers, config.server.host) == (2000, 2, "0.0.0.0")
+    assert config.upstream.base_url == "http://large:1/v1"
+    assert config.upstream.api_key.get_secret_value() == "sk-1"
+    assert config.log.mask
+    assert config.prices["gpt-x"].output == 3
+    assert "sk-1" not in repr(config)
+
+
+def test_a_key_is_not_sent_to_another_endpoint(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text('[upstream]\nbase_url = "http://other:1/v1"\n')
+    config = load_config(path, environ={"OPENAI_API_KEY": "sk-openai", "OPENAI_BASE_URL": "http://x/v1"})
+    assert config.upstream.base_url == "http://other:1/v1"
+    assert config.upstream.api_key is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("[server]\nport = 'abc'\n", ["Field 'server.port' in {path} is 'abc': ", "valid integer"]),
+        (
+            "[server]\nport = 99999\nhosst = 'x'\n",
+            ["Field 'server.port' in {path} is 99999", "'server.hosst' in {path} is unknown"],
+        ),
+        ("[upstream]\nbase_url = 'large'\n", ["'upstream.base_url' in {path} is 'large': give an address"]),
+        ("[upstream]\napi_key = 7\n", ["'upstream.api_key' in {path} is wrong"]),
+        ("[upstream]\nread_timeout_s = -1\n", ["greater than 0"]),
+        ("[upstream]\nread_timeout_s = nan\n", ["not a finite number"]),
+        ("[upstream]\nbase_url = 'http://localhost:8777/v1'\n", ["gateway's own address"]),
+        ("[log]\ndurability = 'slow'\n", ["'log.durability' in {path} is 'slow'"]),
+        ("[keys.a]\nhash = 'pf-plain-key'\n", ["'keys.a.hash' in {path} is wrong"]),
+        ("[keys.a]\nhash = 'sha256$%s$%s'\nbudget_usd_per_day = 1\n" % ("0" * 32, "0" * 64), ["needs prices"]),
+        ("[prices.x]\ninput = 1\n", ["'prices.x.output' in {path} is missing"]),
+        ("[fallback]\nmodel = ''\n", ["'fallback.model' in {path} is ''"]),
+        ("server = 3\n", ["Field 'server' in {path}"]),
+        ("[server\n", ["not valid TOML"]),
+    ],
+)
+def test_wrong_fields(tmp_path, text, sentences):
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, environ={})
+    message = str(caught.value)
+    for sentence in sentences:
+        assert sentence.format(path=path) in message
+    assert all(line.endswith(".") for line in message.splitlines())
+    assert "pf-plain-key" not in message
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "absent.toml", environ={})
