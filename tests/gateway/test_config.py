@@ -61,7 +61,7 @@ def test_a_key_is_not_sent_to_another_endpoint(tmp_path):
         ("[upstream]\nbase_url = 'http://localhost:8777/v1'\n", ["gateway's own address"]),
         ("[log]\ndurability = 'slow'\n", ["'log.durability' in {path} is 'slow'"]),
         ("[keys.a]\nhash = 'pf-plain-key'\n", ["'keys.a.hash' in {path} is wrong"]),
-        ("[keys.a]\nhash = 'sha256$%s$%s'\nbudget_usd_per_day = 1\n" % ("0" * 32, "0" * 64), ["needs prices"]),
+        (f"[keys.a]\nhash = 'sha256${'0' * 32}${'0' * 64}'\nbudget_usd_per_day = 1\n", ["needs prices"]),
         ("[prices.x]\ninput = 1\n", ["'prices.x.output' in {path} is missing"]),
         ("[fallback]\nmodel = ''\n", ["'fallback.model' in {path} is ''"]),
         ("server = 3\n", ["Field 'server' in {path}"]),

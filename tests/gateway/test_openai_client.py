@@ -144,7 +144,7 @@ def test_half_a_stream_raises(client, upstream):
 
     upstream.script = script
     with (
-        pytest.raises(Exception, match="incomplete|peer closed|Connection"),
+        pytest.raises(Exception, match=r"incomplete|peer closed|Connection"),
         client.chat.completions.create(model="large", messages=MESSAGES, stream=True) as stream,
     ):
         list(stream)

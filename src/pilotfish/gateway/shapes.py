@@ -183,7 +183,8 @@ def assemble(stream: bytes) -> tuple[dict[str, Any] | None, bool]:
             body["usage"] = event["usage"]
         for choice in event["choices"] if isinstance(event["choices"], list) else ():
             if isinstance(choice, dict):
-                _add_choice(choices.setdefault(choice.get("index", 0), {}), choice)
+                index = choice.get("index")
+                _add_choice(choices.setdefault(index if isinstance(index, int) else 0, {}), choice)
     if body is not None:
         body["choices"] = [choices[index] for index in sorted(choices)]
     return body, ended
