@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import tasks
+from pilotfish.cli import demo, tasks
 
 __all__ = ["app", "main"]
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tasks.status, tasks.learn, tasks.promote, tasks.rollback, tasks.replay, tasks.report):
+for command in (tasks.status, tasks.learn, tasks.promote, tasks.rollback, tasks.replay, tasks.report, demo.demo):
     app.command()(command)
 
 
