@@ -123,13 +123,14 @@ def learn(
     test = [lessons[i] for i in sorted(held)]
     if len({normalise(lesson.answer) for lesson in fit}) < 2 or not test:
         raise InputError(f"The task has {len(lessons)} usable calls, too few to both learn and check: wait for more.")
-    made = student().fit([x.text for x in fit], [x.answer for x in fit], gold=[x.gold for x in fit])
+    by_gold = target.measure == "correctness"
+    gold = [x.gold for x in fit] if by_gold else None
+    made = student().fit([x.text for x in fit], [x.answer for x in fit], gold)
     predicted = made.predict([x.text for x in test])
     said = [normalise(label) for label in predicted.labels]
     truth = [normalise(x.answer) for x in test]
     disagrees = np.array([a != b for a, b in zip(said, truth, strict=True)], dtype=np.float64)
     groups = truth if by_class else [x.group or "" for x in test]
-    by_gold = target.measure == "correctness"
     confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
     certificate = certify(
         confidence,

@@ -43,7 +43,7 @@ class Student(Protocol):
         ...
 
     def fit(self, texts: Sequence[str], answers: Sequence[str], gold: Sequence[str | None] | None = None) -> Self:
-        """Learn from texts, the large model's answers to them and, where known, the right ones."""
+        """Learn from texts and the large model's answers to say what it says; with ``gold``, to say what is right."""
         ...
 
     def predict(self, texts: Sequence[str]) -> Predicted:
