@@ -18,6 +18,7 @@ from pilotfish.models.fake import FakeModel
 from pilotfish.models.gguf import GGUFModel
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.openai import OpenAIModel
+from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import Embedder, Model
 from pilotfish.types import Request
 from tests.models.fixtures import pulled
@@ -55,7 +56,19 @@ def _gguf(stack: ExitStack) -> Model:
     return stack.enter_context(GGUFModel(pulled("smollm2-135m-instruct"), n_ctx=512, n_parallel=2, n_threads=1))
 
 
-MODELS: dict[str, Callable[[ExitStack], Model]] = {"fake": _fake, "openai": _openai, "ngram": _ngram, "gguf": _gguf}
+def _transformers(_: ExitStack) -> Model:
+    pytest.importorskip("torch").set_num_threads(1)
+    pytest.importorskip("transformers")
+    return TransformersModel(pulled("smollm2-135m-instruct"))
+
+
+MODELS: dict[str, Callable[[ExitStack], Model]] = {
+    "fake": _fake,
+    "openai": _openai,
+    "ngram": _ngram,
+    "gguf": _gguf,
+    "transformers": _transformers,
+}
 EMBEDDERS: dict[str, Callable[[], Embedder]] = {
     "minilm fp32": lambda: OnnxEmbedder(pulled("all-minilm-l6-v2"), max_length=64),
     "minilm int8": lambda: OnnxEmbedder(pulled("all-minilm-l6-v2"), precision="int8", max_length=64),

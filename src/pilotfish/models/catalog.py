@@ -26,7 +26,10 @@ from pilotfish.models import download
 from pilotfish.models.download import Progress
 from pilotfish.models.entries import ENTRIES, CatalogFile, Entry, HubSource, UrlSource, WheelSource
 
-__all__ = ["Entry", "cache_dir", "entries", "entry", "is_pulled", "path", "pull", "resolve"]
+__all__ = ["NAMES", "Entry", "cache_dir", "entries", "entry", "is_pulled", "path", "pull", "resolve"]
+
+NAMES = frozenset(ENTRIES)
+"""The names of the catalog."""
 
 _log = logging.getLogger("pilotfish.models")
 

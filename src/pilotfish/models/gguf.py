@@ -72,7 +72,7 @@ class GGUFModel:
     @property
     def name(self) -> str:
         """The catalog's name, or the name of the file."""
-        return self.model if isinstance(self.model, str) and self.model in _NAMES else Path(self.model).stem
+        return self.model if isinstance(self.model, str) and self.model in catalog.NAMES else Path(self.model).stem
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order.
@@ -179,7 +179,9 @@ class GGUFModel:
     def _is_chat(self) -> bool:
         if self.chat is not None:
             return self.chat
-        return not (isinstance(self.model, str) and self.model in _NAMES and catalog.entry(self.model).kind == "base")
+        return not (
+            isinstance(self.model, str) and self.model in catalog.NAMES and catalog.entry(self.model).kind == "base"
+        )
 
     def _call(self, server: Any, request: Request, callback: Any = None) -> Any:
         body: dict[str, Any] = {key: value for key, value in request.to_json().items() if key not in _NOT_PASSED}
@@ -222,9 +224,6 @@ class GGUFModel:
             log_probs=log_probs_of(choice.get("logprobs"), request.log_probs),
             extra={key: value for key, value in message.items() if key not in ("role", "content")},
         )
-
-
-_NAMES = frozenset(entry.name for entry in catalog.entries())
 
 
 def _is_gguf(path: Path) -> bool:

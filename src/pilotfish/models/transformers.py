@@ -1,0 +1,269 @@
+"""Causal language models through torch and transformers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pilotfish.errors import ContextLengthError, InputError, ModelError, missing_extra
+from pilotfish.models import catalog
+from pilotfish.types import Reply, Request, TokenLogProb, Usage
+
+__all__ = ["TransformersModel"]
+
+
+class TransformersModel:
+    """A causal language model run by transformers; weights are read from safetensors or GGUF, never from pickles.
+
+    Parameters
+    ----------
+    model : str or Path
+        A GGUF name of the catalog, a ``.gguf`` file, a folder saved by transformers, or a repository of the hub. GGUF
+        weights are converted once and kept in a folder beside the file.
+    dtype : {"float32", "bfloat16", "float16"}
+        Of the weights and the arithmetic.
+    device : str
+        Where torch runs it.
+    batch_size : int
+        Requests generated at once.
+
+    Examples
+    --------
+    >>> TransformersModel("smollm2-135m-instruct", dtype="bfloat16").batch_size
+    8
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        device: str = "cpu",
+        batch_size: int = 8,
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.device = device
+        self.batch_size = batch_size
+        self._loaded: tuple[Any, Any] | None = None
+        self._lock = threading.Lock()
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer a batch: one reply per request, in order.
+
+        Raises
+        ------
+        MissingExtraError
+            When torch or transformers is not installed.
+        ContextLengthError
+            When a prompt and its reply are longer than the model's window.
+        InputError
+            When a prompt does not fit the chat template.
+        """
+        if not requests:
+            return []
+        tokenizer, _ = self._parts()
+        prompts = [self._prompt(tokenizer, request) for request in requests]
+        replies: dict[int, Reply] = {}
+        for rows in self._batches(requests, prompts):
+            replies.update(self._generate(requests, prompts, rows))
+        return [replies[i] for i in range(len(requests))]
+
+    def log_probs(self, texts: Sequence[str]) -> list[tuple[TokenLogProb, ...]]:
+        """Natural log-probability of each token of each text given those before it; the first token has none.
+
+        Raises
+        ------
+        ContextLengthError
+            When a text is longer than the model's window.
+        """
+        import torch
+
+        tokenizer, model = self._parts()
+        results: list[tuple[TokenLogProb, ...]] = []
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt")["input_ids"].to(self.device)
+            self._check_length(ids.shape[1])
+            if ids.shape[1] < 2:
+                results.append(())
+                continue
+            with torch.inference_mode():
+                logits = model(ids).logits[0, :-1].float()
+            logs = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0].tolist()
+            tokens = tokenizer.convert_ids_to_tokens(ids[0, 1:].tolist())
+            results.append(tuple(TokenLogProb(token, log) for token, log in zip(tokens, logs, strict=True)))
+        return results
+
+    def _generate(
+        self, requests: Sequence[Request], prompts: Sequence[list[int]], rows: Sequence[int]
+    ) -> Iterator[tuple[int, Reply]]:
+        import torch
+
+        start = time.perf_counter()
+        tokenizer, model = self._parts()
+        first = requests[rows[0]]
+        longest = max(len(prompts[i]) for i in rows)
+        n_new = self._window() - longest if first.max_tokens is None else first.max_tokens
+        self._check_length(longest + min(n_new, 1))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in rows], device=self.device)
+        mask = torch.tensor(
+            [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=self.device
+        )
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if first.temperature is None or first.temperature > 0:
+            sampling = {
+                "do_sample": True,
+                "temperature": first.temperature or 1.0,
+                "top_p": first.top_p or 1.0,
+                "top_k": 0,
+            }
+        with torch.inference_mode(), torch.random.fork_rng(enabled=first.seed is not None):
+            if first.seed is not None:
+                torch.manual_seed(first.seed)
+            made = model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max(1, min(n_new, self._window() - longest)),
+                pad_token_id=pad,
+                return_dict_in_generate=True,
+                output_logits=first.log_probs is not None,
+                **sampling,
+            )
+        ends = model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        latency = time.perf_counter() - start
+        for row, i in enumerate(rows):
+            tokens = made.sequences[row, longest:].tolist()
+            end = next((at for at, token in enumerate(tokens) if token in ends), None)
+            kept = tokens if end is None else tokens[:end]
+            text, n_kept, stopped = _cut(tokenizer, kept, requests[i].stop)
+            logs = (
+                _log_probs(tokenizer, [step[row] for step in made.logits[:n_kept]], kept, first.log_probs)
+                if first.log_probs is not None
+                else ()
+            )
+            n_written = n_kept + (end is not None and not stopped)
+            yield (
+                i,
+                Reply(
+                    text,
+                    model=str(self.model),
+                    usage=Usage(len(prompts[i]), n_written, latency=latency),
+                    finish_reason="stop" if stopped or end is not None else "length",
+                    log_probs=logs,
+                ),
+            )
+
+    def _batches(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Rows with the same settings and prompts of similar length."""
+        alike: dict[Any, list[int]] = {}
+        for i, r in enumerate(requests):
+            alike.setdefault((r.temperature, r.top_p, r.max_tokens, r.seed, r.log_probs), []).append(i)
+        for rows in alike.values():
+            rows.sort(key=lambda i: len(prompts[i]))
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size]
+
+    def _prompt(self, tokenizer: Any, request: Request) -> list[int]:
+        if tokenizer.chat_template is None:
+            return list(tokenizer(request.prompt)["input_ids"]) or [tokenizer.eos_token_id]
+        messages = [{"role": m.role, "content": m.text} for m in request.messages]
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:
+            raise InputError(f"The chat template refused the messages ({error}): mend their roles or text.") from error
+
+    def _window(self) -> int:
+        return int(getattr(self._parts()[1].config, "max_position_embeddings", 2**31))
+
+    def _check_length(self, n_tokens: int) -> None:
+        if n_tokens > self._window():
+            raise ContextLengthError(
+                f"Prompt and reply have {n_tokens} tokens, but the model's window has {self._window()}: shorten them."
+            )
+
+    def _parts(self) -> tuple[Any, Any]:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> tuple[Any, Any]:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise missing_extra(error.name or "torch", "torch", "Running transformers models") from None
+        source: str | Path = self.model
+        if Path(source).exists() or source in catalog.NAMES:
+            source = catalog.resolve(source)
+            if Path(source).suffix == ".gguf":
+                source = _converted(Path(source))
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, self.dtype), use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"transformers could not load {source} ({error}): check the name or the folder."
+            ) from error
+        return tokenizer, model.to(self.device).eval()
+
+
+def _converted(path: Path) -> Path:
+    """The folder of a GGUF file's weights as safetensors; made at the first call."""
+    import transformers
+
+    folder = path.with_name(path.stem + "-transformers")
+    if not folder.is_dir():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        new = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        try:
+            tokenizer.save_pretrained(new)
+            model.save_pretrained(new, safe_serialization=True)
+            if not folder.is_dir():
+                new.replace(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+def _cut(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> tuple[str, int, bool]:
+    """The text up to the first stop string, how many tokens it took, and whether there was one."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    found = [text.index(stop) for stop in stops if stop and stop in text]
+    if not found:
+        return text, len(tokens), False
+    text = text[: min(found)]
+    n_kept = 0
+    while n_kept < len(tokens) and len(tokenizer.decode(tokens[:n_kept], skip_special_tokens=True)) <= len(text):
+        n_kept += 1
+    return text, n_kept, True
+
+
+def _log_probs(
+    tokenizer: Any, logits: Sequence[Any], tokens: Sequence[int], n_top: int | None
+) -> tuple[TokenLogProb, ...]:
+    import torch
+
+    result = []
+    for step, token in zip(logits, tokens, strict=False):
+        logs = torch.log_softmax(step.float(), dim=-1)
+        best = torch.topk(logs, n_top or 0)
+        top = tuple(
+            (tokenizer.decode([i]), log) for i, log in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+        result.append(TokenLogProb(tokenizer.decode([token]), float(logs[token]), top))
+    return tuple(result)

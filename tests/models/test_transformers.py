@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pilotfish.errors import ContextLengthError, MissingExtraError, ModelError
+from pilotfish.models.transformers import TransformersModel
+from pilotfish.types import Request
+from tests.models.fixtures import pulled
+
+
+@pytest.fixture(scope="module")
+def model() -> TransformersModel:
+    pytest.importorskip("torch").set_num_threads(1)
+    pytest.importorskip("transformers")
+    pulled("smollm2-135m-instruct")
+    return TransformersModel("smollm2-135m-instruct")
+
+
+def test_log_probs_of_a_reply_are_those_of_its_text(model: TransformersModel) -> None:
+    request = Request.of("Name three colours.", temperature=0, max_tokens=10, log_probs=2)
+    shorter = Request.of("Hi.", temperature=0, max_tokens=10, log_probs=2)
+    (reply, _) = model.generate([request, shorter])
+    assert reply.finish_reason == "length"
+    assert "".join(token.token for token in reply.log_probs) == reply.text
+    tokenizer, _ = model._parts()
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Name three colours."}], add_generation_prompt=True, tokenize=False
+    )
+    (whole,) = model.log_probs([prompt + reply.text])
+    assert [t.log_prob for t in reply.log_probs] == pytest.approx([t.log_prob for t in whole[-10:]], abs=1e-3)
+    assert all(token.top[0] == (token.token, token.log_prob) for token in reply.log_probs)
+
+
+def test_likelier_text_scores_higher(model: TransformersModel) -> None:
+    good, bad, short = model.log_probs(["The cat sat on the mat.", "Mat the on sat cat the.", "a"])
+    assert sum(t.log_prob for t in good) > sum(t.log_prob for t in bad)
+    assert short == ()
+
+
+def test_seeds_repeat(model: TransformersModel) -> None:
+    request = Request.of("Name a colour.", temperature=1.5, max_tokens=10, top_p=0.9)
+    texts = [model.generate([request.replace(seed=seed)])[0].text for seed in (1, 1, 2, 3)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+def test_what_does_not_fit_is_told(model: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ContextLengthError):
+        model.generate([Request.of("word " * 9000, max_tokens=1)])
+    with pytest.raises(ModelError, match="could not load"):
+        TransformersModel(tmp_path).generate([Request.of("x")])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"pilotfish\[torch\]"):
+        TransformersModel(tmp_path).generate([Request.of("x")])
