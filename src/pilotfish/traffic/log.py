@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ import orjson
 from pilotfish.errors import InputError, LogError
 from pilotfish.protocols import Transform
 from pilotfish.traffic.calls import Call
-from pilotfish.traffic.masking import mask_text
+from pilotfish.traffic.masking import mask_call, mask_text
 from pilotfish.traffic.rows import call_of, conditions, day_of, insert_new
 from pilotfish.traffic.schema import COLUMNS, check_version, connect, log_error, prepare
 from pilotfish.traffic.writer import Durability, Job, Writer
@@ -412,6 +413,8 @@ class TrafficLog:
             How many were written and how many were there already.
         """
         self._check_writable()
+        if self._mask is not None:
+            calls = map(partial(mask_call, mask=self._mask), calls)
         connection = connect(self.path)
         try:
             return insert_new(connection, calls)

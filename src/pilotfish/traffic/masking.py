@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 
 from pilotfish.protocols import Transform
+from pilotfish.traffic.calls import Call
 
-__all__ = ["PatternMasker", "mask_body"]
+__all__ = ["PatternMasker", "mask_body", "mask_call", "mask_text"]
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])")
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?(?![A-Za-z0-9])")
@@ -79,6 +80,16 @@ def mask_body(body: bytes, mask: Transform[str, str]) -> bytes:
     except orjson.JSONDecodeError:
         return mask_text(body.decode("utf-8", "replace"), mask).encode()
     return orjson.dumps(_walk(data, mask))
+
+
+def mask_call(call: Call, mask: Transform[str, str]) -> Call:
+    """Mask every text that users or models said in a call."""
+    texts = {
+        name: mask_text(text, mask)
+        for name in ("prediction", "audit", "gold")
+        if (text := getattr(call, name)) is not None
+    }
+    return call.replace(request=mask_body(call.request, mask), reply=mask_body(call.reply, mask), **texts)
 
 
 def mask_text(text: str, mask: Transform[str, str]) -> str:

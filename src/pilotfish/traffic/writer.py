@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pilotfish.errors import LogError
 from pilotfish.protocols import Transform
 from pilotfish.traffic.calls import Call
-from pilotfish.traffic.masking import mask_body, mask_text
+from pilotfish.traffic.masking import mask_call
 from pilotfish.traffic.rows import insert
 from pilotfish.traffic.schema import connect, log_error
 
@@ -166,7 +166,7 @@ class Writer:
             return True
         try:
             call = job.call if isinstance(job.call, Call) else job.call()
-            job.call = call if self.mask is None else _masked(call, self.mask)
+            job.call = call if self.mask is None else mask_call(call, self.mask)
         except Exception as error:
             _logger.exception("A call could not be recorded.")
             self.n_dropped += 1
@@ -277,15 +277,6 @@ class Writer:
             self.on_written(calls)
         except Exception:
             _logger.exception("Telling of written calls failed.")
-
-
-def _masked(call: Call, mask: Transform[str, str]) -> Call:
-    texts = {
-        name: mask_text(text, mask)
-        for name in ("prediction", "audit", "gold")
-        if (text := getattr(call, name)) is not None
-    }
-    return call.replace(request=mask_body(call.request, mask), reply=mask_body(call.reply, mask), **texts)
 
 
 def _size(job: Job) -> int:
