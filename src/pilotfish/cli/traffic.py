@@ -33,7 +33,7 @@ def import_(
     system: System = None,
     requests: Requests = None,
 ) -> None:
-    """Import recorded calls: OpenAI requests and responses, LiteLLM or Langfuse exports, CSV of input,output[,label]."""
+    """Import recorded calls: OpenAI requests and responses, LiteLLM or Langfuse exports, CSV of input and output."""
     from pilotfish.cli.output import console
     from pilotfish.gateway.config import load_config
     from pilotfish.gateway.takeover import make_takeover
