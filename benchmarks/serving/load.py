@@ -72,7 +72,7 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         self._send()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         if not self.done.done():
             self.tally.n_failed += 1
             self.done.set_result(None)
