@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
+from pilotfish.answers import normalise
 from pilotfish.types import Request
 
 __all__ = ["Assignment", "Kind", "Task", "TaskIndex", "Template", "kind_of", "normalise"]
@@ -23,18 +24,6 @@ _TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
 _LEAST_WORDS = 4
 _LEAST_ALIKE = 0.6
 _LONGEST = 20_000
-_EDGE = " \t\r\n\"'`.,;:!*"
-
-
-def normalise(answer: str) -> str:
-    """Bring an answer to the form in which answers are compared: case, outer quotes, full stops, underscores aside.
-
-    Examples
-    --------
-    >>> normalise(' "Card_Arrival." ')
-    'card arrival'
-    """
-    return " ".join(answer.replace("_", " ").strip(_EDGE).casefold().split())
 
 
 def kind_of(answers: Sequence[str]) -> Kind:

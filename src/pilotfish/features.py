@@ -1,0 +1,206 @@
+"""Features of texts for small models: sentence encoder, static vectors and hashed n-grams, joined in one small space."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Self
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError, NotFittedError
+from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
+from pilotfish.protocols import Embedder
+
+__all__ = ["FEATURE_KINDS", "FeatureKind", "HashedNgrams", "TextSpace"]
+
+FeatureKind = Literal["encoder", "static", "ngrams"]
+FEATURE_KINDS: tuple[FeatureKind, ...] = ("encoder", "static", "ngrams")
+
+_Vectors = NDArray[np.float32]
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_LONGEST = 20_000
+_ENCODER = "all-minilm-l6-v2"
+# The middle layer and the maximum keep the words that the mean of the last layer blurs.
+_POOLINGS = ("mean", "max", "mean@3")
+_WEIGHTS: Mapping[FeatureKind, tuple[float, ...]] = {
+    "encoder": (0.44, 0.19, 0.19, 0.19),
+    "static": (0.5, 0.5),
+    "ngrams": (1.0,),
+}
+
+
+class HashedNgrams:
+    """Word and character n-grams hashed into a fixed number of signed buckets.
+
+    Words, pairs of words, and characters 3 to 5 within words; each n-gram adds +1 or -1 to one bucket, so that collisions
+    cancel on average. Counts are damped by a square root and rows have unit length. Nothing is learned.
+
+    Parameters
+    ----------
+    n_buckets : int
+        Length of each vector, at least 2.
+
+    Examples
+    --------
+    >>> vectors = HashedNgrams(256).embed(["cancel my transfer", "cancel the transfer", "exchange rate"])
+    >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
+    ((3, 256), True)
+
+    References
+    ----------
+    Weinberger et al. 2009, Feature hashing for large scale multitask learning (arXiv:0902.2206).
+    """
+
+    def __init__(self, n_buckets: int = 2048) -> None:
+        self.n_buckets = n_buckets
+
+    @property
+    def n_dimensions(self) -> int:
+        """Length of each vector."""
+        return self.n_buckets
+
+    def embed(self, texts: Sequence[str]) -> _Vectors:
+        """Embed a batch as an array (n, n_buckets) of unit vectors; a text without a token gives zeros."""
+        if self.n_buckets < 2:
+            raise InputError(f"HashedNgrams n_buckets is {self.n_buckets}: use at least 2.")
+        vectors = np.zeros((len(texts), self.n_buckets), dtype=np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            hashes = np.fromiter((crc32(gram) for gram in _grams(text)), dtype=np.int64)
+            np.add.at(row, (hashes >> 1) % self.n_buckets, np.where(hashes & 1, 1.0, -1.0))
+        vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
+        return _unit(vectors)
+
+
+def _grams(text: str) -> list[bytes]:
+    words = _TOKEN.findall(text[:_LONGEST].casefold())
+    grams = [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    for word in words:
+        padded = f"<{word}>"
+        for n in (3, 4, 5):
+            grams.extend(f"#{padded[i : i + n]}" for i in range(len(padded) - n + 1))
+    return [gram.encode("utf-8", "replace") for gram in grams]
+
+
+class TextSpace:
+    """Texts as points of one small space: every view centred, of unit length and weighted, then their main axes.
+
+    Parameters
+    ----------
+    kind : {"encoder", "static", "ngrams"}
+        ``encoder``: three poolings of a sentence encoder, and static token vectors. ``static``: static token vectors and
+        hashed n-grams, about ten times faster. ``ngrams``: hashed n-grams alone, which need no model file.
+    precision : {"int8", "fp32"}
+        Of the sentence encoder.
+    n_dimensions : int
+        Axes kept, at most the number of texts learned from less one.
+
+    Attributes
+    ----------
+    means_ : list of ndarray
+        Centre of each view.
+    axes_ : ndarray (n_raw, n_axes)
+        Main axes, by falling variance.
+    offset_ : ndarray (n_axes,)
+        The centre of the joined views, on the axes.
+    scale_ : float
+        Multiplies the coordinates so that the mean squared length of the texts learned from is 1.
+
+    Examples
+    --------
+    >>> space = TextSpace("ngrams", n_dimensions=2).fit(["one card", "two cards", "a transfer", "transfers"])
+    >>> space.transform(["my card"]).shape
+    (1, 2)
+    """
+
+    def __init__(
+        self, kind: FeatureKind = "encoder", precision: Literal["int8", "fp32"] = "int8", n_dimensions: int = 512
+    ) -> None:
+        self.kind = kind
+        self.precision = precision
+        self.n_dimensions = n_dimensions
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Find the centres and the main axes of texts, at least two."""
+        self.fit_transform(texts)
+        return self
+
+    def fit_transform(self, texts: Sequence[str]) -> _Vectors:
+        """Find the centres and the main axes of texts and return the texts in them, (n, n_axes)."""
+        if len(texts) < 2:
+            raise InputError(f"TextSpace was given {len(texts)} texts to learn from: give at least 2.")
+        views = self._views(texts)
+        self.means_ = [view.mean(axis=0) for view in views]
+        joined = self._joined(views)
+        centre = joined.mean(axis=0)
+        spread = joined - centre
+        variances, axes = np.linalg.eigh(spread.T @ spread)
+        n_axes = min(self.n_dimensions, len(texts) - 1, joined.shape[1])
+        axes = axes[:, ::-1][:, :n_axes]
+        # An axis and its opposite are the same: point each along its largest part, so that every run agrees.
+        axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0) < 0, -1, 1)
+        self.axes_ = np.ascontiguousarray(axes, dtype=np.float32)
+        points = spread @ self.axes_
+        self.scale_ = float(1 / max(np.sqrt(np.einsum("ij,ij->i", points, points).mean()), 1e-9))
+        self.offset_ = (centre @ self.axes_).astype(np.float32)
+        return np.asarray(points * np.float32(self.scale_))
+
+    def transform(self, texts: Sequence[str]) -> _Vectors:
+        """Return texts in the space, (n, n_axes)."""
+        if not hasattr(self, "axes_"):
+            raise NotFittedError("TextSpace is not fitted: call fit first.")
+        joined = self._joined(self._views(texts))
+        return np.asarray((joined @ self.axes_ - self.offset_) * np.float32(self.scale_), dtype=np.float32)
+
+    def get_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """The fitted space as plain data and arrays."""
+        plain = {"kind": self.kind, "precision": self.precision, "n_dimensions": self.n_dimensions}
+        arrays = {"axes": self.axes_, "offset": self.offset_, "means": np.concatenate(self.means_)}
+        return {**plain, "scale": self.scale_, "sizes": [mean.size for mean in self.means_]}, arrays
+
+    @classmethod
+    def from_state(cls, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Bring a fitted space back."""
+        made = cls(plain["kind"], plain["precision"], plain["n_dimensions"])
+        made.scale_ = float(plain["scale"])
+        made.axes_, made.offset_ = arrays["axes"], arrays["offset"]
+        made.means_ = np.split(arrays["means"], np.cumsum(plain["sizes"])[:-1])
+        return made
+
+    def _views(self, texts: Sequence[str]) -> list[_Vectors]:
+        if self.kind not in FEATURE_KINDS:
+            raise InputError(f"TextSpace kind is {self.kind!r}: use one of {', '.join(FEATURE_KINDS)}.")
+        if self.kind == "ngrams":
+            return [_ngrams().embed(texts)]
+        if self.kind == "static":
+            return [_static().embed(texts), _ngrams().embed(texts)]
+        pooled = _encoder(self.precision).embed(texts)
+        return [*np.split(pooled, len(_POOLINGS), axis=1), _static().embed(texts)]
+
+    def _joined(self, views: Sequence[_Vectors]) -> _Vectors:
+        weights = _WEIGHTS[self.kind]
+        parts = zip(views, self.means_, weights, strict=True)
+        return np.hstack([_unit(view - mean) * np.float32(np.sqrt(weight)) for view, mean, weight in parts])
+
+
+def _unit(vectors: _Vectors) -> _Vectors:
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
+
+
+@lru_cache(maxsize=2)
+def _encoder(precision: Literal["int8", "fp32"]) -> Embedder:
+    return OnnxEmbedder(_ENCODER, precision=precision, poolings=_POOLINGS)
+
+
+@lru_cache(maxsize=1)
+def _static() -> Embedder:
+    return StaticEmbedder()
+
+
+@lru_cache(maxsize=1)
+def _ngrams() -> Embedder:
+    return HashedNgrams()
