@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import demo, tasks
+from pilotfish.cli import demo, models, serve, tasks, traffic
 
 __all__ = ["app", "main"]
 
@@ -18,8 +18,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tasks.status, tasks.learn, tasks.promote, tasks.rollback, tasks.replay, tasks.report, demo.demo):
+for command in (
+    serve.serve,
+    tasks.status,
+    tasks.learn,
+    tasks.promote,
+    tasks.rollback,
+    tasks.replay,
+    tasks.report,
+    serve.key,
+    demo.demo,
+):
     app.command()(command)
+app.command("import")(traffic.import_)
+app.command("export")(traffic.export_)
+app.add_typer(models.app)
 
 
 def main() -> None:

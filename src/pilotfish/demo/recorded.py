@@ -60,7 +60,7 @@ def _calls(folder: Path) -> list[Call]:
     files = sorted(folder.glob("*.jsonl.gz"))
     if not files:
         raise InputError(f"traffic is {folder}, which holds no .jsonl.gz file: give a folder of recorded calls.")
-    made = []
+    made: list[Call] = []
     for file in files:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             for line in lines:

@@ -11,6 +11,7 @@ from scipy.linalg import cho_factor, cho_solve, lapack
 from scipy.optimize import minimize_scalar
 
 from pilotfish.errors import InputError
+from pilotfish.features import product
 
 __all__ = ["KernelHead", "LeaveOneOut", "MlpHead", "log_softmax"]
 
@@ -68,9 +69,7 @@ class KernelHead:
     0
     """
 
-    def __init__(
-        self, n_axes: int = 128, gamma: float = 1.5, ridge: float = 0.45, temperature: float = 13.0
-    ) -> None:
+    def __init__(self, n_axes: int = 128, gamma: float = 1.5, ridge: float = 0.45, temperature: float = 13.0) -> None:
         self.n_axes = n_axes
         self.gamma = gamma
         self.ridge = ridge
@@ -90,9 +89,9 @@ class KernelHead:
 
     def scores(self, X: Array) -> tuple[Array, Array]:
         """Scores (n, n_classes), and the cosine of each point to its nearest neighbour learned from (n,)."""
-        cosines = _unit(X[:, : self.n_axes]) @ self.points_.T
+        cosines = product(_unit(X[:, : self.n_axes]), self.points_.T)
         nearest = cosines.max(axis=1)
-        return np.asarray(self._kernel(cosines) @ self.weights_), nearest
+        return product(self._kernel(cosines), self.weights_), nearest
 
     def log_proba(self, X: Array) -> Array:
         """Log-probabilities (n, n_classes)."""
@@ -240,8 +239,8 @@ class MlpHead:
     def log_proba(self, X: Array) -> Array:
         """Log-probabilities (n, n_classes)."""
         w1, b1, w2, b2 = self.weights_
-        hidden = np.maximum((X * self.scale_) @ w1 + b1, 0)
-        return log_softmax(hidden @ w2 + b2)
+        hidden = np.maximum(product(X * self.scale_, w1) + b1, 0)
+        return log_softmax(product(hidden, w2) + b2)
 
     def _gradients(self, x: Array, targets: Array, rng: np.random.Generator) -> list[Array]:
         w1, b1, w2, b2 = self.weights_

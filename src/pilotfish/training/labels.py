@@ -49,9 +49,7 @@ class Denoised:
     confusion: Array
 
 
-def confusion(
-    targets: Array, answers: Labels, n_answers: int, prior: float = 2.5, faith: float = 2.0
-) -> Array:
+def confusion(targets: Array, answers: Labels, n_answers: int, prior: float = 2.5, faith: float = 2.0) -> Array:
     """Estimate p(answer | class) from beliefs about the classes, shrunk towards the teacher's habits and towards trust.
 
     Parameters
@@ -127,9 +125,7 @@ def denoise(
         raise InputError(f"gold holds class {gold.max()} of {n_classes} classes: number classes from 0.")
     settings = head or KernelHead()
     n_answers = max(int(answers.max()) + 1, n_classes)
-    smoother = LeaveOneOut(
-        KernelHead(settings.n_axes, settings.gamma, settings.ridge, _ROUND_TEMPERATURE), X
-    )
+    smoother = LeaveOneOut(KernelHead(settings.n_axes, settings.gamma, settings.ridge, _ROUND_TEMPERATURE), X)
     known = np.flatnonzero(gold >= 0)
     anchors, classes = _anchors(answers, gold, n_classes)
     eye = np.eye(n_classes, dtype=np.float32)
