@@ -3,33 +3,39 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DATA ?= ../shared/data
-export PIP_DISABLE_PIP_VERSION_CHECK = 1
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint bench docs clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --constraint constraints.txt --group dev --group docs --editable ".[all]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) --editable ".[demo]"
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) --group dev --group docs --editable ".[all]"
+	touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
 	$(BIN)/pilotfish demo $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks $(NAME) --data $(DATA) $(ARGS)
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.all
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site dist .mypy_cache .ruff_cache
+	rm -rf $(VENV) site dist demo-out .mypy_cache .ruff_cache

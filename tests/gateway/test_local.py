@@ -1,0 +1,79 @@
+"""Local models behind the gateway: the same reply as in Python, with the errors of an endpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.models.fake import FakeModel
+from pilotfish.types import Reply, Request
+from tests.gateway.rig import answer, whole
+
+
+class Small(FakeModel):
+    """Streams its reply word by word."""
+
+    def stream(self, request: Request):
+        for word in self.generate([request])[0].text.split(" "):
+            yield word + " "
+
+
+def scripted(request: Request) -> str | Reply | Exception:
+    errors = {
+        "long": ContextLengthError("The prompt has 9 tokens, the window 4: shorten it."),
+        "odd": InputError("Field 'grammar' is 3: give text."),
+        "broken": ModelError("The model failed."),
+    }
+    return errors.get(request.prompt, f"you said {request.prompt}")
+
+
+@pytest.fixture
+def run(start, monkeypatch):
+    models = {"small": Small(scripted), "plain": FakeModel("yes")}
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: models)
+    return start(models={"small": {"source": "any"}})
+
+
+def test_the_gateway_and_python_give_the_same_reply(run):
+    reply = run.chat("hello", model="small")
+    assert reply.status == 200
+    assert reply.data["model"] == "small"
+    (same,) = Small(scripted).generate([Request.of("hello", model="small")])
+    assert reply.data["choices"][0]["message"]["content"] == same.text == "you said hello"
+    (call,) = run.calls()
+    assert call.answer == "you said hello"
+
+
+@pytest.mark.parametrize(("model", "text"), [("small", "you said hello "), ("plain", "yes")])
+def test_streams_reach_the_openai_client(run, model, text):
+    import openai
+
+    with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0) as client:
+        messages = [{"role": "user", "content": "hello"}]
+        with client.chat.completions.create(model=model, messages=messages, stream=True) as stream:  # type: ignore[call-overload]
+            got = [chunk.choices[0].delta.content or "" for chunk in stream]
+        names = [model.id for model in client.models.list()]
+    assert "".join(got) == text
+    assert names[:2] == ["small", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "code"), [("long", 400, "context_length_exceeded"), ("broken", 500, "model_failed")]
+)
+def test_failures_have_the_shape_of_an_endpoints(run, prompt, status, code):
+    reply = run.chat(prompt, model="small")
+    assert reply.status == status
+    assert reply.data["error"]["code"] == code
+
+
+def test_a_wrong_field_is_named(run):
+    reply = run.chat("odd", model="small")
+    assert reply.status == 400
+    assert "grammar" in reply.data["error"]["message"]
+
+
+def test_other_models_go_to_the_endpoint(run, upstream):
+    upstream.replies(whole(answer("from afar")))
+    reply = run.chat("hello", model="large")
+    assert reply.status == 200
+    assert upstream.received[-1].data["model"] == "large"
