@@ -19,10 +19,8 @@ from pilotfish.takeover.replay import replay
 from pilotfish.training.closed_set import ClosedSetStudent
 
 LEVELS = (0.95, 0.97, 0.98, 0.99)
-PUBLISHED = {
-    "system": ("scikit-learn on MiniLM and n-grams", 0.722),
-    "answers": ("scikit-learn on MiniLM and n-grams", 0.623),
-}
+BASELINE = "scikit-learn on MiniLM and n-grams"
+PUBLISHED = {"system": 0.722, "answers": 0.623}
 FIGURES = {"system": "local_at_{}_system", "answers": "local_at_{}_answers"}
 
 

@@ -53,6 +53,7 @@ def chart(
     y_label: str,
     percent_x: bool = False,
     percent_y: bool = False,
+    y_range: tuple[float, float] | None = None,
     marks: Sequence[Mark] = (),
 ) -> str:
     """Draw lines and points with axes, a legend and labelled marks, as SVG.
@@ -65,6 +66,8 @@ def chart(
         Names of the axes.
     percent_x, percent_y : bool
         Write the axis in percent.
+    y_range : tuple of float, optional
+        Least and greatest value of the vertical axis; those of the data when left out.
     marks : sequence of Mark
         Vertical lines.
 
@@ -77,7 +80,7 @@ def chart(
     ys = [v for s in series for part in (s.y, s.low or (), s.high or ()) for v in part if math.isfinite(v)]
     if not xs or not ys:
         return '<p class="empty">Nothing to draw yet.</p>'
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
+    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(*(y_range or (min(ys), max(ys))))
     x0, x1, y0, y1 = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
 
     def at_x(v: float) -> float:

@@ -138,7 +138,7 @@ def report(log: TrafficLog, states: dict[str, TaskState], folder: Path) -> str:
         mine = [event for event in events if event.task == name]
         sections.append(_task_section(name, states[name], summaries[name], mine, _learned(folder, states[name])))
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return page.page("Pilotfish report", f"{len(names)} tasks, made {when}", *sections)
+    return page.page("Pilotfish report", f"{len(names)} task{'' if len(names) == 1 else 's'}, made {when}", *sections)
 
 
 def _learned(folder: Path, state: TaskState) -> dict[str, Any] | None:
@@ -215,6 +215,7 @@ def _task_section(
                 x_label="calls of this task",
                 y_label="share",
                 percent_y=True,
+                y_range=(0.0, 1.0),
                 marks=marks,
             )
         )

@@ -101,6 +101,7 @@ def _page(made: Replayed) -> str:
                 x_label="calls",
                 y_label=f"share of the last {_WINDOW} calls",
                 percent_y=True,
+                y_range=(0.0, 1.0),
             ),
         ),
         section("Decisions", table(["call", "what", "why"], rows, numeric=[0])),
