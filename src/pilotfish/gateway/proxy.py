@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from pilotfish.gateway.metrics import Metrics
 from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_of, why_not_local
 from pilotfish.gateway.students import Students
 from pilotfish.gateway.upstream import Upstream, UpstreamReply
+from pilotfish.gateway.wire import Headers
 from pilotfish.traffic import Answerer, Call, TrafficLog
 from pilotfish.traffic.calls import UPSTREAM
 from pilotfish.types import Request
@@ -117,11 +119,7 @@ class Proxy:
             reply.close()
 
     async def _consult(self, exchange: Exchange, students: Students) -> None:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in exchange.raw_headers
-            if name != b"authorization"
-        }
+        headers = _Headers(exchange.raw_headers)
         exchange.task = task = students.task_of(exchange.data, headers)
         if task is None or not students.active(task):
             return
@@ -382,6 +380,29 @@ class _Recording:
         text = self._tail + text
         self._tail = text[-_LONGEST_END:]
         return any(end in text for end in _ENDS)
+
+
+class _Headers(Mapping[str, str]):
+    """A call's headers by lower-case name, without its key; decoded when asked for."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Headers) -> None:
+        self._raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.encode("latin-1", "replace")
+        if wanted != b"authorization":
+            for found, value in self._raw:
+                if found == wanted:
+                    return value.decode("latin-1")
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self._raw if name != b"authorization"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _kind(error: UpstreamError) -> str:

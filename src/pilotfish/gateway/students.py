@@ -46,7 +46,7 @@ class Students:
         self.metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pilotfish-student")
         self._n_waiting = 0
-        self._observed: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._observed: queue.SimpleQueue[list[Call] | None] = queue.SimpleQueue()
         self._observer = threading.Thread(target=self._observe, name="pilotfish-observer", daemon=True)
         self._audited: dict[str, asyncio.Future[Call]] = {}
         self._audits: set[asyncio.Task[None]] = set()
@@ -106,12 +106,15 @@ class Students:
 
     def written(self, calls: Sequence[Call]) -> None:
         """Take over calls that are in the log; called in the log's thread."""
+        ready = []
         for call in calls:
             future = self._audited.get(call.id)
             if future is None:
-                self._observed.put(call)
+                ready.append(call)
             else:
                 future.get_loop().call_soon_threadsafe(_settle, future, call)
+        # All at once: each waking of the other thread takes the interpreter from the event loop.
+        self._observed.put(ready)
 
     def audit(self, call_id: str, ask: Ask) -> None:
         """Put a call that was answered locally to the large model too, once it is in the log.
@@ -143,7 +146,7 @@ class Students:
             _logger.warning("An audit failed: %s", error)
         finally:
             del self._audited[call_id]
-            self._observed.put(call)
+            self._observed.put([call])
 
     def _answered(self, waiting: asyncio.Future[Verdict]) -> None:
         self._n_waiting -= 1
@@ -152,11 +155,12 @@ class Students:
             waiting.exception()
 
     def _observe(self) -> None:
-        while (call := self._observed.get()) is not None:
-            try:
-                self.answerer.observe(call)
-            except Exception:  # noqa: BLE001
-                self._failed("Observing a call")
+        while (calls := self._observed.get()) is not None:
+            for call in calls:
+                try:
+                    self.answerer.observe(call)
+                except Exception:  # noqa: BLE001
+                    self._failed("Observing a call")
 
     def _failed(self, what: str) -> None:
         self.metrics.add("student_failures_total")

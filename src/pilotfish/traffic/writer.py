@@ -27,7 +27,7 @@ Durability = Literal["durable", "fast"]
 Build = Callable[[], Call]
 Waiter = asyncio.Future[None] | Future[None]
 
-GATHER_SECONDS = 0.003
+GATHER_SECONDS = 0.004
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 MAX_BATCH = 1024
