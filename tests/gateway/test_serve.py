@@ -1,0 +1,189 @@
+"""The gateway as a process: kills under load, several workers, one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import orjson
+import pytest
+
+from pilotfish.traffic import TrafficLog
+from tests.gateway.rig import CHAT, STREAM_HEAD, chunk, events
+
+CODE = """\
+import sys
+from pilotfish.cli import main
+sys.argv = ["pilotfish", "serve", "--config", sys.argv[1]]
+main()
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def serving(folder, upstream, *, durability="durable", workers=1):
+    port = _free_port()
+    config = folder / "pilotfish.toml"
+    config.write_text(
+        f"[server]\nport = {port}\nworkers = {workers}\n"
+        f'[upstream]\nbase_url = "{upstream.url}"\napi_key = "sk-secret"\n'
+        f'[log]\npath = "{folder}/traffic.db"\ndurability = "{durability}"\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                _get(port, "/healthz")
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield port, process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.out, _ = process.communicate(timeout=30)
+
+
+def _get(port, path) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+class Clients:
+    """Threads that call until told to stop, and remember what was answered in full."""
+
+    def __init__(self, port, n_threads, stream=False) -> None:
+        self.acknowledged: list[str] = []
+        self.unexpected: list[object] = []
+        self._go_on = True
+        self._body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": stream})
+        self._threads = [threading.Thread(target=self._run, args=(port,)) for _ in range(n_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._go_on = False
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, port) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            while self._go_on:
+                connection.request("POST", CHAT, self._body)
+                response = connection.getresponse()
+                response.read()
+                if response.status != 200:
+                    self.unexpected.append(response.status)
+                self.acknowledged.append(response.headers["x-pilotfish-call"])
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+
+
+def test_no_acknowledged_call_is_lost_to_a_kill(tmp_path, upstream):
+    acknowledged: list[str] = []
+    for turn in range(3):
+        if turn == 1:
+            upstream.replies(STREAM_HEAD + b"".join(map(chunk, events({"content": "x"}))) + b"0\r\n\r\n")
+        with serving(tmp_path, upstream) as (port, process):
+            clients = Clients(port, 6, stream=turn >= 1)
+            time.sleep(0.7)
+            process.kill()
+            clients.stop()
+            assert len(clients.acknowledged) > 10
+            acknowledged += clients.acknowledged
+    with TrafficLog(tmp_path / "traffic.db", read_only=True) as log:
+        written = {call.id for call in log.calls()}
+    assert set(acknowledged) <= written
+
+
+@pytest.mark.parametrize("durability", ["durable", "fast"])
+def test_a_stop_finishes_calls_and_writes_the_log(tmp_path, upstream, durability):
+    with serving(tmp_path, upstream, durability=durability) as (port, process):
+        clients = Clients(port, 4)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        clients.stop()
+    assert clients.unexpected == []
+    with TrafficLog(tmp_path / "traffic.db", read_only=True) as log:
+        assert {call.id for call in log.calls()} >= set(clients.acknowledged)
+    assert "Traceback" not in process.out
+    assert "sk-secret" not in process.out
+
+
+def test_workers_share_the_port_and_the_log(tmp_path, upstream):
+    with serving(tmp_path, upstream, workers=2) as (port, process):
+        deadline = time.monotonic() + 30
+        pids: set[int] = set()
+        acknowledged: list[str] = []
+        while len(pids) < 2 and time.monotonic() < deadline:
+            clients = Clients(port, 8)
+            time.sleep(0.3)
+            clients.stop()
+            assert clients.unexpected == []
+            acknowledged += clients.acknowledged
+            pids = {call_id.rpartition("-")[2] for call_id in acknowledged}
+        assert len(pids) == 2
+        with TrafficLog(tmp_path / "traffic.db", read_only=True) as log:
+            assert {call.id for call in log.calls()} == set(acknowledged)
+        time.sleep(1.5)
+        lines = _get(port, "/metrics").decode().splitlines()
+        counted = sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("pilotfish_calls_total"))
+        assert counted == len(acknowledged)
+    assert "sk-secret" not in process.out
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ("[server]\nport = 'x'\n", "Field 'server.port'"),
+        ("[log]\npath = '/proc/none/traffic.db'\n", "cannot be opened for writing"),
+        ("[upstream]\nbase_url = 'http://127.0.0.1:8777'\n", "the gateway's own address"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(tmp_path, toml, sentence):
+    config = tmp_path / "p.toml"
+    config.write_text(toml)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PILOTFISH_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(config)], capture_output=True, text=True, check=False, env=environ, timeout=60
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_newer_log_is_left_alone(tmp_path, upstream):
+    import sqlite3
+
+    with TrafficLog(tmp_path / "traffic.db"):
+        pass
+    with sqlite3.connect(tmp_path / "traffic.db") as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with serving(tmp_path, upstream) as (_, process):
+        assert process.wait(30) == 2
+    assert "upgrade pilotfish" in process.out
