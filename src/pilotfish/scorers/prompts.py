@@ -1,0 +1,233 @@
+"""Numbers that describe a prompt: its form, the latent semantics of its words, and an embedding where one is given."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError, NotFittedError
+from pilotfish.protocols import Embedder, FloatArray
+
+__all__ = ["PromptFeatures", "form_of"]
+
+_WORD = re.compile(r"(?u)\b\w+\b")
+_OPTION = re.compile(r"(?m)^\s*\(?[A-H1-8][.):]\s")
+_FORMULA = re.compile(r"[=^\\<>+$]|\b\d+\s*/\s*\d+\b")
+_CODE = re.compile(r"\bdef |\bclass |\breturn\b|\bassert\b|[{};]\s*$|```", re.MULTILINE)
+_CUES = (
+    r"\bhow (many|much)\b",
+    r"\b(calculate|compute|find|evaluate|solve|what is the value)\b",
+    r"\b(not|except|false|least)\b",
+    r"\b(all|none|both|neither) of\b|\bi and ii\b|\biii\b",
+    r"\bwhich of the following\b",
+    r"\bstatement\b",
+    r"\b(valid|argument|premise|conclusion|predicate|logic)\b",
+    r"\b(prove|theorem|group|ring|field|matrix|integral|vector)\b",
+    r"\b(moral|wrong|ethic\w*|right)\b",
+    r"\b(plaintiff|defendant|contract|court|statute|liable)\b",
+    r"\b(patient|year-old|symptom\w*|diagnosis|blood)\b",
+    r"\b(passage|according to|author|text)\b",
+    r"\b(percent|ratio|average|profit|interest|rate)\b|%",
+    r"\b(best|most|likely|main|primary)\b",
+    r"\b(explain|why|describe|discuss)\b",
+    r"\b(write|story|poem|essay|email|letter)\b",
+    r"\b(function|python|code|program|algorithm)\b",
+    r"\b(clue|puzzle|person|house|left|next to)\b",
+    r"\b(suppose|assume|given|let)\b",
+    r"\b(hour|minute|day|week|year)s?\b",
+    r"\bif\b",
+    r"___?|\bblank\b",
+)
+_CUE = tuple(re.compile(cue, re.IGNORECASE) for cue in _CUES)
+
+
+def form_of(prompt: str) -> list[float]:
+    """Describe the form of a prompt: lengths, digits, options, formulas, code and cue words. Language: English.
+
+    Examples
+    --------
+    >>> len(form_of("What is 2 + 2?")) == len(form_of(""))
+    True
+    """
+    n = max(len(prompt), 1)
+    lines = prompt.split("\n")
+    words = _WORD.findall(prompt.lower())
+    options = [len(line) for line in lines if _OPTION.match(line)]
+    stem = lines[0]
+    longest, shortest = max(options, default=0), min(options, default=0)
+    return [
+        math.log1p(n),
+        math.log1p(len(stem)),
+        math.log1p(len(lines)),
+        math.log1p(len(words)),
+        len(set(words)) / max(len(words), 1),
+        sum(map(len, words)) / max(len(words), 1),
+        sum(c.isdigit() for c in prompt) / n,
+        math.log1p(sum(c.isdigit() for c in prompt)),
+        sum(c.isupper() for c in prompt) / n,
+        sum(not c.isalnum() and not c.isspace() for c in prompt) / n,
+        float(len(options)),
+        math.log1p(sum(options) / max(len(options), 1)),
+        math.log1p(longest) - math.log1p(shortest),
+        float(sum(any(c.isdigit() for c in line) for line in lines) / len(lines)),
+        float(stem.rstrip().endswith("?")),
+        float(stem.rstrip().endswith(":")),
+        float(stem.rstrip().endswith(".")),
+        float(stem.count(".")),
+        math.log1p(len(_FORMULA.findall(prompt))),
+        math.log1p(len(_CODE.findall(prompt))),
+        *(float(cue.search(prompt) is not None) for cue in _CUE),
+    ]
+
+
+class PromptFeatures:
+    """Turn prompts into rows of numbers: form, latent semantics of words and word pairs, and an embedding.
+
+    Parameters
+    ----------
+    n_topics : int
+        Dimensions of the latent semantic analysis; 0 leaves it out.
+    form_weight : float
+        Weight of the form against the words; the words have length 1.
+    embedder : Embedder, optional
+        Adds its vectors, of length 1, beside the topics.
+    max_terms : int
+        Most words and word pairs looked at.
+    seed : int
+        Seed of the truncated decomposition.
+
+    Examples
+    --------
+    >>> features = PromptFeatures(n_topics=2).fit(["add 1 and 2", "add 3 and 4", "who wrote it?", "who said it?"])
+    >>> features.transform(["add 5 and 6"]).shape
+    (1, 44)
+
+    References
+    ----------
+    Deerwester et al. 1990, Indexing by latent semantic analysis.
+    """
+
+    def __init__(
+        self,
+        n_topics: int = 200,
+        form_weight: float = 0.5,
+        embedder: Embedder | None = None,
+        max_terms: int = 40_000,
+        seed: int = 0,
+    ) -> None:
+        self.n_topics = n_topics
+        self.form_weight = form_weight
+        self.embedder = embedder
+        self.max_terms = max_terms
+        self.seed = seed
+
+    def fit(self, prompts: Sequence[str]) -> Self:
+        """Learn the words, their weights and topics, and the spread of the form. Needs no labels.
+
+        Raises
+        ------
+        InputError
+            When there are fewer than 2 prompts.
+        """
+        if len(prompts) < 2:
+            raise InputError(f"prompts has {len(prompts)} texts: give at least 2.")
+        form = np.array([form_of(p) for p in prompts])
+        self.form_mean_ = form.mean(axis=0)
+        self.form_scale_ = form.std(axis=0) + 1e-6
+        self.terms_: dict[str, int] = {}
+        self.idf_ = np.empty(0, dtype=np.float32)
+        self.topics_ = np.empty((0, 0), dtype=np.float32)
+        if self.n_topics:
+            self._fit_topics(prompts)
+        return self
+
+    def _fit_topics(self, prompts: Sequence[str]) -> None:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        least = 1 if len(prompts) < 50 else 2 if len(prompts) < 1000 else 3
+        words = TfidfVectorizer(
+            sublinear_tf=True,
+            min_df=least,
+            ngram_range=(1, 2),
+            max_features=self.max_terms,
+            tokenizer=_words,
+            token_pattern=None,
+            lowercase=True,
+        )
+        counts = words.fit_transform(prompts)
+        n = min(self.n_topics, min(counts.shape) - 1)
+        svd = TruncatedSVD(max(n, 1), n_iter=3, random_state=self.seed).fit(counts)
+        self.terms_ = {term: int(i) for term, i in words.vocabulary_.items()}
+        self.idf_ = words.idf_.astype(np.float32)
+        self.topics_ = np.ascontiguousarray(svd.components_.T, dtype=np.float32)
+
+    def transform(self, prompts: Sequence[str]) -> FloatArray:
+        """Describe prompts as rows, (n, n_features).
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        """
+        if not hasattr(self, "form_mean_"):
+            raise NotFittedError("PromptFeatures was used before fit: call fit(prompts) first.")
+        form = np.array([form_of(p) for p in prompts]).reshape(len(prompts), -1)
+        form = np.clip((form - self.form_mean_) / self.form_scale_, -4, 4)
+        parts = [form * (self.form_weight / math.sqrt(form.shape[1]))]
+        meanings = []
+        if self.topics_.size:
+            meanings.append(np.array([self._topics_of(p) for p in prompts]).reshape(len(prompts), -1))
+        if self.embedder is not None:
+            meanings.append(np.asarray(self.embedder.embed(list(prompts)), dtype=np.float64))
+        parts += [m / math.sqrt(len(meanings)) for m in meanings]
+        return np.hstack(parts)
+
+    def _topics_of(self, prompt: str) -> NDArray[np.float64]:
+        words = _words(prompt.lower())
+        counts: dict[int, int] = {}
+        terms = self.terms_
+        for word in words:
+            if (i := terms.get(word)) is not None:
+                counts[i] = counts.get(i, 0) + 1
+        for pair in pairwise(words):
+            if (i := terms.get(" ".join(pair))) is not None:
+                counts[i] = counts.get(i, 0) + 1
+        if not counts:
+            return np.zeros(self.topics_.shape[1])
+        at = np.fromiter(counts, dtype=np.int64, count=len(counts))
+        weights = (1 + np.log(np.fromiter(counts.values(), dtype=np.float64, count=len(counts)))) * self.idf_[at]
+        vector = (weights @ self.topics_[at]) / np.linalg.norm(weights)
+        return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays; the embedder is named by its owner, not stored."""
+        return {
+            "form_mean": self.form_mean_,
+            "form_scale": self.form_scale_,
+            "terms": np.frombuffer(json.dumps(self.terms_, ensure_ascii=False).encode(), dtype=np.uint8),
+            "idf": self.idf_,
+            "topics": self.topics_.astype(np.float16),
+            "form_weight": np.array(self.form_weight),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], embedder: Embedder | None = None) -> PromptFeatures:
+        """Read what :meth:`to_arrays` wrote."""
+        made = cls(arrays["topics"].shape[-1], float(arrays["form_weight"]), embedder)
+        made.form_mean_, made.form_scale_ = arrays["form_mean"], arrays["form_scale"]
+        made.terms_ = json.loads(arrays["terms"].tobytes().decode())
+        made.idf_ = arrays["idf"]
+        made.topics_ = arrays["topics"].astype(np.float32)
+        return made
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text)

@@ -1,0 +1,300 @@
+"""Predicted quality of every model on a prompt, before anything is generated: what routers decide by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError, NotFittedError
+from pilotfish.protocols import FloatArray
+from pilotfish.scorers.prompts import PromptFeatures
+
+__all__ = ["Column", "Gap", "KernelQuality", "NeighbourQuality", "QualityScorer", "checked_scores"]
+
+
+class QualityScorer(Protocol):
+    """Anything that predicts how good each model's answer to a prompt would be."""
+
+    models_: tuple[str, ...]
+
+    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+        """Learn from scores (n, m), NaN where a model was not asked."""
+        ...
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One model's column of a quality scorer, as a scorer of prompts.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.0, 1], [1, 1]])
+    >>> scorer = NeighbourQuality(k=1).fit(["add 1 and 2", "who is it"], scores, ["small", "large"])
+    >>> Column(scorer, "small").score(["who is it?"])
+    array([1.])
+    """
+
+    scorer: QualityScorer
+    model: str
+
+    def score(self, items: Sequence[str]) -> FloatArray:
+        """Predicted score of the model per prompt, (n,)."""
+        return self.scorer.predict(items)[:, self.scorer.models_.index(self.model)]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How much better the weak model is expected to be than the strong one, as a scorer of prompts, in score units."""
+
+    scorer: QualityScorer
+    weak: str
+    strong: str
+
+    def score(self, items: Sequence[str]) -> FloatArray:
+        """Predicted score of ``weak`` minus that of ``strong`` per prompt, (n,)."""
+        names = self.scorer.models_
+        predicted = self.scorer.predict(items)
+        return np.asarray(predicted[:, names.index(self.weak)] - predicted[:, names.index(self.strong)])
+
+
+def checked_scores(prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> FloatArray:
+    """Check what a quality scorer is fitted on.
+
+    Raises
+    ------
+    InputError
+        When shapes disagree, there is no model, or a model has fewer than 2 scores.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (len(prompts), len(models)) or not models:
+        raise InputError(
+            f"scores have shape {scores.shape} for {len(prompts)} prompts and {len(models)} models: give one per pair."
+        )
+    if np.isinf(scores).any():
+        raise InputError("scores hold infinity: give finite numbers, or NaN for a model that was not asked.")
+    for model, n in zip(models, np.isfinite(scores).sum(axis=0), strict=True):
+        if n < 2:
+            raise InputError(f"Model {model!r} has {n} scores: give at least 2 scored answers of every model.")
+    return scores
+
+
+class KernelQuality:
+    """Regress every model's score on the prompt with a kernel, then again on what was predicted for all the models.
+
+    The first stage is kernel ridge regression on :class:`PromptFeatures` with a Gaussian kernel on at most
+    ``n_landmarks`` prompts (Nystroem). Its penalty is the one of least leave-one-out error. The second stage regresses
+    the scores on the leave-one-out predictions of the first: where all models are expected to fail, or all to succeed,
+    a dear one gains nothing, and that shape is learned from all prompts at once.
+
+    Parameters
+    ----------
+    features : PromptFeatures, optional
+        Describes prompts; the default reads form and topics.
+    gamma : float
+        Width of the kernel: exp(-gamma * squared distance).
+    n_landmarks : int
+        Most prompts the kernel is spanned by.
+    second_stage : bool
+        Whether to regress on the predictions.
+    seed : int
+        Seed of the choice of landmarks.
+
+    Examples
+    --------
+    >>> prompts = [f"add {i} and {i}" for i in range(20)] + [f"who wrote book {i}" for i in range(20)]
+    >>> scores = np.array([[0.0, 1.0]] * 20 + [[1.0, 1.0]] * 20)
+    >>> scorer = KernelQuality().fit(prompts, scores, ["small", "large"])
+    >>> scorer.predict(["add 7 and 8", "who wrote it"]).round()
+    array([[0., 1.],
+           [1., 1.]])
+
+    References
+    ----------
+    Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem); Wolpert 1992 (stacking).
+    """
+
+    def __init__(
+        self,
+        features: PromptFeatures | None = None,
+        gamma: float = 1.0,
+        n_landmarks: int = 1500,
+        second_stage: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.features = features
+        self.gamma = gamma
+        self.n_landmarks = n_landmarks
+        self.second_stage = second_stage
+        self.seed = seed
+
+    def fit(
+        self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str], unlabelled: Sequence[str] = ()
+    ) -> Self:
+        """Learn from scores (n, m), NaN where a model was not asked; ``unlabelled`` prompts sharpen the features."""
+        y = checked_scores(prompts, scores, models)
+        self.models_ = tuple(models)
+        self.features_ = (self.features or PromptFeatures()).fit([*prompts, *unlabelled])
+        x = self.features_.transform(prompts)
+        rng = np.random.default_rng(self.seed)
+        chosen = rng.permutation(len(prompts))[: self.n_landmarks]
+        self.landmarks_ = x[np.sort(chosen)].astype(np.float32)
+        self.mean_ = np.nanmean(y, axis=0)
+        self.range_ = np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)])
+        self.weights_, held_out = _ridge(self._kernel(x), _gram(self.landmarks_, self.gamma), y - self.mean_)
+        self.centre_, self.whiten_ = np.zeros(len(models)), np.zeros((len(models), 0))
+        self.anchors_, self.bend_ = np.zeros((0, 0), dtype=np.float32), np.zeros((0, len(models)))
+        if self.second_stage and len(models) > 1:
+            self._fit_second(held_out, y - self.mean_, rng)
+        return self
+
+    def _fit_second(self, held_out: FloatArray, y: FloatArray, rng: np.random.Generator) -> None:
+        self.centre_ = held_out.mean(axis=0)
+        variances, axes = np.linalg.eigh(np.cov(held_out.T) + 1e-9 * np.eye(held_out.shape[1]))
+        kept = np.argsort(-variances)[:4]
+        self.whiten_ = axes[:, kept] / np.sqrt(variances[kept])
+        z = self._bent(held_out)
+        self.anchors_ = z[np.sort(rng.permutation(z.shape[0])[:500])].astype(np.float32)
+        self.bend_, _ = _ridge(_second(z, self.anchors_), _second(self.anchors_, self.anchors_), y)
+
+    def _bent(self, first: FloatArray) -> FloatArray:
+        return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
+
+    def _kernel(self, x: FloatArray) -> FloatArray:
+        return _gauss(x, self.landmarks_, self.gamma)
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
+        if not hasattr(self, "weights_"):
+            raise NotFittedError("KernelQuality was used before fit: call fit(prompts, scores, models) first.")
+        first = self._kernel(self.features_.transform(prompts)) @ self.weights_
+        if self.bend_.shape[0]:
+            first = _second(self._bent(first), self.anchors_) @ self.bend_
+        return np.asarray(np.clip(self.mean_ + first, *self.range_))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
+        own = {
+            name: getattr(self, f"{name}_")
+            for name in ("landmarks", "mean", "range", "weights", "centre", "whiten", "anchors", "bend")
+        }
+        own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
+        return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], features: PromptFeatures | None = None) -> KernelQuality:
+        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedder, where one was used."""
+        made = cls(features, gamma=float(arrays["gamma"]))
+        for name in ("landmarks", "mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
+            setattr(made, f"{name}_", arrays[name])
+        made.models_ = tuple(str(m) for m in arrays["models"])
+        parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
+        made.features_ = PromptFeatures.from_arrays(parts, features.embedder if features else None)
+        return made
+
+
+_PENALTIES = np.geomspace(0.3, 300, 16)
+
+
+def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Solve kernel ridge in the span of the landmarks; return weights on them and leave-one-out predictions."""
+    from scipy.linalg import cholesky, solve_triangular
+
+    root = cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True)
+    phi = solve_triangular(root, k.T, lower=True).T
+    weights, held_out = np.zeros((gram.shape[0], y.shape[1])), np.zeros_like(y)
+    asked = np.isfinite(y)
+    for pattern in np.unique(asked, axis=1).T:
+        columns = np.flatnonzero((asked == pattern[:, None]).all(axis=0))
+        rows = np.flatnonzero(pattern)
+        values, axes = np.linalg.eigh(phi[rows].T @ phi[rows])
+        turned = phi @ axes
+        projected = turned[rows].T @ y[np.ix_(rows, columns)]
+        squares = turned[rows] ** 2
+        best = (np.inf, 1.0)
+        for penalty in _PENALTIES:
+            shrunk = 1 / (np.maximum(values, 0) + penalty)
+            residual = y[np.ix_(rows, columns)] - turned[rows] @ (shrunk[:, None] * projected)
+            error = float(((residual / (1 - squares @ shrunk)[:, None]) ** 2).mean())
+            best = min(best, (error, float(penalty)))
+        shrunk = 1 / (np.maximum(values, 0) + best[1])
+        solution = shrunk[:, None] * projected
+        fitted = turned @ solution
+        held_out[:, columns] = fitted
+        y_rows = y[np.ix_(rows, columns)]
+        held_out[np.ix_(rows, columns)] = y_rows - (y_rows - fitted[rows]) / (1 - squares @ shrunk)[:, None]
+        weights[:, columns] = solve_triangular(root, axes @ solution, lower=True, trans="T")
+    return weights, held_out
+
+
+def _gauss(x: FloatArray, landmarks: NDArray[np.float32], gamma: float) -> FloatArray:
+    squares = (x**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1)[None] - 2 * x @ landmarks.T
+    return np.asarray(np.exp(-gamma * np.maximum(squares, 0)))
+
+
+def _gram(landmarks: NDArray[np.float32], gamma: float) -> FloatArray:
+    return _gauss(landmarks.astype(np.float64), landmarks, gamma)
+
+
+def _second(z: FloatArray | NDArray[np.float32], anchors: NDArray[np.float32]) -> FloatArray:
+    return _gauss(np.asarray(z, dtype=np.float64), anchors, 0.1) + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
+
+
+class NeighbourQuality:
+    """Mean score of the nearest solved prompts, by cosine of their features; the baseline every router must beat.
+
+    Parameters
+    ----------
+    k : int
+        Number of neighbours; of those, each model counts the ones it was asked.
+    features : PromptFeatures, optional
+        Describes prompts.
+    by_similarity : bool
+        Weigh neighbours by their cosine instead of equally.
+
+    References
+    ----------
+    Hu et al. 2024 (arXiv:2403.12031), section 4; Lee et al. 2024 (OrchestraLLM, arXiv:2311.09758).
+    """
+
+    def __init__(self, k: int = 40, features: PromptFeatures | None = None, by_similarity: bool = False) -> None:
+        self.k = k
+        self.features = features
+        self.by_similarity = by_similarity
+
+    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+        """Remember the prompts and scores (n, m), NaN where a model was not asked."""
+        if self.k < 1:
+            raise InputError(f"k is {self.k}: give at least 1 neighbour.")
+        self.scores_ = checked_scores(prompts, scores, models)
+        self.models_ = tuple(models)
+        self.features_ = (self.features or PromptFeatures()).fit(prompts)
+        self.rows_ = _unit(self.features_.transform(prompts))
+        self.mean_ = np.nanmean(self.scores_, axis=0)
+        return self
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict scores (n, m); a model none of whose neighbours were asked gets its mean."""
+        if not hasattr(self, "rows_"):
+            raise NotFittedError("NeighbourQuality was used before fit: call fit(prompts, scores, models) first.")
+        similar = _unit(self.features_.transform(prompts)) @ self.rows_.T
+        k = min(self.k, similar.shape[1])
+        nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
+        known = np.isfinite(self.scores_)[nearest]
+        weights = np.ones(nearest.shape)
+        if self.by_similarity:
+            weights = np.maximum(np.take_along_axis(similar, nearest, axis=1), 1e-9)
+        mass = (weights[:, :, None] * known).sum(axis=1)
+        total = (weights[:, :, None] * np.nan_to_num(self.scores_[nearest])).sum(axis=1)
+        return np.asarray(np.where(mass > 0, total / np.maximum(mass, 1e-12), self.mean_))
+
+
+def _unit(rows: FloatArray) -> FloatArray:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
