@@ -1,0 +1,146 @@
+"""Certificates of a policy: the cheapest setting whose loss of quality and spend are bounded at a stated risk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pilotfish.bounds import betting_p_value, betting_upper
+from pilotfish.errors import InputError
+from pilotfish.protocols import FloatArray
+from pilotfish.route.curves import Curve
+from pilotfish.route.policies import Policy
+from pilotfish.traffic.table import ReplyTable
+
+__all__ = ["Certificate", "certify", "loss_p_value", "spend_upper"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certificate:
+    """What may be claimed of a policy at one setting.
+
+    Parameters
+    ----------
+    setting : object
+        The setting; None when none could be certified.
+    loss_level : float
+        Score points below the strong model that are not exceeded, at risk ``delta``.
+    spend_upper : float
+        Dollars per query that are not exceeded, at risk ``delta``.
+    weak_share : float
+        Share of calibration queries the strong model did not answer.
+    delta : float
+        Risk of each claim.
+    n : int
+        Calibration queries, or groups where the claim is about new groups.
+    """
+
+    setting: Any
+    loss_level: float
+    spend_upper: float
+    weak_share: float
+    delta: float
+    n: int
+
+
+def loss_p_value(losses: FloatArray, level: float, span: float, delta: float, seed: int = 0) -> float:
+    """P-value of "the mean loss is above ``level``" for losses in [-span, span].
+
+    The losses are shuffled by a fixed seed first, because a bet must not depend on their order.
+
+    Examples
+    --------
+    >>> loss_p_value(np.tile([0.0, 0.0, 0.0, 1.0, -1.0], 400), 0.1, span=1.0, delta=0.05) < 0.05
+    True
+    """
+    shuffled = np.random.default_rng(seed).permutation(np.clip(losses, -span, span))
+    return betting_p_value((shuffled + span) / (2 * span), (level + span) / (2 * span), delta)
+
+
+def spend_upper(costs: FloatArray, delta: float, seed: int = 0) -> float:
+    """Upper confidence bound of the mean cost; costs are taken to lie between 0 and the largest that was possible."""
+    most = float(costs.max())
+    if most <= 0:
+        return 0.0
+    return most * betting_upper(np.random.default_rng(seed).permutation(costs / most), delta)
+
+
+def certify(
+    policy: Policy,
+    table: ReplyTable,
+    *,
+    strong: str,
+    level: float,
+    delta: float = 0.05,
+    by_group: bool = False,
+    settings: list[Any] | None = None,
+) -> Certificate:
+    """Find the cheapest setting whose mean loss against the strong model is certified to be at most ``level``.
+
+    Settings are tested from dear to cheap, each at risk ``delta``, up to the first that fails, so the whole search
+    keeps to ``delta`` (learn then test, fixed sequence). The spend of the chosen setting has its own bound at ``delta``.
+
+    Parameters
+    ----------
+    policy : Policy
+        Fitted on other queries.
+    table : ReplyTable
+        Calibration queries, drawn as the traffic will be.
+    strong : str
+        The model whose quality must be kept.
+    level : float
+        Largest mean loss, in score units, above 0.
+    delta : float
+        Risk of each claim.
+    by_group : bool
+        Bound the loss on *new groups* (new subjects, new customers): each group counts as one observation of its mean
+        loss. Needs many groups.
+    settings : list, optional
+        Settings to test, fixed before the table is seen; left out, those the policy lists for the table's queries.
+
+    Raises
+    ------
+    InputError
+        When the level is not positive, or groups are asked for and the table has none.
+
+    References
+    ----------
+    Angelopoulos et al. 2021 (learn then test, arXiv:2110.01052); Waudby-Smith and Ramdas 2024 (betting bounds).
+    """
+    if not level > 0:
+        raise InputError(f"level is {level:g}: give a loss above 0, in the unit of the scores.")
+    table = table.complete()
+    best = table.column(strong)
+    span = float(np.ptp(table.scores)) or 1.0
+    tried = settings if settings is not None else policy.settings(table)
+    runs = [policy.run(table, setting) for setting in tried]
+    order = np.argsort([-float(c.costs(table).mean()) for c in runs], kind="stable")
+    chosen: Any = None
+    weak_share, spend, n = 0.0, float("nan"), table.n_queries
+    for k in order:
+        choice = runs[k]
+        losses = table.scores[:, best] - choice.qualities(table)
+        if by_group:
+            losses = _group_means(table, losses)
+            n = losses.size
+        if np.any(losses != 0) and loss_p_value(losses, level, span, delta) > delta:
+            break
+        chosen = tried[k]
+        weak_share = float((choice.answered != best).mean())
+        spend = spend_upper(choice.costs(table), delta)
+    return Certificate(chosen, level, spend, weak_share, delta, n)
+
+
+def _group_means(table: ReplyTable, values: FloatArray) -> FloatArray:
+    if not table.groups:
+        raise InputError("by_group needs groups: give each query of the table a group.")
+    names, member = np.unique(np.array(table.groups), return_inverse=True)
+    return np.asarray(np.bincount(member, values) / np.bincount(member, minlength=names.size))
+
+
+def curve_of(policy: Policy, table: ReplyTable, settings: list[Any]) -> Curve:
+    """Cost-quality curve of a fitted policy on a table."""
+    runs = [policy.run(table, setting) for setting in settings]
+    return Curve.of([c.costs(table).mean() for c in runs], [c.qualities(table).mean() for c in runs])

@@ -1,0 +1,329 @@
+"""Compare policies on recorded replies: curves, hulls, baselines, intervals, certificates and a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pilotfish.errors import InputError
+from pilotfish.protocols import FloatArray
+from pilotfish.route.certify import Certificate, certify
+from pilotfish.route.curves import Curve, average_quality, hull, mean_interval
+from pilotfish.route.policies import AlwaysPolicy, OraclePolicy, Policy, RandomPolicy, RoutePolicy
+from pilotfish.scorers.quality import NeighbourQuality
+from pilotfish.traffic.table import ReplyTable, refuse_shared_queries
+
+__all__ = ["Report", "Row", "baselines", "compare"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One policy in a report; every number is measured on the test queries unless it says otherwise.
+
+    Parameters
+    ----------
+    name : str
+        The policy.
+    curve : Curve
+        Its settings' mean cost and quality on the test queries.
+    cost, quality : float
+        At the setting chosen on the calibration queries for the budget; NaN when no setting keeps to it.
+    low, high : float
+        95 % bootstrap interval of the quality.
+    aiq : float
+        Mean height of the hull between the cheapest model's and the dearest model's cost.
+    recovered : float
+        APGR over cost: mean share of the quality gap between the cheapest and the best model that the hull recovers;
+        NaN without a gap.
+    cost_at_best : float
+        Least cost on the hull that reaches the best single model's quality; NaN when it is not reached.
+    certificate : Certificate or None
+        What is certified on the calibration queries.
+    baseline : bool
+        Whether it is a baseline; the oracle cannot be run in service.
+    """
+
+    name: str
+    curve: Curve
+    cost: float
+    quality: float
+    low: float
+    high: float
+    aiq: float
+    recovered: float
+    cost_at_best: float
+    certificate: Certificate | None
+    baseline: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """A comparison of policies on one test table.
+
+    Parameters
+    ----------
+    rows : tuple of Row
+        Policies, then baselines.
+    budget : float
+        Dollars per query.
+    cheapest, best : str
+        The cheapest and the best single model on the fitting queries.
+    best_cost, best_quality : float
+        The best single model's mean cost and quality on the test queries.
+    n_test : int
+        Test queries.
+    recommendation : str
+        Which policy to use, and why, in words.
+    warnings : tuple of str
+        What a reader should know first.
+    """
+
+    rows: tuple[Row, ...]
+    budget: float
+    cheapest: str
+    best: str
+    best_cost: float
+    best_quality: float
+    n_test: int
+    recommendation: str
+    warnings: tuple[str, ...]
+
+    def row(self, name: str) -> Row:
+        """Find a policy's row by name."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InputError(f"The report has no policy {name!r}: it has {', '.join(r.name for r in self.rows)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Write the report as plain data; numbers that are not finite become null."""
+        rows = []
+        for row in self.rows:
+            plain = {k: _plain(getattr(row, k)) for k in _NUMBERS}
+            points = {"costs": row.curve.costs.tolist(), "qualities": row.curve.qualities.tolist()}
+            proof = None
+            if row.certificate is not None:
+                proof = {k: _plain(v) for k, v in asdict(row.certificate).items() if k != "setting"}
+                proof["found"] = row.certificate.setting is not None
+            rows.append({"name": row.name, "baseline": row.baseline, **plain, "curve": points, "certificate": proof})
+        own = ("budget", "cheapest", "best", "best_cost", "best_quality", "n_test", "recommendation")
+        return {**{k: _plain(getattr(self, k)) for k in own}, "warnings": list(self.warnings), "rows": rows}
+
+    def to_html(self) -> str:
+        """Write the report as one self-contained page."""
+        from pilotfish.route.report import render
+
+        return render(self)
+
+
+_NUMBERS = ("cost", "quality", "low", "high", "aiq", "recovered", "cost_at_best")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def baselines(table: ReplyTable) -> list[Policy]:
+    """Make the honest baselines: random mix, best single, cheapest within a point, nearest neighbours, oracle."""
+    quality, cost = np.nanmean(table.scores, axis=0), np.nanmean(table.costs, axis=0)
+    best = int(quality.argmax())
+    near = np.flatnonzero(quality >= quality[best] - 0.01)
+    cheap = int(near[cost[near].argmin()])
+    found: list[Policy] = [RandomPolicy(), AlwaysPolicy(table.models[best], f"best single ({table.models[best]})")]
+    found.append(AlwaysPolicy(table.models[cheap], f"cheapest within a point ({table.models[cheap]})"))
+    found.append(RoutePolicy("nearest neighbours", NeighbourQuality()))
+    found.append(OraclePolicy())
+    return found
+
+
+def compare(
+    table: ReplyTable,
+    policies: Sequence[Policy],
+    budget: float,
+    *,
+    calibrate: ReplyTable | None = None,
+    test: ReplyTable | None = None,
+    level: float = 0.02,
+    delta: float = 0.05,
+    seed: int = 0,
+) -> Report:
+    """Fit policies, choose their settings for a budget, and measure them once on test queries, beside the baselines.
+
+    Parameters
+    ----------
+    table : ReplyTable
+        Replies to learn from; cut 60 : 20 : 20 by query text unless ``calibrate`` and ``test`` are given.
+    policies : sequence of Policy
+        What to compare; their names must differ.
+    budget : float
+        Dollars per query.
+    calibrate, test : ReplyTable, optional
+        Give both or none; they may share no query with each other or with ``table``.
+    level, delta : float
+        Loss against the best single model and risk, for the certificates.
+    seed : int
+        Seed of the cut and the intervals.
+
+    Raises
+    ------
+    InputError
+        When there is one model only, the budget is below the cheapest model, tables share queries, every score is the
+        same, or names repeat.
+    """
+    if (calibrate is None) != (test is None):
+        raise InputError("calibrate and test: give both tables or neither.")
+    if calibrate is None or test is None:
+        table, calibrate, test = table.complete().split((0.6, 0.2, 0.2), seed=seed)
+    refuse_shared_queries(fit=table, calibrate=calibrate, test=test)
+    calibrate, test = calibrate.complete(), test.complete()
+    _check(table, policies, budget)
+    quality, cost = np.nanmean(table.scores, axis=0), np.nanmean(table.costs, axis=0)
+    best, cheapest = int(quality.argmax()), int(cost.argmin())
+    own = baselines(table)
+    rows = []
+    for policy in (*policies, *own):
+        policy.fit(table)
+        is_oracle = isinstance(policy, OraclePolicy)
+        rows.append(
+            _row(
+                policy,
+                calibrate,
+                test,
+                budget,
+                table.models[best],
+                cheapest,
+                level,
+                delta,
+                seed,
+                policy in own,
+                is_oracle,
+            )
+        )
+    return Report(
+        rows=tuple(rows),
+        budget=budget,
+        cheapest=table.models[cheapest],
+        best=table.models[best],
+        best_cost=float(test.costs[:, best].mean()),
+        best_quality=float(test.scores[:, best].mean()),
+        n_test=test.n_queries,
+        recommendation=_recommend(rows, budget, test, best, table.models[best], level),
+        warnings=tuple(_warnings(table, test, rows)),
+    )
+
+
+def _check(table: ReplyTable, policies: Sequence[Policy], budget: float) -> None:
+    if table.n_models < 2:
+        raise InputError(f"The table has one model only, {table.models[0]!r}: give replies of at least two.")
+    names = [policy.name for policy in policies]
+    if len(set(names)) < len(names):
+        raise InputError(f"policies repeats a name among {', '.join(names)}: give each its own.")
+    known = table.scores[np.isfinite(table.scores)]
+    if known.size == 0 or np.ptp(known) == 0:
+        raise InputError("Every score in the table is the same: there is nothing to choose by.")
+    least = float(np.nanmean(table.costs, axis=0).min())
+    if budget < least - 1e-12:
+        raise InputError(f"budget is {budget:g} but the cheapest model costs {least:g} per query: raise the budget.")
+
+
+def _row(
+    policy: Policy,
+    calibrate: ReplyTable,
+    test: ReplyTable,
+    budget: float,
+    best: str,
+    cheapest: int,
+    level: float,
+    delta: float,
+    seed: int,
+    baseline: bool,
+    oracle: bool,
+) -> Row:
+    settings = policy.settings(calibrate)
+    runs = [policy.run(calibrate, setting) for setting in settings]
+    means = [(float(c.costs(calibrate).mean()), float(c.qualities(calibrate).mean())) for c in runs]
+    within = [k for k, (cost, _) in enumerate(means) if cost <= budget + 1e-12]
+    tested = [policy.run(test, setting) for setting in settings]
+    curve = Curve.of([c.costs(test).mean() for c in tested], [c.qualities(test).mean() for c in tested])
+    cost = quality = low = high = float("nan")
+    if within:
+        chosen = tested[max(within, key=lambda k: (means[k][1], -means[k][0]))]
+        values: FloatArray = chosen.qualities(test)
+        cost, quality = float(chosen.costs(test).mean()), float(values.mean())
+        low, high = mean_interval(values, seed)
+    single_costs, single = test.costs.mean(axis=0), test.scores.mean(axis=0)
+    b = test.column(best)
+    top = hull(curve)
+    aiq = average_quality(curve, float(single_costs.min()), float(single_costs.max()))
+    gap = float(single[b] - single[cheapest])
+    recovered = float("nan")
+    if gap > 0 and single_costs[b] > single_costs[cheapest]:
+        grid = np.linspace(single_costs[cheapest], single_costs[b], 201)
+        heights = np.interp(grid, top.costs, top.qualities, left=float(single[cheapest]))
+        recovered = float(((heights - single[cheapest]) / gap).mean())
+    reached = np.linspace(top.costs[0], top.costs[-1], 2001) if top.costs.size > 1 else top.costs
+    good = np.interp(reached, top.costs, top.qualities) >= single[b] - 1e-9
+    at_best = float(reached[np.argmax(good)]) if good.any() else float("nan")
+    proof = None if oracle else certify(policy, calibrate, strong=best, level=level, delta=delta, settings=settings)
+    return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, proof, baseline)
+
+
+def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, best_name: str, level: float) -> str:
+    runnable = [r for r in rows if r.name != "oracle" and np.isfinite(r.quality)]
+    if not runnable:
+        return f"No policy keeps to ${budget:.3g} per query on the calibration queries: raise the budget."
+    winner = max(runnable, key=lambda r: r.quality)
+    rivals = [r for r in runnable if r.low <= winner.quality <= r.high and r.cost < winner.cost * 0.98]
+    pick = min(rivals, key=lambda r: r.cost, default=winner)
+    single_cost, single = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
+    said = [
+        f"Use {pick.name}: {pick.quality:.3f} (95 % interval {pick.low:.3f} to {pick.high:.3f}) "
+        f"at ${pick.cost:.3g} per query, where always {best_name} has {single:.3f} at ${single_cost:.3g}."
+    ]
+    if pick is not winner:
+        said.append(
+            f"{winner.name} scores {winner.quality:.3f}, inside that policy's interval, "
+            f"and costs {winner.cost / pick.cost:.2g} times as much."
+        )
+    if pick.baseline:
+        said.append("It is a baseline: on these replies no learned policy is worth its trouble at this budget.")
+    if np.isfinite(pick.cost_at_best) and single_cost > 0:
+        share = pick.cost_at_best / single_cost
+        said.append(f"Its curve reaches the quality of {best_name} at {share:.0%} of its cost.")
+    if pick.certificate is not None and pick.certificate.setting is not None:
+        said.append(
+            f"Certified at risk {pick.certificate.delta:g}: a loss of at most {level:g} "
+            f"with {pick.certificate.weak_share:.0%} of queries kept from {best_name}, and a spend of at most ${pick.certificate.spend_upper:.3g} per query."
+        )
+    else:
+        said.append(
+            f"A loss of at most {level:g} could not be certified on these queries: collect more before switching on."
+        )
+    return " ".join(said)
+
+
+def _warnings(table: ReplyTable, test: ReplyTable, rows: Sequence[Row]) -> list[str]:
+    said = []
+    if table.n_queries < 200 or test.n_queries < 100:
+        said.append(
+            f"Only {table.n_queries} queries were learned from and {test.n_queries} tested on: intervals are wide."
+        )
+    if float(np.nanmax(test.scores, axis=1).mean()) == 0:
+        said.append("Every answer in the test table is wrong: no policy can be told from another.")
+    oracle = next((r for r in rows if r.name == "oracle"), None)
+    if oracle is not None and test.n_queries >= 100:
+        ceiling = float(oracle.curve.qualities.max())
+        single = float(test.scores.mean(axis=0).max())
+        for row in rows:
+            if (
+                not row.baseline
+                and ceiling - single > 0.02
+                and row.curve.qualities.max() > ceiling - 0.02 * (ceiling - single)
+            ):
+                said.append(
+                    f"{row.name} is as good as knowing the scores: the queries or replies may give the labels away."
+                )
+    return said

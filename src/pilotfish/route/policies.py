@@ -1,0 +1,378 @@
+"""Policies on recorded replies: which models would be asked for each query, which answer is returned, what it costs.
+
+A policy is fitted on one table, lists its settings on another, and runs on a third; see :func:`compare`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError
+from pilotfish.protocols import FloatArray, IntArray, Scorer
+from pilotfish.route.curves import pareto
+from pilotfish.rules import value_minus_price
+from pilotfish.scorers.quality import QualityScorer
+from pilotfish.traffic.table import ReplyTable
+from pilotfish.types import Exchange, Reply, Request, Usage
+
+__all__ = [
+    "AlwaysPolicy",
+    "CascadePolicy",
+    "Choices",
+    "OraclePolicy",
+    "Policy",
+    "RandomPolicy",
+    "RoutePolicy",
+    "exchanges",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choices:
+    """What a policy did with each query of a table.
+
+    Parameters
+    ----------
+    answered : ndarray of int, (n,)
+        Column of the model whose answer is returned.
+    tried : ndarray of bool, (n, m)
+        Which models were asked.
+    extra_cost : ndarray of float, (n,)
+        Dollars besides the models' own: verifiers, samples, judges.
+    """
+
+    answered: IntArray
+    tried: NDArray[np.bool_]
+    extra_cost: FloatArray
+
+    def qualities(self, table: ReplyTable) -> FloatArray:
+        """Score of each returned answer, (n,)."""
+        return np.asarray(table.scores[np.arange(table.n_queries), self.answered])
+
+    def costs(self, table: ReplyTable) -> FloatArray:
+        """Dollars spent on each query, everything tried included, (n,)."""
+        return np.asarray(np.where(self.tried, table.costs, 0.0).sum(axis=1) + self.extra_cost)
+
+    @classmethod
+    def direct(cls, answered: IntArray, n_models: int) -> Choices:
+        """Ask only the model that answers."""
+        tried = np.zeros((answered.size, n_models), dtype=bool)
+        tried[np.arange(answered.size), answered] = True
+        return cls(answered, tried, np.zeros(answered.size))
+
+
+class Policy(Protocol):
+    """Anything that can be compared on reply tables."""
+
+    name: str
+
+    def fit(self, table: ReplyTable) -> Self:
+        """Learn from labelled replies."""
+        ...
+
+    def settings(self, table: ReplyTable) -> list[Any]:
+        """Settings worth trying, from cheap to dear, found on a table that was not learned from."""
+        ...
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Decide every query of a table; its scores are not looked at."""
+        ...
+
+
+@dataclass
+class AlwaysPolicy:
+    """Always the same model."""
+
+    model: str
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or f"always {self.model}"
+
+    def fit(self, table: ReplyTable) -> Self:
+        """Check that the table has the model."""
+        table.column(self.model)
+        return self
+
+    def settings(self, table: ReplyTable) -> list[Any]:  # noqa: ARG002
+        """One."""
+        return [self.model]
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Ask the model."""
+        return Choices.direct(np.full(table.n_queries, table.column(setting)), table.n_models)
+
+
+@dataclass
+class RandomPolicy:
+    """A random share of queries to the best single model, the rest to the cheapest: what any policy must beat."""
+
+    seed: int = 0
+    name: str = "random"
+
+    def fit(self, table: ReplyTable) -> Self:
+        """Find the two models."""
+        self.cheap_ = int(np.nanmean(table.costs, axis=0).argmin())
+        self.best_ = int(np.nanmean(table.scores, axis=0).argmax())
+        return self
+
+    def settings(self, table: ReplyTable) -> list[Any]:  # noqa: ARG002
+        """Shares of strong calls."""
+        return [k / 20 for k in range(21)]
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Toss a seeded coin per query."""
+        strong = np.random.default_rng(self.seed).random(table.n_queries) < setting
+        return Choices.direct(np.where(strong, self.best_, self.cheap_), table.n_models)
+
+
+@dataclass
+class OraclePolicy:
+    """Knows every score: the best that could be reached. Not a policy one can run."""
+
+    name: str = "oracle"
+
+    def fit(self, table: ReplyTable) -> Self:  # noqa: ARG002
+        """Nothing to learn."""
+        return self
+
+    def settings(self, table: ReplyTable) -> list[Any]:
+        """Prices of a dollar in units of score."""
+        dear = float(np.nanmax(table.costs)) or 1.0
+        return [*(1 / dear * np.geomspace(10, 1e-4, 25)), 0.0]
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Take the best score minus price; ties go to the cheaper model."""
+        return Choices.direct(
+            value_minus_price(np.nan_to_num(table.scores, nan=-1e9), table.costs, setting), table.n_models
+        )
+
+
+@dataclass
+class RoutePolicy:
+    """Predict each model's score and cost from the prompt and take the best value at a price.
+
+    Parameters
+    ----------
+    name : str
+        Shown in reports.
+    scorer : QualityScorer
+        Predicts scores; fitted by ``fit``.
+    n_settings : int
+        Points of the curve.
+    penalties : dict of float
+        Score taken off each model per call (latency, size), in score units.
+    fit_target : callable, optional
+        What the scorer learns instead of the table's scores, (n, m).
+    """
+
+    name: str
+    scorer: QualityScorer
+    n_settings: int = 40
+    penalties: dict[str, float] = field(default_factory=dict)
+    fit_target: Callable[[ReplyTable], FloatArray] | None = None
+
+    def fit(self, table: ReplyTable) -> Self:
+        """Learn the scorer and each model's cost per character of prompt."""
+        target = table.scores if self.fit_target is None else self.fit_target(table)
+        self.scorer.fit(table.queries, target, table.models)
+        self.cost_ = CostModel().fit(table.queries, table.costs)
+        return self
+
+    def predicted(self, queries: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+        """Predicted scores less penalties and predicted costs, both (n, m)."""
+        penalty = np.array([self.penalties.get(model, 0.0) for model in self.scorer.models_])
+        return self.scorer.predict(queries) - penalty, self.cost_.predict(queries)
+
+    def settings(self, table: ReplyTable) -> list[Any]:
+        """Prices at which some query of the table changes its model, thinned to ``n_settings``, from high to none."""
+        scores, costs = self.predicted(table.queries)
+        return prices(scores, costs, self.n_settings)
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Take the best predicted score minus price."""
+        scores, costs = self.predicted(table.queries)
+        return Choices.direct(value_minus_price(scores, costs, setting), table.n_models)
+
+
+def prices(scores: FloatArray, costs: FloatArray, n: int) -> list[float]:
+    """Prices (score per dollar) between which choices change: ratios of gained score to added cost, by quantile.
+
+    A negative price buys the dear model where it is expected to be worse, so the curve reaches its end.
+    """
+    cheap = costs.argmin(axis=1)
+    rows = np.arange(scores.shape[0])
+    gained = scores - scores[rows, cheap][:, None]
+    added = costs - costs[rows, cheap][:, None]
+    ratios = (gained / np.where(added > 0, added, np.nan)).ravel()
+    ratios = ratios[np.isfinite(ratios)]
+    if ratios.size == 0:
+        return [0.0]
+    at = np.quantile(ratios, np.linspace(1, 0, max(n - 2, 1)))
+    return [float(p) for p in np.unique(np.concatenate([[ratios.max() + 1], at, [0.0], [ratios.min() - 1]]))[::-1]]
+
+
+class CostModel:
+    """Cost of an answer as a line in the length of the prompt, per model.
+
+    Examples
+    --------
+    >>> CostModel().fit(["ab", "abcd"], np.array([[2.0], [4.0]])).predict(["abc"]).round(6)
+    array([[3.]])
+    """
+
+    def fit(self, prompts: Sequence[str], costs: FloatArray) -> Self:
+        """Learn from costs (n, m) in dollars, NaN where a model was not asked."""
+        length = np.array([len(p) for p in prompts], dtype=np.float64)
+        lines = []
+        for j in range(costs.shape[1]):
+            known = np.isfinite(costs[:, j])
+            if not known.any():
+                raise InputError(f"Model {j} has no cost in the table: give the cost of its answers.")
+            x, y = length[known], costs[known, j]
+            slope = 0.0 if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.polyfit(x, y, 1)[0])
+            slope = max(slope, 0.0)
+            lines.append((slope, float(y.mean() - slope * x.mean())))
+        self.lines_ = np.array(lines)
+        return self
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict dollars (n, m)."""
+        length = np.array([len(p) for p in prompts], dtype=np.float64)[:, None]
+        return np.asarray(np.maximum(length * self.lines_[:, 0] + self.lines_[:, 1], 0.0))
+
+
+def exchanges(table: ReplyTable, model: str, samples_of: Sequence[str] = ()) -> list[Exchange]:
+    """Make exchanges of one model's recorded replies, those of other models as samples.
+
+    Raises
+    ------
+    InputError
+        When the table has no recorded reply of the model for some query.
+    """
+    j, others = table.column(model), [table.column(name) for name in samples_of]
+    if not table.replies:
+        raise InputError("The table has no recorded replies: a cascade scores answers, so record them.")
+    out = []
+    for i, (query, row) in enumerate(zip(table.queries, table.replies, strict=True)):
+        if (text := row[j]) is None:
+            raise InputError(f"Query {i} has no recorded reply of {model!r}: a cascade needs the answers it scores.")
+        usage = Usage(cost=float(np.nan_to_num(table.costs[i, j])), latency=float(np.nan_to_num(table.latencies[i, j])))
+        samples = tuple(Reply(str(row[k]), table.models[k]) for k in others if row[k] is not None)
+        out.append(Exchange(Request.of(query), Reply(text, model, usage), samples=samples))
+    return out
+
+
+class FittedScorer(Scorer[Exchange], Protocol):
+    """A scorer of answers that learns from right and wrong ones."""
+
+    def fit(self, exchanges: Sequence[Exchange], targets: FloatArray) -> Self:
+        """Learn from answers and what each was worth."""
+        ...
+
+
+@dataclass
+class CascadePolicy:
+    """Ask the models in order; keep an answer whose score passes the stage's threshold.
+
+    Parameters
+    ----------
+    name : str
+        Shown in reports.
+    order : tuple of str
+        Models from first to last.
+    scorers : tuple of Scorer of Exchange, one per model but the last
+        Those with ``fit`` learn from each answer's worth: its score, or what stopping gains over going on (``gain``).
+    gain : bool
+        Learn the expected gain of stopping instead of the answer's score.
+    samples_of : tuple of str
+        Further columns whose replies the scorers see as samples; their cost is counted where the stage is reached.
+    n_settings : int
+        Most points of the curve.
+    scorer_cost : tuple of float
+        Dollars each scorer takes per answer.
+    """
+
+    name: str
+    order: tuple[str, ...]
+    scorers: tuple[Scorer[Exchange], ...]
+    gain: bool = False
+    samples_of: tuple[str, ...] = ()
+    n_settings: int = 40
+    scorer_cost: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.order) < 2 or len(self.scorers) != len(self.order) - 1:
+            raise InputError(
+                f"The cascade has {len(self.order)} models and {len(self.scorers)} scorers: "
+                "give one scorer per model but the last."
+            )
+
+    def fit(self, table: ReplyTable) -> Self:
+        """Teach the scorers that learn."""
+        for k, scorer in enumerate(self.scorers):
+            if not hasattr(scorer, "fit"):
+                continue
+            own = table.scores[:, table.column(self.order[k])]
+            later = table.scores[:, [table.column(m) for m in self.order[k + 1 :]]]
+            target = own - later[:, -1] if self.gain else own
+            known = np.flatnonzero(np.isfinite(target))
+            scorer.fit(exchanges(table.subset(known), self.order[k], self.samples_of), target[known])
+        return self
+
+    def stage_scores(self, table: ReplyTable) -> FloatArray:
+        """Scores of each stage's answer, (n, number of stages)."""
+        return np.stack(
+            [s.score(exchanges(table, m, self.samples_of)) for s, m in zip(self.scorers, self.order, strict=False)],
+            axis=1,
+        )
+
+    def settings(self, table: ReplyTable) -> list[Any]:
+        """Thresholds on the frontier of cost and quality, from cheap to dear.
+
+        Two models: quantiles of the score. More: a joint search over quantiles, kept where no other setting is better.
+        """
+        scores = self.stage_scores(table)
+        n_stages = scores.shape[1]
+        per_stage = self.n_settings if n_stages == 1 else max(5, round(600 ** (1 / n_stages)))
+        grids = [
+            [-np.inf, *np.unique(np.quantile(column, np.linspace(0, 1, per_stage))).tolist(), np.inf]
+            for column in scores.T
+        ]
+        tried = list(itertools.product(*grids))
+        if n_stages == 1:
+            return tried
+        runs = [self._walk(table, scores, setting) for setting in tried]
+        means = [(float(c.costs(table).mean()), float(np.nanmean(c.qualities(table)))) for c in runs]
+        kept = pareto([m[0] for m in means], [m[1] for m in means])
+        at = np.unique(np.linspace(0, len(kept) - 1, self.n_settings).astype(int))
+        return [tried[kept[i]] for i in at]
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Walk down the stages."""
+        return self._walk(table, self.stage_scores(table), setting)
+
+    def _walk(self, table: ReplyTable, scores: FloatArray, setting: Sequence[float]) -> Choices:
+        n = table.n_queries
+        answered = np.full(n, table.column(self.order[-1]))
+        tried = np.zeros((n, table.n_models), dtype=bool)
+        extra = np.zeros(n)
+        open_ = np.ones(n, dtype=bool)
+        for k, threshold in enumerate(setting):
+            column = table.column(self.order[k])
+            tried[open_, column] = True
+            if threshold > -np.inf:
+                for sample in self.samples_of:
+                    tried[open_, table.column(sample)] = True
+                extra[open_] += self.scorer_cost[k] if self.scorer_cost else 0.0
+            stops = open_ & (scores[:, k] >= threshold)
+            answered[stops] = column
+            open_ &= ~stops
+        tried[open_, table.column(self.order[-1])] = True
+        return Choices(answered, tried, extra)

@@ -1,0 +1,120 @@
+"""The page of a comparison: curves with their hulls and intervals, a table, certificates and words."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pilotfish.page import Mark, Series, cards, chart, page, section, table
+from pilotfish.route.curves import hull
+
+if TYPE_CHECKING:
+    from pilotfish.route.compare import Report, Row
+
+__all__ = ["render"]
+
+
+def render(report: Report) -> str:
+    """Write a report as one self-contained page."""
+    policies = [row for row in report.rows if not row.baseline]
+    own = [row for row in report.rows if row.baseline]
+    head = section(
+        "What to use",
+        cards(
+            [
+                ("budget", _dollars(report.budget), "per query"),
+                ("best single model", f"{report.best_quality:.3f}", f"{report.best} at {_dollars(report.best_cost)}"),
+                ("cheapest model", report.cheapest, "learned from the fitting queries"),
+                ("test queries", f"{report.n_test:,}", "scored once"),
+            ]
+        ),
+        note=report.recommendation,
+    )
+    parts = [head]
+    if report.warnings:
+        parts.append(section("Read first", table(["warning"], [[said] for said in report.warnings])))
+    drawn = [series for row in (*policies, *own) for series in _drawn(row)]
+    parts.append(
+        section(
+            "Cost and quality",
+            chart(
+                drawn,
+                x_label="dollars per query",
+                y_label="mean score",
+                marks=[Mark(report.budget, "budget")] if math.isfinite(report.budget) else [],
+            ),
+            note="Lines are hulls: what a policy reaches when its settings are mixed. Points are policies without settings.",
+        )
+    )
+    chosen = [row for row in report.rows if math.isfinite(row.quality)]
+    parts.append(
+        section(
+            "At the budget",
+            table(
+                [
+                    "policy",
+                    "score",
+                    "95 % interval",
+                    "cost",
+                    "hull height (AIQ)",
+                    "gap recovered",
+                    "cost at best single",
+                ],
+                [_line(row, report) for row in sorted(chosen, key=lambda r: -r.quality)],
+                numeric=(1, 2, 3, 4, 5, 6),
+            ),
+            note="Settings were chosen on the calibration queries; every number is from the test queries. "
+            "The oracle knows the scores and cannot be run.",
+        )
+    )
+    proven = [row for row in report.rows if row.certificate is not None]
+    parts.append(
+        section(
+            "What is certified",
+            table(
+                ["policy", "loss at most", f"queries kept from {report.best}", "spend at most", "risk"],
+                [_proof(row) for row in proven],
+                numeric=(1, 2, 3, 4),
+            ),
+            note="Bounds hold for traffic like the calibration queries, each at its risk, whatever the policy is.",
+        )
+    )
+    return page("Routing report", f"{len(policies)} policies and {len(own)} baselines on recorded replies", *parts)
+
+
+def _drawn(row: Row) -> list[Series]:
+    top = hull(row.curve)
+    single = top.costs.size == 1
+    return [Series(row.name, top.costs.tolist(), top.qualities.tolist(), points=single)]
+
+
+def _line(row: Row, report: Report) -> list[str]:
+    at_best = (
+        f"{row.cost_at_best / report.best_cost:.0%}" if math.isfinite(row.cost_at_best) and report.best_cost else "-"
+    )
+    return [
+        row.name,
+        f"{row.quality:.3f}",
+        f"{row.low:.3f} to {row.high:.3f}",
+        _dollars(row.cost),
+        f"{row.aiq:.3f}",
+        f"{row.recovered:.2f}" if math.isfinite(row.recovered) else "-",
+        at_best,
+    ]
+
+
+def _proof(row: Row) -> list[str]:
+    proof = row.certificate
+    if proof is None or proof.setting is None:
+        return [row.name, "not certified", "-", "-", "-"]
+    return [
+        row.name,
+        f"{proof.loss_level:g}",
+        f"{proof.weak_share:.0%}",
+        _dollars(proof.spend_upper),
+        f"{proof.delta:g}",
+    ]
+
+
+def _dollars(value: float) -> str:
+    return f"${value:.3g}" if math.isfinite(value) else "-"
