@@ -79,8 +79,8 @@ def certify(
 ) -> Certificate:
     """Find the cheapest setting whose mean loss against the strong model is certified to be at most ``level``.
 
-    Settings are tested from dear to cheap, each at risk ``delta``, up to the first that fails, so the whole search
-    keeps to ``delta`` (learn then test, fixed sequence). The spend of the chosen setting has its own bound at ``delta``.
+    Settings are tested from dear to cheap, each at risk ``delta``, up to the first that fails, so the search as a whole
+    keeps to ``delta`` (learn then test, fixed sequence). The spend of the chosen setting is bounded at ``delta`` too.
 
     Parameters
     ----------
@@ -98,7 +98,8 @@ def certify(
         Bound the loss on *new groups* (new subjects, new customers): each group counts as one observation of its mean
         loss. Needs many groups.
     settings : list, optional
-        Settings to test, fixed before the table is seen; left out, those the policy lists for the table's queries.
+        Settings to test, from cheap to dear, fixed before the table's scores are seen; left out, those the policy lists,
+        which is right for policies that list them by looking at prompts and predictions only.
 
     Raises
     ------
@@ -115,19 +116,17 @@ def certify(
     best = table.column(strong)
     span = float(np.ptp(table.scores)) or 1.0
     tried = settings if settings is not None else policy.settings(table)
-    runs = [policy.run(table, setting) for setting in tried]
-    order = np.argsort([-float(c.costs(table).mean()) for c in runs], kind="stable")
     chosen: Any = None
     weak_share, spend, n = 0.0, float("nan"), table.n_queries
-    for k in order:
-        choice = runs[k]
+    for setting in reversed(tried):
+        choice = policy.run(table, setting)
         losses = table.scores[:, best] - choice.qualities(table)
         if by_group:
             losses = _group_means(table, losses)
             n = losses.size
-        if np.any(losses != 0) and loss_p_value(losses, level, span, delta) > delta:
+        if loss_p_value(losses, level, span, delta) > delta:
             break
-        chosen = tried[k]
+        chosen = setting
         weak_share = float((choice.answered != best).mean())
         spend = spend_upper(choice.costs(table), delta)
     return Certificate(chosen, level, spend, weak_share, delta, n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -186,22 +186,12 @@ def compare(
     rows = []
     for policy in (*policies, *own):
         policy.fit(table)
-        is_oracle = isinstance(policy, OraclePolicy)
-        rows.append(
-            _row(
-                policy,
-                calibrate,
-                test,
-                budget,
-                table.models[best],
-                cheapest,
-                level,
-                delta,
-                seed,
-                policy in own,
-                is_oracle,
-            )
-        )
+        row = _row(policy, calibrate, test, budget, table.models[best], cheapest, seed, policy in own)
+        if not isinstance(policy, OraclePolicy):
+            settings = policy.settings(table)
+            proof = certify(policy, calibrate, strong=table.models[best], level=level, delta=delta, settings=settings)
+            row = replace(row, certificate=proof)
+        rows.append(row)
     return Report(
         rows=tuple(rows),
         budget=budget,
@@ -236,11 +226,8 @@ def _row(
     budget: float,
     best: str,
     cheapest: int,
-    level: float,
-    delta: float,
     seed: int,
     baseline: bool,
-    oracle: bool,
 ) -> Row:
     settings = policy.settings(calibrate)
     runs = [policy.run(calibrate, setting) for setting in settings]
@@ -267,8 +254,7 @@ def _row(
     reached = np.linspace(top.costs[0], top.costs[-1], 2001) if top.costs.size > 1 else top.costs
     good = np.interp(reached, top.costs, top.qualities) >= single[b] - 1e-9
     at_best = float(reached[np.argmax(good)]) if good.any() else float("nan")
-    proof = None if oracle else certify(policy, calibrate, strong=best, level=level, delta=delta, settings=settings)
-    return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, proof, baseline)
+    return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, None, baseline)
 
 
 def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, best_name: str, level: float) -> str:

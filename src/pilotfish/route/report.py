@@ -43,7 +43,7 @@ def render(report: Report) -> str:
                 y_label="mean score",
                 marks=[Mark(report.budget, "budget")] if math.isfinite(report.budget) else [],
             ),
-            note="Lines are hulls: what a policy reaches when its settings are mixed. Points are policies without settings.",
+            note="Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings.",
         )
     )
     chosen = [row for row in report.rows if math.isfinite(row.quality)]
