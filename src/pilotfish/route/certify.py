@@ -98,8 +98,8 @@ def certify(
         Bound the loss on *new groups* (new subjects, new customers): each group counts as one observation of its mean
         loss. Needs many groups.
     settings : list, optional
-        Settings to test, from cheap to dear, fixed before the table's scores are seen; left out, those the policy lists,
-        which is right for policies that list them by looking at prompts and predictions only.
+        Settings to test, from cheap to dear, fixed before the table's scores are seen; left out, those the policy
+        lists, which is right for policies that list them by looking at prompts and predictions only.
 
     Raises
     ------

@@ -282,7 +282,8 @@ def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, 
     if pick.certificate is not None and pick.certificate.setting is not None:
         said.append(
             f"Certified at risk {pick.certificate.delta:g}: a loss of at most {level:g} "
-            f"with {pick.certificate.weak_share:.0%} of queries kept from {best_name}, and a spend of at most ${pick.certificate.spend_upper:.3g} per query."
+            f"with {pick.certificate.weak_share:.0%} of queries kept from {best_name}, "
+            f"and a spend of at most ${pick.certificate.spend_upper:.3g} per query."
         )
     else:
         said.append(

@@ -39,8 +39,8 @@ class Candidate:
     tools, images : bool
         Whether it takes tool definitions and images.
     price_in, price_cached : float
-        Dollars per million prompt tokens, fresh and from the provider's prompt cache. Where they differ, leaving the model
-        that answered the turn before costs the difference on the whole conversation so far.
+        Dollars per million prompt tokens, fresh and from the provider's prompt cache. Where they differ, leaving the
+        model that answered the turn before costs the difference on the whole conversation so far.
     """
 
     name: str
@@ -77,8 +77,9 @@ class Router:
 
     Notes
     -----
-    Tools, images and every other field of a request pass through untouched; a model that cannot take them is ruled out. In a
-    conversation, ``metadata["answered_by"]`` names the model that answered the turn before, whose prompt cache is warm.
+    Tools, images and every other field of a request pass through untouched; a model that cannot take them is ruled out.
+    In a conversation, ``metadata["answered_by"]`` names the model that answered the turn before, whose prompt cache is
+    warm.
 
     Examples
     --------
@@ -185,7 +186,8 @@ class Router:
                     costs[i, j] = max(costs[i, j] - saved, 0.0)
             if np.isneginf(scores[i]).all():
                 raise ContextLengthError(
-                    f"No model takes this request of about {n_tokens:.0f} tokens with its tools and images: add one that does."
+                    f"No model takes this request of about {n_tokens:.0f} tokens, its tools and images: "
+                    "add one that does."
                 )
         chosen = value_minus_price(scores, costs, self.price)
         return [
@@ -231,7 +233,7 @@ class Router:
 
     @classmethod
     def load(cls, path: Path | str, models: Mapping[str, Model], scorer: KernelQuality | None = None) -> Router:
-        """Read a router; ``models`` bring what answers, and ``scorer`` the embedder where one was used.
+        """Read a router; ``models`` bring what answers, and ``scorer`` the embedders, where there were any.
 
         Raises
         ------

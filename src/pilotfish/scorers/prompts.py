@@ -1,4 +1,4 @@
-"""Numbers that describe a prompt: its form, the latent semantics of its words, and an embedding where one is given."""
+"""Numbers that describe a prompt: its form, the latent semantics of its words, and embeddings where given."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def form_of(prompt: str) -> list[float]:
 
 
 class PromptFeatures:
-    """Turn prompts into rows of numbers: form, latent semantics of words and word pairs, and an embedding.
+    """Turn prompts into rows of numbers: form, latent semantics of words and word pairs, and embeddings.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ class PromptFeatures:
         Dimensions of the latent semantic analysis; 0 leaves it out.
     form_weight : float
         Weight of the form against the words; the words have length 1.
-    embedder : Embedder, optional
-        Adds its vectors, of length 1, beside the topics.
+    embedders : sequence of Embedder
+        Each adds its vectors, of length 1, beside the topics.
     max_terms : int
         Most words and word pairs looked at.
     seed : int
@@ -118,13 +118,13 @@ class PromptFeatures:
         self,
         n_topics: int = 200,
         form_weight: float = 0.5,
-        embedder: Embedder | None = None,
+        embedders: Sequence[Embedder] = (),
         max_terms: int = 40_000,
         seed: int = 0,
     ) -> None:
         self.n_topics = n_topics
         self.form_weight = form_weight
-        self.embedder = embedder
+        self.embedders = embedders
         self.max_terms = max_terms
         self.seed = seed
 
@@ -185,8 +185,8 @@ class PromptFeatures:
         meanings = []
         if self.topics_.size:
             meanings.append(np.array([self._topics_of(p) for p in prompts]).reshape(len(prompts), -1))
-        if self.embedder is not None:
-            meanings.append(np.asarray(self.embedder.embed(list(prompts)), dtype=np.float64))
+        texts = list(prompts)
+        meanings += [np.asarray(embedder.embed(texts), dtype=np.float64) for embedder in self.embedders]
         parts += [m / math.sqrt(len(meanings)) for m in meanings]
         return np.hstack(parts)
 
@@ -208,7 +208,7 @@ class PromptFeatures:
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Write what was learned as plain arrays; the embedder is named by its owner, not stored."""
+        """Write what was learned as plain arrays; the embedders are brought by their owner, not stored."""
         return {
             "form_mean": self.form_mean_,
             "form_scale": self.form_scale_,
@@ -219,9 +219,9 @@ class PromptFeatures:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]], embedder: Embedder | None = None) -> PromptFeatures:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], embedders: Sequence[Embedder] = ()) -> PromptFeatures:
         """Read what :meth:`to_arrays` wrote."""
-        made = cls(arrays["topics"].shape[-1], float(arrays["form_weight"]), embedder)
+        made = cls(arrays["topics"].shape[-1], float(arrays["form_weight"]), embedders)
         made.form_mean_, made.form_scale_ = arrays["form_mean"], arrays["form_scale"]
         made.terms_ = json.loads(arrays["terms"].tobytes().decode())
         made.idf_ = arrays["idf"]

@@ -190,13 +190,13 @@ class KernelQuality:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], features: PromptFeatures | None = None) -> KernelQuality:
-        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedder, where one was used."""
+        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any."""
         made = cls(features, gamma=float(arrays["gamma"]))
         for name in ("landmarks", "mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
             setattr(made, f"{name}_", arrays[name])
         made.models_ = tuple(str(m) for m in arrays["models"])
         parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
-        made.features_ = PromptFeatures.from_arrays(parts, features.embedder if features else None)
+        made.features_ = PromptFeatures.from_arrays(parts, features.embedders if features else ())
         return made
 
 
