@@ -376,3 +376,46 @@ class CascadePolicy:
             open_ &= ~stops
         tried[open_, table.column(self.order[-1])] = True
         return Choices(answered, tried, extra)
+
+
+@dataclass
+class GatePolicy:
+    """Two models and one number per prompt: high enough, and the weak model answers.
+
+    Parameters
+    ----------
+    name : str
+        Shown in reports.
+    weak, strong : str
+        The two models.
+    scorer : Scorer of Request
+        Higher means the weak model will do; one with ``fit_table`` learns from the fitting table.
+    """
+
+    name: str
+    weak: str
+    strong: str
+    scorer: Scorer[Request]
+    n_settings: int = 40
+
+    def fit(self, table: ReplyTable) -> Self:
+        """Teach the scorer, where it learns."""
+        table.column(self.weak), table.column(self.strong)
+        learn = getattr(self.scorer, "fit_table", None)
+        if learn is not None:
+            learn(table, self.weak, self.strong)
+        return self
+
+    def scores(self, table: ReplyTable) -> FloatArray:
+        """Score of each query, (n,)."""
+        return self.scorer.score([Request.of(query) for query in table.queries])
+
+    def settings(self, table: ReplyTable) -> list[Any]:
+        """Thresholds at quantiles of the score, from all weak to all strong."""
+        at = np.unique(np.quantile(self.scores(table), np.linspace(0, 1, self.n_settings)))
+        return [float("-inf"), *at.tolist(), float("inf")]
+
+    def run(self, table: ReplyTable, setting: Any) -> Choices:
+        """Send each query to the weak or the strong model."""
+        weak = self.scores(table) >= setting
+        return Choices.direct(np.where(weak, table.column(self.weak), table.column(self.strong)), table.n_models)

@@ -25,8 +25,8 @@ _FORMATS = (
 class Agreement:
     """Share of the other samples whose final answer is the reply's.
 
-    Samples recorded with the exchange are used; where there are none and a model is given, it is asked again, with another way
-    of thinking each time.
+    Samples recorded with the exchange are used; where there are none and a model is given, it is asked again, with
+    another way of thinking each time.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def triplet_quality(vectors: FloatArray) -> FloatArray:
     """Quality of each of m models from the distances between their outputs alone, no labels.
 
     The model: each output's embedding is the truth plus noise of the model's own size, independent between models. Then
-    model i's mean squared noise is the mean over pairs (j, k) of (d_ij + d_ik - d_jk) / 2, where d are mean squared distances.
+    model i's mean squared noise is the mean over pairs (j, k) of (d_ij + d_ik - d_jk) / 2, d being mean squared distances.
 
     Parameters
     ----------

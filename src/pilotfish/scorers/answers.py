@@ -311,9 +311,9 @@ def answer_form(question: str, answer: str, samples: Sequence[str] = ()) -> list
 
 
 class ExpectedWork:
-    """What the answer to a question usually takes: steps, length, fractions, size of the result; learned from solved ones.
+    """What an answer to a question usually takes: steps, length, fractions, size; learned from solved questions.
 
-    Beside each expectation stands how far the answer at hand is from it; give :meth:`describe` to :class:`AnswerQuality`.
+    Beside each expectation stands how far the answer at hand is from it. For the ``describe`` of :class:`AnswerQuality`.
 
     Examples
     --------
@@ -350,7 +350,7 @@ def _work(answer: str) -> list[float]:
     except ValueError:
         size = 0.0
     shown = [expression for expression, _ in [*_TAGGED.findall(answer), *_EQUATION.findall(answer)]]
-    steps = len({result for result in re.findall(r"=\s*\$?\s*(-?\d[\d,.]*)", answer)})
+    steps = len(set(re.findall(r"=\s*\$?\s*(-?\d[\d,.]*)", answer)))
     joined = " ".join(shown)
     return [float(steps), math.log1p(len(answer)), float("." in joined), float("/" in joined), size]
 

@@ -1,4 +1,4 @@
-"""Quality learned from which of two models answered better: Elo near a prompt, matrix factorisation, pairwise ranking."""
+"""Quality learned from duels of models: Elo near a prompt, matrix factorisation, pairwise ranking."""
 
 from __future__ import annotations
 

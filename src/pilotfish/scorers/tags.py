@@ -74,7 +74,7 @@ class ModelTagger:
 
 
 class TagQuality:
-    """Mean score of each model over a prompt's tags, each tag's mean shrunk to the model's own and weighted by its evidence.
+    """Mean score of each model over a prompt's tags, each tag's mean shrunk to the model's own by its evidence.
 
     Parameters
     ----------

@@ -22,8 +22,8 @@ _YES = re.compile(r"\W*(yes|true|correct|right)\b", re.IGNORECASE)
 def option_probabilities(reply: Reply, options: Sequence[str]) -> FloatArray:
     """Probability of each option by the first token's log-probabilities, adding up to 1, (k,).
 
-    Options compare by their first letters, case and spaces aside; an option not among the alternatives gets what the least
-    likely alternative has.
+    Options compare by their first letters, case and spaces aside; an option not among the alternatives gets what the
+    least likely alternative has.
 
     Raises
     ------
@@ -66,8 +66,8 @@ class InternalConfidence:
 
     References
     ----------
-    Chen et al. 2025, Query-level uncertainty in large language models (arXiv:2506.09669), without the layers: the last layer's
-    P(yes) alone.
+    Chen et al. 2025, Query-level uncertainty in large language models (arXiv:2506.09669), without the layers: the last
+    layer's P(yes) alone.
     """
 
     question = "Before answering: can you answer this correctly? Reply with only Yes or No."
@@ -125,7 +125,7 @@ class SelfVerification:
 
 
 class ChainOfVerification:
-    """Ask for questions that would test an answer, answer them apart from it, answer anew: 1 where the result stands, else 0.
+    """Ask for questions that test an answer, answer them apart from it, answer anew: 1 where the result stands, else 0.
 
     Parameters
     ----------
@@ -150,8 +150,8 @@ class ChainOfVerification:
         plans = self.model.generate(
             [
                 Request.of(
-                    f"Question: {e.request.prompt}\nAnswer: {e.reply.text}\n\nWrite {self.n_questions} short questions, one a line, "
-                    "that would check the facts of this answer.",
+                    f"Question: {e.request.prompt}\nAnswer: {e.reply.text}\n\nWrite {self.n_questions} short questions, "
+                    "one a line, that would check the facts of this answer.",
                     temperature=0.0,
                     max_tokens=40 * self.n_questions,
                 )
@@ -214,7 +214,7 @@ class ConformalSetSize:
         return np.asarray((probabilities >= self.threshold_ - 1e-12).sum(axis=1))
 
     def score(self, items: Sequence[FloatArray]) -> FloatArray:
-        """Minus the set's size per row of probabilities, (n,); an empty set counts as the largest, for it is no answer."""
+        """Minus the set's size per row of probabilities, (n,); an empty set counts as the largest: it is no answer."""
         if not len(items):
             return np.empty(0)
         rows = np.asarray(items, dtype=np.float64)

@@ -1,0 +1,132 @@
+"""From a policy on recorded replies to a model that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pilotfish.cascade import Cascade, Stage
+from pilotfish.errors import InputError
+from pilotfish.protocols import Model, Scorer
+from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
+from pilotfish.route.router import Candidate, Router
+from pilotfish.rules import Threshold
+from pilotfish.traffic.table import ReplyTable, refuse_shared_queries
+from pilotfish.types import Reply, Request
+
+__all__ = ["Gate", "deploy", "serve", "setting_within"]
+
+
+class Gate:
+    """A model of two: the weak one answers requests that score high enough, the strong one the rest.
+
+    Parameters
+    ----------
+    weak, strong : Model
+        The two models.
+    scorer : Scorer of Request
+        Higher means the weak model will do; NaN goes to the strong one.
+    rule : Threshold
+        Least score for the weak model.
+    """
+
+    def __init__(self, weak: Model, strong: Model, scorer: Scorer[Request], rule: Threshold) -> None:
+        self.weak = weak
+        self.strong = strong
+        self.scorer = scorer
+        self.rule = rule
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer a batch: one reply per request, in order."""
+        if not requests:
+            return []
+        scores = np.asarray(self.scorer.score(requests), dtype=np.float64)
+        to_weak = set(self.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
+        replies: dict[int, Reply] = {}
+        for model, said, at in (
+            (self.weak, "weak model", [i for i in range(len(requests)) if i in to_weak]),
+            (self.strong, "strong model", [i for i in range(len(requests)) if i not in to_weak]),
+        ):
+            if at:
+                for i, reply in zip(at, model.generate([requests[i] for i in at]), strict=True):
+                    own = f"; {reply.reason}" if reply.reason else ""
+                    replies[i] = reply.replace(reason=f"gate: scored {scores[i]:.4g}, {said}{own}")
+        return [replies[i] for i in range(len(requests))]
+
+
+def setting_within(policy: Policy, table: ReplyTable, budget: float) -> Any:
+    """Find the setting of highest quality on a table among those whose mean cost keeps to the budget.
+
+    Raises
+    ------
+    InputError
+        When none does.
+    """
+    table = table.complete()
+    best: tuple[float, float] | None = None
+    chosen: Any = None
+    cheapest = np.inf
+    for setting in policy.settings(table):
+        choice = policy.run(table, setting)
+        cost, quality = float(choice.costs(table).mean()), float(choice.qualities(table).mean())
+        cheapest = min(cheapest, cost)
+        if cost <= budget + 1e-12 and (best is None or (quality, -cost) > best):
+            best, chosen = (quality, -cost), setting
+    if best is None:
+        raise InputError(
+            f"budget is {budget:g} but {policy.name} costs at least {cheapest:g} per query: raise the budget."
+        )
+    return chosen
+
+
+def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Model:
+    """Make the model that serves a fitted policy at one setting.
+
+    Raises
+    ------
+    InputError
+        When a model is missing, or the policy only makes sense on recorded replies.
+    """
+    needed: Sequence[str] = ()
+    if isinstance(policy, CascadePolicy):
+        needed = policy.order
+    elif isinstance(policy, GatePolicy):
+        needed = (policy.weak, policy.strong)
+    elif isinstance(policy, AlwaysPolicy):
+        needed = (policy.model,)
+    for name in needed:
+        if name not in models:
+            raise InputError(f"models has no {name!r}, which {policy.name} asks: give {', '.join(needed)}.")
+    if isinstance(policy, RoutePolicy):
+        return Router(models, policy.scorer, policy.cost_, float(setting), candidates)
+    if isinstance(policy, CascadePolicy):
+        if policy.samples_of:
+            raise InputError(
+                f"{policy.name} reads recorded replies of {', '.join(policy.samples_of)}: sample live instead."
+            )
+        stages = [
+            Stage(models[name], scorer, Threshold(at), name)
+            for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
+        ]
+        return Cascade(stages, models[policy.order[-1]], policy.order[-1])
+    if isinstance(policy, GatePolicy):
+        return Gate(models[policy.weak], models[policy.strong], policy.scorer, Threshold(float(setting)))
+    if isinstance(policy, AlwaysPolicy):
+        return models[policy.model]
+    raise InputError(f"{policy.name} cannot be served: it is a baseline on recorded replies.")
+
+
+def deploy(
+    policy: Policy,
+    models: Mapping[str, Model],
+    table: ReplyTable,
+    calibrate: ReplyTable,
+    budget: float,
+    candidates: Sequence[Candidate] = (),
+) -> Model:
+    """Fit a policy, choose its setting for a budget on other queries, and make the model that serves it."""
+    refuse_shared_queries(fit=table, calibrate=calibrate)
+    policy.fit(table)
+    return serve(policy, setting_within(policy, calibrate, budget), models, candidates)
