@@ -100,6 +100,8 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
         if name not in models:
             raise InputError(f"models has no {name!r}, which {policy.name} asks: give {', '.join(needed)}.")
     if isinstance(policy, RoutePolicy):
+        if policy.by_budget:
+            raise InputError(f"{policy.name} assigns whole tables within a budget: serve the same scorer by a price.")
         return Router(models, policy.scorer, policy.cost_, float(setting), candidates)
     if isinstance(policy, CascadePolicy):
         if policy.samples_of:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray, Scorer
 from pilotfish.route.curves import pareto
-from pilotfish.rules import value_minus_price
+from pilotfish.rules import assign_within_budget, value_minus_price
 from pilotfish.scorers.quality import QualityScorer
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Exchange, Reply, Request, Usage
@@ -156,7 +156,7 @@ class OraclePolicy:
 
 @dataclass
 class RoutePolicy:
-    """Predict each model's score and cost from the prompt and take the best value at a price.
+    """Predict each model's score and cost from the prompt and take the best value, at a price or within a budget.
 
     Parameters
     ----------
@@ -170,6 +170,8 @@ class RoutePolicy:
         Score taken off each model per call (latency, size), in score units.
     fit_target : callable, optional
         What the scorer learns instead of the table's scores, (n, m).
+    by_budget : bool
+        Settings are budgets, each solved as an integer program over the whole table, instead of prices.
     """
 
     name: str
@@ -177,11 +179,17 @@ class RoutePolicy:
     n_settings: int = 40
     penalties: dict[str, float] = field(default_factory=dict)
     fit_target: Callable[[ReplyTable], FloatArray] | None = None
+    by_budget: bool = False
 
     def fit(self, table: ReplyTable) -> Self:
         """Learn the scorer and each model's cost per character of prompt."""
-        target = table.scores if self.fit_target is None else self.fit_target(table)
-        self.scorer.fit(table.queries, target, table.models)
+        outputs = getattr(self.scorer, "fit_outputs", None)
+        if outputs is not None:
+            kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
+            outputs(kept.queries, kept.replies, kept.models)
+        else:
+            target = table.scores if self.fit_target is None else self.fit_target(table)
+            self.scorer.fit(table.queries, target, table.models)
         self.cost_ = CostModel().fit(table.queries, table.costs)
         return self
 
@@ -193,11 +201,17 @@ class RoutePolicy:
     def settings(self, table: ReplyTable) -> list[Any]:
         """Prices at which some query of the table changes its model, thinned to ``n_settings``, from high to none."""
         scores, costs = self.predicted(table.queries)
+        if self.by_budget:
+            least, most = float(costs.min(axis=1).mean()), float(costs.max(axis=1).mean())
+            return [float(b) for b in np.linspace(least, most, self.n_settings)]
         return prices(scores, costs, self.n_settings)
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
-        """Take the best predicted score minus price."""
+        """Take the best predicted score minus price, or the best sum of scores within the budget."""
         scores, costs = self.predicted(table.queries)
+        if self.by_budget:
+            budget = max(float(setting), float(costs.min(axis=1).mean()))
+            return Choices.direct(assign_within_budget(scores, costs, budget), table.n_models)
         return Choices.direct(value_minus_price(scores, costs, setting), table.n_models)
 
 

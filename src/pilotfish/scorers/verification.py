@@ -14,7 +14,14 @@ from pilotfish.protocols import FloatArray, Model
 from pilotfish.scorers.answers import final_answer
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["ChainOfVerification", "ConformalSetSize", "InternalConfidence", "SelfVerification", "option_probabilities"]
+__all__ = [
+    "ChainOfVerification",
+    "ConformalSetSize",
+    "InternalConfidence",
+    "OptionSetSize",
+    "SelfVerification",
+    "option_probabilities",
+]
 
 _YES = re.compile(r"\W*(yes|true|correct|right)\b", re.IGNORECASE)
 
@@ -220,3 +227,41 @@ class ConformalSetSize:
         rows = np.asarray(items, dtype=np.float64)
         sizes = self.sizes(rows)
         return -np.where(sizes == 0, rows.shape[1], sizes).astype(np.float64)
+
+
+class OptionSetSize:
+    """Minus the size of a model's conformal set of options, as a scorer of requests, ties broken by its best probability.
+
+    Parameters
+    ----------
+    model : Model
+        Gives log-probabilities; asked for one token.
+    options : sequence of str
+        The options' first tokens, such as A, B, C, D.
+    delta : float
+        Risk that the set misses the right option.
+    """
+
+    def __init__(self, model: Model, options: Sequence[str], delta: float = 0.1) -> None:
+        self.model = model
+        self.options = tuple(options)
+        self.delta = delta
+
+    def probabilities(self, items: Sequence[Request]) -> FloatArray:
+        """Probability of each option per request, (n, k)."""
+        asked = [item.replace(max_tokens=1, temperature=0.0, log_probs=20) for item in items]
+        return np.array([option_probabilities(reply, self.options) for reply in self.model.generate(asked)])
+
+    def fit(self, items: Sequence[Request], labels: Sequence[int]) -> Self:
+        """Learn the set's threshold from requests and the number of each one's right option."""
+        self.sets_ = ConformalSetSize(self.delta).fit(self.probabilities(items), labels)
+        return self
+
+    def score(self, items: Sequence[Request]) -> FloatArray:
+        """Score per request, (n,): minus the number of options, plus the best one's probability."""
+        if not hasattr(self, "sets_"):
+            raise NotFittedError("OptionSetSize was used before fit: call fit(requests, labels) first.")
+        if not items:
+            return np.empty(0)
+        p = self.probabilities(items)
+        return np.asarray(self.sets_.score(list(p)) + p.max(axis=1))

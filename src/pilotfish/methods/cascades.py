@@ -1,0 +1,212 @@
+"""Cascades: a small model answers first, and something decides whether its answer will do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+
+from pilotfish.methods import method
+from pilotfish.protocols import Model, Scorer
+from pilotfish.route.certify import Certificate, certify
+from pilotfish.route.compound import AnyOf, LearnedPolicy
+from pilotfish.route.policies import CascadePolicy, GatePolicy, Policy
+from pilotfish.scorers.agreement import Agreement
+from pilotfish.scorers.answers import AnswerQuality, CalibratedConfidence, StatedConfidence, VerbalisedConfidence
+from pilotfish.scorers.verification import ChainOfVerification, InternalConfidence, SelfVerification
+from pilotfish.traffic.table import ReplyTable
+from pilotfish.training.cascade_head import CascadeHead
+from pilotfish.types import Exchange
+
+_COMPARE = "pilotfish route compare --table t.jsonl --budget 2usd/1k --policy "
+
+
+@method(
+    "query_level_uncertainty",
+    paper="Chen 2025a, arXiv:2506.09669",
+    group="cascades",
+    needs="token probabilities",
+    command="python -m benchmarks cascade --only live",
+)
+def query_level_uncertainty(models: Sequence[str], weak: Model) -> GatePolicy:
+    """Ask the small model, before it writes a token, whether it can answer; its P(yes) decides."""
+    return GatePolicy("query_level_uncertainty", models[0], models[-1], InternalConfidence(weak))
+
+
+@method(
+    "calibrated_cascade",
+    paper="Enomoto and Eda 2021; Chen 2024a (Data Shunt)",
+    group="cascades",
+    needs="black box",
+    command=_COMPARE + "calibrated_cascade",
+)
+def calibrated_cascade(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> CascadePolicy:
+    """Learn what stopping gains over going on, the cascade's own objective, instead of being right as such."""
+    scorers = tuple(scorer or AnswerQuality() for _ in models[:-1])
+    return CascadePolicy("calibrated_cascade", tuple(models), scorers, gain=True)
+
+
+@method(
+    "selective_query",
+    paper="Kag and Fedorov 2023",
+    group="cascades",
+    needs="training",
+    command="python -m benchmarks cascade --only heads",
+)
+def selective_query(price: float = 0.1) -> CascadeHead:
+    """Train a small classifier and its gate together: right where it answers, cheap where it does not."""
+    return CascadeHead(gate=True, price=price)
+
+
+@method(
+    "cascade_aware_training",
+    paper="Wang 2024a, arXiv:2406.00060",
+    group="cascades",
+    needs="training",
+    command="python -m benchmarks cascade --only heads",
+)
+def cascade_aware_training() -> CascadeHead:
+    """Train a small classifier only on examples that it or the large model gets right."""
+    return CascadeHead(aware=True)
+
+
+@method(
+    "frugal_ml",
+    paper="Chen 2020, arXiv:2006.07512",
+    group="cascades",
+    needs="black box",
+    command=_COMPARE + "frugal_ml",
+)
+def frugal_ml(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> AnyOf:
+    """Choose a base service, an add-on service and the quality score below which the add-on is called."""
+    pairs = [
+        CascadePolicy(
+            f"{a} then {b}", (a, b), (CalibratedConfidence(scorer) if scorer else AnswerQuality(),), n_settings=20
+        )
+        for a, b in permutations(models, 2)
+    ]
+    return AnyOf("frugal_ml", pairs)
+
+
+@method(
+    "frugal_gpt",
+    paper="Chen 2023d, arXiv:2305.05176",
+    group="cascades",
+    needs="black box",
+    command=_COMPARE + "frugal_gpt",
+)
+def frugal_gpt(models: Sequence[str], length: int = 3) -> AnyOf:
+    """Learn to score answers, then search the order of up to three models and their thresholds under a budget."""
+    size = min(length, len(models))
+    orders = [order for k in range(2, size + 1) for order in permutations(models, k)]
+    return AnyOf(
+        "frugal_gpt",
+        [CascadePolicy(" then ".join(o), o, tuple(AnswerQuality() for _ in o[:-1]), n_settings=20) for o in orders],
+    )
+
+
+@method(
+    "idk_cascade",
+    paper="Wang 2017, arXiv:1706.00885",
+    group="cascades",
+    needs="black box",
+    command=_COMPARE + "idk_cascade",
+)
+def idk_cascade(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> CascadePolicy:
+    """Let every model but the last say "I don't know" below a threshold of calibrated confidence, set by cost."""
+    scorers = tuple(CalibratedConfidence(scorer or AnswerQuality()) for _ in models[:-1])
+    return CascadePolicy("idk_cascade", tuple(models), scorers)
+
+
+@method(
+    "treacle", paper="Zhang 2024b, arXiv:2404.13082", group="cascades", needs="black box", command=_COMPARE + "treacle"
+)
+def treacle(models: Sequence[str]) -> LearnedPolicy:
+    """Learn by looking back from the end whether to stop or go on, for every price of a dollar."""
+    return LearnedPolicy("treacle", tuple(models))
+
+
+@method(
+    "verbalised_confidence",
+    paper="Tian 2023, arXiv:2305.14975",
+    group="cascades",
+    needs="black box",
+    command=_COMPARE + "verbalised_confidence",
+)
+def verbalised_confidence(models: Sequence[str]) -> CascadePolicy:
+    """Stop where the model's own stated confidence is high enough."""
+    return CascadePolicy("verbalised_confidence", tuple(models), tuple(VerbalisedConfidence() for _ in models[:-1]))
+
+
+@method(
+    "stated_confidence",
+    paper="Wang 2017; the model's own probability",
+    group="cascades",
+    needs="black box",
+    command="python -m benchmarks cascade --only heads",
+)
+def stated_confidence(models: Sequence[str]) -> CascadePolicy:
+    """Stop where the reply carries a probability that is high enough."""
+    return CascadePolicy("stated_confidence", tuple(models), tuple(StatedConfidence() for _ in models[:-1]))
+
+
+@method(
+    "chain_of_verification",
+    paper="Dhuliawala 2023, arXiv:2309.11495",
+    group="cascades",
+    needs="black box",
+    command="python -m benchmarks cascade --only live",
+)
+def chain_of_verification(models: Sequence[str], verifier: Model) -> CascadePolicy:
+    """Stop where the answer stands after its own verification questions."""
+    return CascadePolicy("chain_of_verification", (models[0], models[-1]), (ChainOfVerification(verifier),))
+
+
+@method(
+    "automix",
+    paper="Madaan 2023, arXiv:2310.12963",
+    group="cascades",
+    needs="black box",
+    command="python -m benchmarks cascade --only live",
+)
+def automix(models: Sequence[str], verifier: Model, n_samples: int = 4, planned: bool = True) -> CascadePolicy:
+    """Verify an answer a few times against its context, then stop or go on by threshold or by a plan under partial sight.
+
+    With one round of checks the plan's accept-minus-route value is the mean gain of stopping at each number of passed checks,
+    which isotonic regression on the gain estimates.
+    """
+    checked: Scorer[Exchange] = SelfVerification(verifier, n_samples)
+    scorer = CalibratedConfidence(checked) if planned else checked
+    return CascadePolicy("automix", (models[0], models[-1]), (scorer,), gain=planned)
+
+
+@method(
+    "consistency_cascade",
+    paper="Yue 2023, arXiv:2310.03094",
+    group="cascades",
+    needs="black box",
+    command=_COMPARE + "consistency_cascade",
+)
+def consistency_cascade(
+    models: Sequence[str], samples_of: Sequence[str] = (), sampler: Model | None = None, n_samples: int = 4
+) -> CascadePolicy:
+    """Go on where samples of the small model, or small models, disagree."""
+    return CascadePolicy(
+        "consistency_cascade",
+        (models[0], models[-1]),
+        (Agreement(sampler, n_samples),),
+        samples_of=tuple(samples_of or models[1:-1]),
+    )
+
+
+@method(
+    "guaranteed_takeover",
+    paper="ours: learn then test with betting bounds, arXiv:2110.01052, arXiv:2010.09686",
+    group="cascades",
+    needs="black box",
+    command="python -m benchmarks guarantee",
+)
+def guaranteed_takeover(
+    policy: Policy, calibrate: ReplyTable, strong: str, level: float, delta: float = 0.05, by_group: bool = False
+) -> Certificate:
+    """Find the cheapest setting whose loss of quality and whose spend are both bounded at a stated risk."""
+    return certify(policy, calibrate, strong=strong, level=level, delta=delta, by_group=by_group)
