@@ -169,10 +169,10 @@ def chain_of_verification(models: Sequence[str], verifier: Model) -> CascadePoli
     command="python -m benchmarks cascade --only live",
 )
 def automix(models: Sequence[str], verifier: Model, n_samples: int = 4, planned: bool = True) -> CascadePolicy:
-    """Verify an answer a few times against its context, then stop or go on by threshold or by a plan under partial sight.
+    """Verify an answer a few times against its context, then stop or go on by threshold or by a plan.
 
-    With one round of checks the plan's accept-minus-route value is the mean gain of stopping at each number of passed checks,
-    which isotonic regression on the gain estimates.
+    With one round of checks the plan's accept-minus-route value is the mean gain of stopping at each number of passed
+    checks, which isotonic regression on the gain estimates.
     """
     checked: Scorer[Exchange] = SelfVerification(verifier, n_samples)
     scorer = CalibratedConfidence(checked) if planned else checked

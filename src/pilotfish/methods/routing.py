@@ -83,7 +83,7 @@ def _gini_split(weak: FloatArray, strong: FloatArray) -> float:
 def hybrid_llm(
     models: Sequence[str], label: Literal["deterministic", "probabilistic", "transformed"] = "deterministic"
 ) -> GatePolicy:
-    """Predict whether the small model is good enough: as good, as likely as good, or within the gap that splits best."""
+    """Predict whether the small model is good enough: as good, likely as good, or within the gap that splits best."""
 
     def target(weak: FloatArray, strong: FloatArray) -> FloatArray:
         if label == "probabilistic":
@@ -140,7 +140,7 @@ def route_llm(
     kind: Literal["similarity", "matrix", "classifier", "kernel"] = "matrix",
     features: PromptFeatures | None = None,
 ) -> GatePolicy:
-    """Route between two models by preferences: similarity-weighted Elo, matrix factorisation or a classifier of the winner."""
+    """Route between two models by preferences: similarity-weighted Elo, matrix factorisation, a classifier."""
     if kind == "classifier":
         gate = TableGate(KernelQuality(features, second_stage=False), lambda w, s: np.asarray(w >= s, dtype=np.float64))
         return GatePolicy("route_llm classifier", models[0], models[-1], gate)
@@ -166,7 +166,7 @@ def forc(by_budget: bool = True) -> RoutePolicy:
     command=_COMPARE + "kernel_router",
 )
 def kernel_router(features: PromptFeatures | None = None) -> RoutePolicy:
-    """Predict every model's score twice, from the prompt and from the predictions, and take the best value at a price."""
+    """Predict every model's score from the prompt, then from the predictions, and take the best value at a price."""
     return RoutePolicy("kernel_router", KernelQuality(features))
 
 
@@ -178,5 +178,5 @@ def kernel_router(features: PromptFeatures | None = None) -> RoutePolicy:
     command="pilotfish route compare --table t.jsonl --budget 2usd/1k --html report.html",
 )
 def routing_benchmark(table: ReplyTable, policies: Sequence[Policy], budget: float) -> Report:
-    """Compare policies by convex hulls, AIQ and the gap they recover, beside random, singles, neighbours and the oracle."""
+    """Compare policies by convex hulls, AIQ and the gap they recover, beside honest baselines."""
     return compare(table, policies, budget)

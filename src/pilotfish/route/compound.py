@@ -1,4 +1,4 @@
-"""Policies made of others or of several answers: the best of many, a plan learned backwards, and ranking of all outputs."""
+"""Policies made of others or of several answers: the best of many, a plan learned backwards, ranking of all outputs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class AnyOf:
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Run the policy the setting belongs to."""
-        return self.policies[setting[0]].run(table, setting[1])
+        number, own = setting
+        chosen: Choices = self.policies[number].run(table, own)
+        return chosen
 
 
 class TableGate:
@@ -68,8 +70,8 @@ class TableGate:
     scorer : QualityScorer
         Learns one or two columns.
     target : callable, optional
-        From the weak and the strong model's scores (n,) to what is learned (n,); left out, both scores are learned and the
-        gate's score is their difference.
+        From the weak and the strong model's scores (n,) to what is learned (n,); left out, both scores are learned and
+        the gate's score is their difference.
 
     References
     ----------
@@ -102,8 +104,8 @@ class TableGate:
 class LearnedPolicy:
     """Stop or go on to the next model: a plan learned backwards from recorded answers, for each price of a dollar.
 
-    The state at a stage is the prompt's form, the answer's form and its agreement with the answers before. From the last stage
-    back, a ridge regression learns what stopping gains over going on and then acting by the plan.
+    The state at a stage is the prompt's form, the answer's form and its agreement with those before. From the last
+    stage back, a ridge regression learns what stopping gains over going on and then acting by the plan.
 
     Parameters
     ----------
@@ -118,7 +120,7 @@ class LearnedPolicy:
 
     References
     ----------
-    Zhang et al. 2024 (TREACLE, arXiv:2404.13082), by fitted value iteration for its deep Q-network, prompts fixed per model.
+    Zhang et al. 2024 (TREACLE, arXiv:2404.13082), by fitted value iteration for its deep Q-network, one prompt a model.
     """
 
     name: str

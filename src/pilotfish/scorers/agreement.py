@@ -108,7 +108,7 @@ def triplet_quality(vectors: FloatArray) -> FloatArray:
     """Quality of each of m models from the distances between their outputs alone, no labels.
 
     The model: each output's embedding is the truth plus noise of the model's own size, independent between models. Then
-    model i's mean squared noise is the mean over pairs (j, k) of (d_ij + d_ik - d_jk) / 2, d being mean squared distances.
+    model i's mean squared noise is the mean over pairs (j, k) of (d_ij + d_ik - d_jk) / 2, d the mean squared distance.
 
     Parameters
     ----------

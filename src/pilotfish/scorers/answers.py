@@ -313,7 +313,7 @@ def answer_form(question: str, answer: str, samples: Sequence[str] = ()) -> list
 class ExpectedWork:
     """What an answer to a question usually takes: steps, length, fractions, size; learned from solved questions.
 
-    Beside each expectation stands how far the answer at hand is from it. For the ``describe`` of :class:`AnswerQuality`.
+    Beside each expectation stands how far the answer at hand is from it: ``AnswerQuality(describe=work.describe)``.
 
     Examples
     --------

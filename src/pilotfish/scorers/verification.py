@@ -157,8 +157,8 @@ class ChainOfVerification:
         plans = self.model.generate(
             [
                 Request.of(
-                    f"Question: {e.request.prompt}\nAnswer: {e.reply.text}\n\nWrite {self.n_questions} short questions, "
-                    "one a line, that would check the facts of this answer.",
+                    f"Question: {e.request.prompt}\nAnswer: {e.reply.text}\n\nWrite {self.n_questions} "
+                    "short questions, one a line, that would check the facts of this answer.",
                     temperature=0.0,
                     max_tokens=40 * self.n_questions,
                 )
@@ -230,7 +230,7 @@ class ConformalSetSize:
 
 
 class OptionSetSize:
-    """Minus the size of a model's conformal set of options, as a scorer of requests, ties broken by its best probability.
+    """Minus the size of a model's conformal set of options, as a scorer of requests; its best probability breaks ties.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ __all__ = ["CascadeHead"]
 
 
 class CascadeHead:
-    """A softmax head on text features that knows it will hand hard cases to a large model; also a model that answers labels.
+    """A softmax head that knows it will hand hard cases to a large model; also a model that answers labels.
 
     Parameters
     ----------
