@@ -1,0 +1,151 @@
+"""Commands on routing: fit a router, compare policies on recorded replies, explain decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pilotfish.route.router import Router
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Route queries to models by recorded replies.", no_args_is_help=True)
+
+Table = Annotated[Path, typer.Option("--table", "-t", help="JSON lines: query, model, reply, score, cost, latency")]
+Budget = Annotated[str, typer.Option("--budget", "-b", help="dollars per queries, such as 2usd/1k")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of the cut of the table")]
+
+
+class _Absent:
+    """Stands for a model that is not asked while decisions are explained."""
+
+    def generate(self, requests: object) -> list[object]:
+        raise NotImplementedError
+
+
+def _router(path: Path) -> Router:
+    import json
+
+    import numpy as np
+
+    from pilotfish.route.router import Router
+
+    names: list[str] = []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [c["name"] for c in json.loads(file["about"].tobytes())["candidates"]]
+    except (OSError, ValueError, KeyError):
+        names = []
+    absent = dict.fromkeys(names, _Absent())
+    return Router.load(path, absent)  # type: ignore[arg-type]
+
+
+@app.command()
+def fit(
+    table: Table,
+    budget: Budget,
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write")] = Path("router.npz"),
+    seed: Seed = 0,
+) -> None:
+    """Fit the kernel router on a table, choose its price for a budget, and save it for serving."""
+    from pilotfish.cli.output import console
+    from pilotfish.methods.build import parse_budget
+    from pilotfish.route.deploy import setting_within
+    from pilotfish.route.policies import RoutePolicy
+    from pilotfish.route.router import Router
+    from pilotfish.scorers.quality import KernelQuality
+    from pilotfish.traffic.table import ReplyTable
+
+    read = ReplyTable.from_jsonl(table)
+    learn, calibrate = read.split((0.75, 0.25), seed=seed)
+    scorer = KernelQuality()
+    policy = RoutePolicy("kernel_router", scorer).fit(learn)
+    price = setting_within(policy, calibrate, parse_budget(budget))
+    choice = policy.run(calibrate.complete(), price)
+    Router(dict.fromkeys(read.models, _Absent()), scorer, policy.cost_, float(price)).save(out)  # type: ignore[arg-type]
+    quality = float(choice.qualities(calibrate.complete()).mean())
+    cost = float(choice.costs(calibrate.complete()).mean())
+    console.print(
+        f"Wrote {out}: {quality:.3f} at ${cost:.3g} per query on {calibrate.n_queries} queries it was not fitted on. "
+        "The price was chosen on them: 'pilotfish route compare' measures on fresh ones."
+    )
+
+
+@app.command()
+def compare(
+    table: Table,
+    budget: Budget,
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="names, comma-separated; by default all that need only the table")
+    ] = "",
+    html: Annotated[Path | None, typer.Option("--html", help="write the report page here")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="write the report as JSON here")] = None,
+    level: Annotated[float, typer.Option("--level", help="loss of score to certify")] = 0.02,
+    seed: Seed = 0,
+) -> None:
+    """Measure policies on recorded replies: what each would have cost and how good it would have been."""
+    import json
+
+    from rich.table import Table as Grid
+
+    from pilotfish.cli.output import console, write_text
+    from pilotfish.methods.build import make_policy, parse_budget, policies_without_models
+    from pilotfish.route.compare import compare as run
+    from pilotfish.traffic.table import ReplyTable
+
+    read = ReplyTable.from_jsonl(table)
+    names = [name.strip() for name in policy.split(",") if name.strip()]
+    policies = [make_policy(name, read) for name in names] if names else policies_without_models(read)
+    report = run(read, policies, parse_budget(budget), level=level, seed=seed)
+    grid = Grid("policy", box=None, pad_edge=False, header_style="bold")
+    for name in ("score", "95 % interval", "cost", "gap recovered", "certified kept"):
+        grid.add_column(name, justify="right")
+    for row in sorted(report.rows, key=lambda r: -(r.quality if r.quality == r.quality else -1.0)):
+        kept = row.certificate.weak_share if row.certificate and row.certificate.setting is not None else None
+        grid.add_row(
+            row.name,
+            _shown(row.quality, ".3f"),
+            f"{_shown(row.low, '.3f')} to {_shown(row.high, '.3f')}",
+            _shown(row.cost, ".3g", "$"),
+            _shown(row.recovered, ".2f"),
+            "-" if kept is None else f"{kept:.0%}",
+        )
+    console.print(grid)
+    for said in (*report.warnings, report.recommendation):
+        console.print(said)
+    if html is not None:
+        write_text(html, report.to_html())
+        console.print(f"Wrote {html}.")
+    if json_out is not None:
+        write_text(json_out, json.dumps(report.to_json(), indent=1) + "\n")
+        console.print(f"Wrote {json_out}.")
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(help="the prompt to route")],
+    router: Annotated[Path, typer.Option("--router", "-r", help="file written by 'pilotfish route fit'")],
+) -> None:
+    """Show what a saved router expects of every model on a prompt, and which one it would ask."""
+    from rich.table import Table as Grid
+
+    from pilotfish.cli.output import console
+    from pilotfish.types import Request
+
+    loaded = _router(router)
+    scores, costs = loaded.predict([prompt])
+    [(_, reason)] = loaded.decide([Request.of(prompt)])
+    grid = Grid("model", box=None, pad_edge=False, header_style="bold")
+    for name in ("predicted score", "predicted cost", "score minus price"):
+        grid.add_column(name, justify="right")
+    for name, score, cost in zip(loaded.names, scores[0], costs[0], strict=True):
+        grid.add_row(name, f"{score:.3f}", f"${cost:.3g}", f"{score - loaded.price * cost:.3f}")
+    console.print(grid)
+    console.print(reason)
+
+
+def _shown(value: float, form: str, before: str = "") -> str:
+    return f"{before}{value:{form}}" if value == value else "-"

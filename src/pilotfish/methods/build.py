@@ -1,0 +1,166 @@
+"""Policies by name: what the command line and the gateway's configuration call."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pilotfish.errors import InputError
+from pilotfish.methods import cards, find
+from pilotfish.protocols import Model
+from pilotfish.route.deploy import deploy
+from pilotfish.route.policies import Policy
+from pilotfish.route.router import Candidate
+from pilotfish.traffic.table import ReplyTable
+
+__all__ = ["make_policy", "make_route", "parse_budget", "policies_without_models"]
+
+_BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
+_LIVE = ("weak", "verifier", "sampler", "tagger")
+
+
+def parse_budget(text: str) -> float:
+    """Read a budget as dollars per query: ``0.002``, ``2usd/1k``, ``$5/1k``.
+
+    Raises
+    ------
+    InputError
+        When it is something else, or not above 0.
+
+    Examples
+    --------
+    >>> parse_budget("2usd/1k"), parse_budget("0.5")
+    (0.002, 0.5)
+    """
+    found = _BUDGET.match(text)
+    try:
+        value = float(found.group(1)) if found else float("nan")
+        per = float(found.group(3) or 1) if found else 1.0
+    except ValueError:
+        value, per = float("nan"), 1.0
+    scale = {"k": 1e3, "m": 1e6}.get((found.group(4) or "").lower() if found else "", 1.0)
+    if not (np.isfinite(value) and value > 0 and per > 0):
+        raise InputError(f"budget is {text!r}: give dollars per queries, such as 2usd/1k.")
+    return value / (per * scale)
+
+
+def by_cost(table: ReplyTable) -> tuple[str, ...]:
+    """Names of the models from the cheapest to the dearest."""
+    return tuple(table.models[j] for j in np.argsort(np.nanmean(table.costs, axis=0), kind="stable"))
+
+
+def make_policy(
+    slug: str,
+    table: ReplyTable,
+    *,
+    models: Sequence[str] = (),
+    live: Mapping[str, Model] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Policy:
+    """Make a policy by its method's name, for the models of a table.
+
+    Parameters
+    ----------
+    slug : str
+        A method of the groups cascades and routing, as ``pilotfish methods`` lists them.
+    table : ReplyTable
+        Says which models there are and what they cost; nothing is fitted.
+    models : sequence of str
+        From first to last; left out, the table's from the cheapest to the dearest.
+    live : mapping of str to Model
+        Needed by methods that ask a model while they decide; the first model is asked.
+    options : mapping
+        Further arguments of the method.
+
+    Raises
+    ------
+    InputError
+        When there is no such policy, an option is unknown, or a method needs a model that was not given.
+    """
+    card = find(slug)
+    order = tuple(models) or by_cost(table)
+    parameters = inspect.signature(card.make).parameters
+    given: dict[str, Any] = {k.replace("-", "_"): v for k, v in (options or {}).items()}
+    unknown = sorted(set(given) - set(parameters))
+    if unknown:
+        raise InputError(f"Method {slug!r} has no option {unknown[0]!r}: it takes {', '.join(parameters) or 'none'}.")
+    if "models" in parameters:
+        given.setdefault("models", order)
+    for name in _LIVE:
+        if name in parameters and name not in given and live and order[0] in live:
+            given[name] = live[order[0]]
+    if (
+        "embedder" in parameters
+        and parameters["embedder"].default is inspect.Parameter.empty
+        and "embedder" not in given
+    ):
+        from pilotfish.models.embedder import StaticEmbedder
+
+        given["embedder"] = StaticEmbedder("wordllama")
+    missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in given]
+    if missing:
+        raise InputError(f"Method {slug!r} needs {', '.join(missing)}: run it with '{card.command}'.")
+    made = card.make(**given)
+    if not hasattr(made, "settings"):
+        raise InputError(f"Method {slug!r} is not a policy over a table: run it with '{card.command}'.")
+    policy: Policy = made
+    return policy
+
+
+def policies_without_models(table: ReplyTable) -> list[Policy]:
+    """Make every policy that needs nothing but the table: those that read replies only where replies are recorded."""
+    found: list[Policy] = []
+    complete = bool(table.replies) and all(text is not None for row in table.replies for text in row)
+    for card in cards():
+        if card.group not in ("cascades", "routing"):
+            continue
+        try:
+            policy = make_policy(card.slug, table)
+        except InputError:
+            continue
+        reads = card.group == "cascades" or card.slug in ("llm_blender", "smoothie")
+        wants_more = card.slug in ("smoothie", "consistency_cascade") and table.n_models < 3
+        if (reads and not complete) or wants_more or card.slug in ("stated_confidence", "verbalised_confidence"):
+            continue
+        found.append(policy)
+    return found
+
+
+def make_route(
+    settings: Mapping[str, Any], models: Mapping[str, Model], *, seed: int = 0, candidates: Sequence[Candidate] = ()
+) -> Model:
+    """Make the model that serves a policy named in a configuration; it is fitted anew from its table.
+
+    Parameters
+    ----------
+    settings : mapping
+        ``policy``, ``table`` (a JSONL file), ``budget``, and optionally ``models`` and ``options``.
+    models : mapping of str to Model
+        What answers, by the names in the table.
+    seed : int
+        Of the cut of the table: three quarters to fit on, a quarter to choose the setting on.
+    candidates : sequence of Candidate
+        Limits of the models.
+
+    Raises
+    ------
+    InputError
+        When a field is missing or unknown, or the budget cannot be kept.
+    """
+    unknown = sorted(set(settings) - {"policy", "table", "budget", "models", "options"})
+    if unknown:
+        raise InputError(f"Route field {unknown[0]!r} is unknown: give policy, table, budget, models, options.")
+    for name in ("policy", "table", "budget"):
+        if name not in settings:
+            raise InputError(f"Route field {name!r} is missing: give policy, table and budget.")
+    table = ReplyTable.from_jsonl(settings["table"])
+    names = tuple(settings.get("models", ()))
+    if names:
+        table = table.of_models(names)
+    policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
+    fit, calibrate = table.complete().split((0.75, 0.25), seed=seed)
+    return deploy(policy, models, fit, calibrate, parse_budget(str(settings["budget"])), candidates)
