@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, Model
 from pilotfish.route.curves import pareto
-from pilotfish.route.policies import Choices, Policy, exchanges
+from pilotfish.route.policies import Choices, Policy, Seen, exchanges
 from pilotfish.scorers.answers import answer_form
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.prompts import form_of
@@ -127,6 +127,7 @@ class LearnedPolicy:
     order: tuple[str, ...]
     n_settings: int = 12
     penalty: float = 300.0
+    seen: Seen = field(default_factory=Seen, repr=False)
 
     def fit(self, table: ReplyTable) -> Self:
         """Learn one plan per price."""
@@ -183,7 +184,8 @@ class LearnedPolicy:
         answered = np.full(table.n_queries, columns[-1])
         tried = np.zeros((table.n_queries, table.n_models), dtype=bool)
         open_ = np.ones(table.n_queries, dtype=bool)
-        for k, rows in enumerate(self._rows(table)):
+        described: list[FloatArray] = self.seen.of(table, lambda: self._rows(table))
+        for k, rows in enumerate(described):
             tried[open_, columns[k]] = True
             gain = self._state(rows, k) @ plan[k][:-1] + plan[k][-1]
             stops = open_ & (gain >= 0)

@@ -67,6 +67,20 @@ class Choices:
         return cls(answered, tried, np.zeros(answered.size))
 
 
+class Seen:
+    """What a policy last worked out for a table, so that trying many settings scores its queries once."""
+
+    def __init__(self) -> None:
+        self.table: ReplyTable | None = None
+        self.value: Any = None
+
+    def of(self, table: ReplyTable, make: Callable[[], Any]) -> Any:
+        """Give what was worked out for this very table, or work it out."""
+        if self.table is not table:
+            self.value, self.table = make(), table
+        return self.value
+
+
 class Policy(Protocol):
     """Anything that can be compared on reply tables."""
 
@@ -180,9 +194,11 @@ class RoutePolicy:
     penalties: dict[str, float] = field(default_factory=dict)
     fit_target: Callable[[ReplyTable], FloatArray] | None = None
     by_budget: bool = False
+    seen: Seen = field(default_factory=Seen, repr=False)
 
     def fit(self, table: ReplyTable) -> Self:
         """Learn the scorer and each model's cost per character of prompt."""
+        self.seen = Seen()
         outputs = getattr(self.scorer, "fit_outputs", None)
         if outputs is not None:
             kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
@@ -198,9 +214,13 @@ class RoutePolicy:
         penalty = np.array([self.penalties.get(model, 0.0) for model in self.scorer.models_])
         return self.scorer.predict(queries) - penalty, self.cost_.predict(queries)
 
+    def _of(self, table: ReplyTable) -> tuple[FloatArray, FloatArray]:
+        found: tuple[FloatArray, FloatArray] = self.seen.of(table, lambda: self.predicted(table.queries))
+        return found
+
     def settings(self, table: ReplyTable) -> list[Any]:
         """Prices at which some query of the table changes its model, thinned to ``n_settings``, from high to none."""
-        scores, costs = self.predicted(table.queries)
+        scores, costs = self._of(table)
         if self.by_budget:
             least, most = float(costs.min(axis=1).mean()), float(costs.max(axis=1).mean())
             return [float(b) for b in np.linspace(least, most, self.n_settings)]
@@ -208,7 +228,7 @@ class RoutePolicy:
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Take the best predicted score minus price, or the best sum of scores within the budget."""
-        scores, costs = self.predicted(table.queries)
+        scores, costs = self._of(table)
         if self.by_budget:
             budget = max(float(setting), float(costs.min(axis=1).mean()))
             return Choices.direct(assign_within_budget(scores, costs, budget), table.n_models)
@@ -320,6 +340,7 @@ class CascadePolicy:
     samples_of: tuple[str, ...] = ()
     n_settings: int = 40
     scorer_cost: tuple[float, ...] = ()
+    seen: Seen = field(default_factory=Seen, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.order) < 2 or len(self.scorers) != len(self.order) - 1:
@@ -330,6 +351,7 @@ class CascadePolicy:
 
     def fit(self, table: ReplyTable) -> Self:
         """Teach the scorers that learn."""
+        self.seen = Seen()
         for k, scorer in enumerate(self.scorers):
             if not hasattr(scorer, "fit"):
                 continue
@@ -342,10 +364,13 @@ class CascadePolicy:
 
     def stage_scores(self, table: ReplyTable) -> FloatArray:
         """Scores of each stage's answer, (n, number of stages)."""
-        return np.stack(
-            [s.score(exchanges(table, m, self.samples_of)) for s, m in zip(self.scorers, self.order, strict=False)],
-            axis=1,
-        )
+
+        def make() -> FloatArray:
+            pairs = zip(self.scorers, self.order, strict=False)
+            return np.stack([s.score(exchanges(table, m, self.samples_of)) for s, m in pairs], axis=1)
+
+        found: FloatArray = self.seen.of(table, make)
+        return found
 
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds on the frontier of cost and quality, from cheap to dear.
@@ -411,9 +436,11 @@ class GatePolicy:
     strong: str
     scorer: Scorer[Request]
     n_settings: int = 40
+    seen: Seen = field(default_factory=Seen, repr=False)
 
     def fit(self, table: ReplyTable) -> Self:
         """Teach the scorer, where it learns."""
+        self.seen = Seen()
         table.column(self.weak), table.column(self.strong)
         learn = getattr(self.scorer, "fit_table", None)
         if learn is not None:
@@ -422,7 +449,9 @@ class GatePolicy:
 
     def scores(self, table: ReplyTable) -> FloatArray:
         """Score of each query, (n,)."""
-        return self.scorer.score([Request.of(query) for query in table.queries])
+        requests = [Request.of(query) for query in table.queries]
+        found: FloatArray = self.seen.of(table, lambda: self.scorer.score(requests))
+        return found
 
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds at quantiles of the score, from all weak to all strong."""

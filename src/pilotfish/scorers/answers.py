@@ -6,6 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -360,9 +361,12 @@ class _Features(Protocol):
 
 
 def _described(exchange: Exchange) -> list[float]:
-    question = exchange.request.prompt
-    samples = [sample.text for sample in exchange.samples]
-    return [*answer_form(question, exchange.reply.text, samples), *form_of(question)]
+    return list(_form(exchange.request.prompt, exchange.reply.text, tuple(s.text for s in exchange.samples)))
+
+
+@lru_cache(maxsize=20_000)
+def _form(question: str, answer: str, samples: tuple[str, ...]) -> tuple[float, ...]:
+    return (*answer_form(question, answer, samples), *form_of(question))
 
 
 class AnswerQuality:
