@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.figures import Run, bootstrap
+from benchmarks.figures import Run
 from benchmarks.outcomes import STRONG, WEAK, gsm8k, interval
 from pilotfish.route.policies import CascadePolicy
 from pilotfish.scorers.agreement import Agreement
@@ -31,7 +31,7 @@ def main(run: Run) -> None:
 
 
 def _recovered_by_cost(policy: CascadePolicy, test: ReplyTable, scores: NDArray[np.float64]) -> float:
-    """APGR over cost: the weak answer, its witnesses and the strong answer are all paid; only-strong is cost 1."""
+    """APGR over cost: the weak answer, its witnesses and the strong answer are all paid; strong alone costs 1."""
     weak, strong = test.column(WEAK), test.column(STRONG)
     low, high = float(test.costs[:, weak].mean()), float(test.costs[:, strong].mean())
     start, end = float(test.scores[:, weak].mean()), float(test.scores[:, strong].mean())
@@ -85,46 +85,51 @@ def answers_seen(run: Run) -> None:
     )
 
 
-_CHEAP = ("ChatGPT", "LLaMA2", "PaLM2")
+_CHEAP = ("PaLM2", "ChatGPT", "LLaMA2")
 _BEST = "GPT-4"
-_STRATEGY = "Metrics_Reference"
 
 
 def judges(run: Run) -> None:
-    """Three cheap judges, asked in both orders, then the best one; pairs of all subsets."""
-    pairs = {(row["subset"], row["i"]): row for row in run.rows("llmbar/pairs.jsonl.gz")}
-    verdicts: dict[str, dict[tuple[str, int], dict[str, object]]] = {}
+    """Cheap judges under every prompt and in both orders, then the best judge once, on the LLMBar pairs."""
+    pairs = {(r["subset"], r["i"]): r for r in run.rows("llmbar/pairs.jsonl.gz") if r["subset"].startswith("LLMBar")}
+    keys = list(pairs)
+    verdicts: dict[tuple[str, str], dict[tuple[str, int], dict[str, object]]] = {}
     for row in run.rows("llmbar/judgements.jsonl.gz"):
-        if row["strategy"] == _STRATEGY:
-            verdicts.setdefault(row["judge"], {})[row["subset"], row["i"]] = row
-    keys = [key for key in pairs if all(key in verdicts[judge] for judge in (*_CHEAP, _BEST))]
-    texts = [str(pairs[key]["input"]) for key in keys]
-    gold = np.array([int(pairs[key]["label"]) == 1 for key in keys], dtype=np.float64)
-    cheap = np.array(
-        [[float(str(verdicts[j][k][w]) == "1") for j in _CHEAP for w in ("winner", "winner_swapped")] for k in keys]
-    )
-    best = np.array([float(str(verdicts[_BEST][key]["winner"]) == "1") for key in keys])
-    features = np.column_stack([cheap, cheap.mean(axis=1), [_pair_form(pairs[key]) for key in keys]])
-    table = ReplyTable.of([f"{i} {t}" for i, t in enumerate(texts)], {"best": best == gold}, {"best": 1.0})
+        verdicts.setdefault((row["judge"], row["strategy"]), {})[row["subset"], row["i"]] = row
+    whole = [name for name, found in verdicts.items() if all(key in found for key in keys)]
+    gold = np.array([1.0 if int(pairs[key]["label"]) == 1 else -1.0 for key in keys])
+
+    def votes(judge: str) -> NDArray[np.float64]:
+        """Verdicts (n, prompts, 2 orders): 1 for the first answer, -1 for the second."""
+        of = [verdicts[name] for name in whole if name[0] == judge]
+        orders = ("winner", "winner_swapped")
+        return np.array([[[1.0 if str(v[key][w]) == "1" else -1.0 for w in orders] for v in of] for key in keys])
+
+    cheap = np.concatenate([votes(judge).reshape(len(keys), -1) for judge in _CHEAP], axis=1)
+    x = np.column_stack([cheap, [_difference(pairs[key]) for key in keys]])
+    best = votes(_BEST)
+    table = ReplyTable.of([f"{i} {pairs[key]['input']}" for i, key in enumerate(keys)], {"best": gold}, {"best": 1.0})
     place = {query: i for i, query in enumerate(table.queries)}
     shares, reached, alone, first = [], [], [], []
-    seeds = range(5 if run.quick else 20)
-    for seed in seeds:
+    for seed in range(5 if run.quick else 20):
         fit, calibrate, test = (
             np.array([place[q] for q in p.queries]) for p in table.split((0.6, 0.2, 0.2), seed=seed)
         )
-        chance = _combined(features[fit], gold[fit], features)
-        sure, said = np.abs(chance - 0.5), chance >= 0.5
-        goal = float((best[calibrate] == gold[calibrate]).mean())
+        known = np.concatenate([fit, calibrate])
+        prompt = int((best[known] == gold[known, None, None]).mean(axis=(0, 2)).argmax())
+        verdict = best[:, prompt]
+        chance = _first_is_better(x[fit], gold[fit], x)
+        said, sure = np.sign(chance - 0.5 + 1e-12), np.abs(chance - 0.5)
+        right = (verdict == gold[:, None]).mean(axis=1)
+        goal = float(right[known].mean())
         threshold = float("inf")
-        for at in np.quantile(sure[fit], np.linspace(1, 0, 101)):
-            answer = np.where(sure[calibrate] >= at, said[calibrate], best[calibrate])
-            if (answer == gold[calibrate]).mean() >= goal:
-                threshold = float(at)
-        answer = np.where(sure[test] >= threshold, said[test], best[test])
+        for at in np.quantile(sure[calibrate], np.linspace(1, 0, 41)):
+            if np.where(sure[calibrate] >= at, said[calibrate] == gold[calibrate], right[calibrate]).mean() < goal:
+                break
+            threshold = float(at)
         shares.append(float((sure[test] < threshold).mean()))
-        reached.append(float((answer == gold[test]).mean()))
-        alone.append(float((best[test] == gold[test]).mean()))
+        reached.append(float(np.where(sure[test] >= threshold, said[test] == gold[test], right[test]).mean()))
+        alone.append(float(right[test].mean()))
         first.append(float((said[test] == gold[test]).mean()))
     print(f"judges: cascade {np.mean(reached):.3f}, best judge {np.mean(alone):.3f}, cheap ones {np.mean(first):.3f}")
     low, high = interval(shares)
@@ -140,35 +145,30 @@ def judges(run: Run) -> None:
         accuracy=float(np.mean(reached)),
         best_judge=float(np.mean(alone)),
         cheap_judges=float(np.mean(first)),
+        cheap_calls_per_pair=cheap.shape[1],
         target=0.50,
     )
 
 
-def _pair_form(pair: dict[str, object]) -> list[float]:
+def _difference(pair: dict[str, object]) -> list[float]:
+    """How the first answer's form differs from the second's; swapping the two flips every sign."""
     asked, one, two = (str(pair[name]) for name in ("input", "output_1", "output_2"))
     words = [set(text.lower().split()) for text in (asked, one, two)]
-    shared = [len(words[0] & w) / (len(words[0]) + 1) for w in words[1:]]
+    overlap = [len(words[0] & w) / (len(w) + 1) for w in words[1:]]
     return [
-        np.log1p(len(asked)),
-        np.log1p(len(one)) - np.log1p(len(two)),
-        abs(np.log1p(len(one)) - np.log1p(len(two))),
-        shared[0] - shared[1],
-        len(words[1] & words[2]) / (len(words[1] | words[2]) + 1),
-        float("?" in asked),
-        float(one.count("\n") - two.count("\n")),
-        float(one.count("!") - two.count("!")),
+        float(np.log1p(len(one)) - np.log1p(len(two))),
+        4 * (overlap[0] - overlap[1]),
+        float(np.tanh(one.count("\n") - two.count("\n"))),
+        float(np.tanh(one.count("!") - two.count("!"))),
     ]
 
 
-def _combined(x: NDArray[np.float64], y: NDArray[np.float64], everything: NDArray[np.float64]) -> NDArray[np.float64]:
-    from sklearn.ensemble import RandomForestClassifier
+def _first_is_better(
+    x: NDArray[np.float64], gold: NDArray[np.float64], everything: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Chance that the first answer is better, by a logistic regression that treats both orders alike."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    line = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x, y)
-    trees = RandomForestClassifier(200, min_samples_leaf=5, max_features=0.3, random_state=0).fit(x, y)
-    return np.asarray((line.predict_proba(everything)[:, 1] + trees.predict_proba(everything)[:, 1]) / 2)
-
-
-__all__ = ["answers_seen", "bootstrap", "judges", "main"]
+    both, labels = np.vstack([x, -x]), np.concatenate([gold > 0, gold < 0])
+    line = LogisticRegression(C=0.03, fit_intercept=False, max_iter=3000).fit(both, labels)
+    return np.asarray(line.predict_proba(everything)[:, 1])

@@ -1,4 +1,4 @@
-"""What can be certified on MMLU: the share kept from the strong model at a bounded loss, and how often the bound is broken."""
+"""What can be certified on MMLU: the share kept from the strong model, and how often the certificate is broken."""
 
 from __future__ import annotations
 
@@ -145,9 +145,8 @@ def held_out_groups(run: Run, table: ReplyTable) -> None:
             shuffled = np.random.default_rng(1000 * round_ + split).permutation(names.size)
             calibrating = np.isin(member, shuffled[:20])
             at = _certified_by_group(gap[calibrating], loss[calibrating], member[calibrating], 0.04, thresholds, split)
-            for threshold, store in ((at, broken),):
-                hit = np.where(gap[~calibrating] >= threshold, loss[~calibrating], 0.0)
-                store.append(float(_group_means(hit, member[~calibrating]).mean() > 0.04))
+            hit = np.where(gap[~calibrating] >= at, loss[~calibrating], 0.0)
+            broken.append(float(_group_means(hit, member[~calibrating]).mean() > 0.04))
             kept.append(float((gap[~calibrating] >= at).mean()))
             plain = certified(gap[calibrating], loss[calibrating], 0.04, thresholds, split)
             hit = np.where(gap[~calibrating] >= plain, loss[~calibrating], 0.0)

@@ -1,4 +1,4 @@
-"""Routing on recorded outcomes: MMLU (two models), nine models, latency and fitting time, beside baselines and peers."""
+"""Routing on recorded outcomes: two models on MMLU, nine models, latency and fitting time, beside baselines."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _mmlu_figures(run: Run, labels: int, found: dict[str, list[tuple[float, floa
 
 
 def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
-    """Route among nine models on the fixed test split; queries that are also in the test split are left out of fitting."""
+    """Route among nine models on the fixed test split; fitting queries that are in it too are left out."""
     train, _ = llmrouter9(run, "train")
     test, _ = llmrouter9(run, "test")
     held = set(test.queries)
