@@ -87,6 +87,8 @@ def answers_seen(run: Run) -> None:
 
 _CHEAP = ("PaLM2", "ChatGPT", "LLaMA2")
 _BEST = "GPT-4"
+# Share of pairs that go on to the best judge, fixed before any verdict is seen.
+_BUDGET = 0.4
 
 
 def judges(run: Run) -> None:
@@ -115,18 +117,12 @@ def judges(run: Run) -> None:
         fit, calibrate, test = (
             np.array([place[q] for q in p.queries]) for p in table.split((0.6, 0.2, 0.2), seed=seed)
         )
-        known = np.concatenate([fit, calibrate])
-        prompt = int((best[known] == gold[known, None, None]).mean(axis=(0, 2)).argmax())
+        prompt = int((best[fit] == gold[fit, None, None]).mean(axis=(0, 2)).argmax())
         verdict = best[:, prompt]
         chance = _first_is_better(x[fit], gold[fit], x)
         said, sure = np.sign(chance - 0.5 + 1e-12), np.abs(chance - 0.5)
         right = (verdict == gold[:, None]).mean(axis=1)
-        goal = float(right[known].mean())
-        threshold = float("inf")
-        for at in np.quantile(sure[calibrate], np.linspace(1, 0, 41)):
-            if np.where(sure[calibrate] >= at, said[calibrate] == gold[calibrate], right[calibrate]).mean() < goal:
-                break
-            threshold = float(at)
+        threshold = float(np.quantile(sure[calibrate], _BUDGET))
         shares.append(float((sure[test] < threshold).mean()))
         reached.append(float(np.where(sure[test] >= threshold, said[test] == gold[test], right[test]).mean()))
         alone.append(float(right[test].mean()))
