@@ -30,14 +30,20 @@ def main(run: Run) -> None:
         live(run)
 
 
-def _recovered_by_cost(policy: CascadePolicy, test: ReplyTable, scores: NDArray[np.float64]) -> float:
-    """APGR over cost: the weak answer, its witnesses and the strong answer are all paid; strong alone costs 1."""
+def _recovered_by_cost(
+    policy: CascadePolicy, test: ReplyTable, scores: NDArray[np.float64], by_length: bool = False
+) -> float:
+    """APGR over cost: the weak answer, its witnesses and the strong answer are all paid; strong alone costs 1.
+
+    A strong call costs its mean price, as in call shares, or, ``by_length``, what that very answer cost.
+    """
     weak, strong = test.column(WEAK), test.column(STRONG)
     low, high = float(test.costs[:, weak].mean()), float(test.costs[:, strong].mean())
     start, end = float(test.scores[:, weak].mean()), float(test.scores[:, strong].mean())
     order = np.argsort(scores, kind="stable")
+    dollars = test.costs[order, strong] if by_length else np.full(order.size, high)
     gained = np.concatenate([[0.0], np.cumsum((test.scores[:, strong] - test.scores[:, weak])[order])]) / test.n_queries
-    paid = np.concatenate([[0.0], np.cumsum(test.costs[order, strong])]) / test.n_queries
+    paid = np.concatenate([[0.0], np.cumsum(dollars)]) / test.n_queries
     witnesses = sum(float(test.costs[:, test.column(name)].mean()) for name in policy.samples_of)
     share = (paid + witnesses) / (high - low)
     recovered = gained / (end - start)
@@ -58,14 +64,17 @@ def answers_seen(run: Run) -> None:
         "6B agreement": lambda: CascadePolicy("agree", (WEAK, STRONG), (Agreement(),), samples_of=("gpt3-6b",)),
     }
     found: dict[str, list[float]] = {name: [] for name in kinds}
+    exact: dict[str, list[float]] = {}
     seeds = range(2 if run.quick else 5)
     for seed in seeds:
         fit, _, test = table.split(_SHARES, seed=seed)
         for name, make in kinds.items():
             policy = make().fit(fit)
-            found[name].append(_recovered_by_cost(policy, test, policy.stage_scores(test)[:, 0]))
+            scores = policy.stage_scores(test)[:, 0]
+            found[name].append(_recovered_by_cost(policy, test, scores))
+            exact.setdefault(name, []).append(_recovered_by_cost(policy, test, scores, by_length=True))
     for name, values in found.items():
-        print(f"GSM8K {name:28s} APGR over cost {np.mean(values):.3f}  {np.round(values, 3)}")
+        print(f"GSM8K {name:28s} APGR over cost {np.mean(values):.3f}, by length {np.mean(exact[name]):.3f}")
     values = found["verifier and 6B agreement"]
     low, high = interval(values)
     run.figure(
@@ -81,6 +90,7 @@ def answers_seen(run: Run) -> None:
         peer_value=0.622,
         peer_source="published",
         verifier_alone=float(np.mean(found["verifier"])),
+        by_answer_length=float(np.mean(exact["verifier and 6B agreement"])),
         target=0.80,
     )
 

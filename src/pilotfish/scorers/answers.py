@@ -205,13 +205,13 @@ def wrong_equations(text: str) -> tuple[int, int]:
     (1, 1)
     """
     right = wrong = 0
-    for expression, result in [*_TAGGED.findall(text), *_EQUATION.findall(text)]:
+    for expression, result in [*_TAGGED.findall(text), *_EQUATION.findall(_TAGGED.sub("", text))]:
         value = _worked_out(expression)
         stated = _NUMBER.findall(result)
         if value is None or not stated:
             continue
         number = float(stated[0].replace(",", ""))
-        if abs(value - number) <= 0.01 * max(1.0, abs(number)):
+        if abs(value - number) <= max(0.011, 0.001 * abs(number)):
             right += 1
         else:
             wrong += 1

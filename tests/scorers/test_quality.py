@@ -1,0 +1,201 @@
+"""Quality scorers: conformance of every one, formulas against independent values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.kernel_ridge import KernelRidge
+
+from pilotfish.errors import InputError, NotFittedError
+from pilotfish.scorers.preferences import (
+    MatrixFactorisation,
+    PairRanker,
+    SimilarityElo,
+    battles,
+    bradley_terry,
+    factor_loss,
+)
+from pilotfish.scorers.prompts import PromptFeatures
+from pilotfish.scorers.quality import Column, Gap, KernelQuality, NeighbourQuality, _gauss, _gram, _ridge
+from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
+from pilotfish.types import Reply
+
+MAKERS = [
+    lambda: KernelQuality(),
+    lambda: KernelQuality(second_stage=False),
+    lambda: NeighbourQuality(k=5),
+    lambda: NeighbourQuality(k=5, by_similarity=True),
+    lambda: SimilarityElo(),
+    lambda: MatrixFactorisation(n_steps=150),
+    lambda: TagQuality(KeywordTagger(least=3, most=0.9).fit(data()[0])),
+]
+
+
+def data(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    sums = rng.integers(0, 2, n)
+    prompts = [f"add {i} and {i + 3} now" if s else f"who wrote the old book {i}" for i, s in enumerate(sums)]
+    small = np.where(sums, rng.random(n) < 0.1, rng.random(n) < 0.95)
+    large = rng.random(n) < 0.9
+    return prompts, np.column_stack([small, large]).astype(float), ["small", "large"]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_quality_scorer_keeps_the_contract(make):
+    prompts, scores, models = data()
+    scorer = make()
+    with pytest.raises(NotFittedError):
+        scorer.predict(["x"])
+    assert scorer.fit(prompts, scores, models) is scorer
+    assert scorer.models_ == ("small", "large")
+    sums, books = scorer.predict(["add 7 and 10 now", "who wrote the old book 99"])
+    assert sums.shape == (2,)
+    assert np.isfinite(scorer.predict(prompts)).all()
+    assert sums[1] - sums[0] > books[1] - books[0]
+    np.testing.assert_allclose(make().fit(prompts, scores, models).predict(prompts[:5]), scorer.predict(prompts[:5]))
+    assert Column(scorer, "large").score(prompts[:3]).shape == (3,)
+    np.testing.assert_allclose(Gap(scorer, "small", "large").score(["add 7 and 10 now"]), [sums[0] - sums[1]])
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_missing_scores_are_left_out_and_bad_ones_refused(make):
+    prompts, scores, models = data()
+    holes = scores.copy()
+    holes[::3, 0] = np.nan
+    assert np.isfinite(make().fit(prompts, holes, models).predict(prompts)).all()
+    with pytest.raises(InputError, match="give one per pair"):
+        make().fit(prompts, scores[:5], models)
+    with pytest.raises(InputError, match="infinity"):
+        make().fit(prompts, np.where(np.arange(60)[:, None] == 3, np.inf, scores), models)
+    holes[:, 1] = np.nan
+    with pytest.raises(InputError, match="'large' has 0 scores"):
+        make().fit(prompts, holes, models)
+
+
+def test_predictions_do_not_depend_on_scores_of_other_tables():
+    prompts, scores, models = data()
+    scorer = KernelQuality().fit(prompts, scores, models)
+    before = scorer.predict(prompts)
+    scores[:] = 0
+    np.testing.assert_array_equal(before, scorer.predict(prompts))
+
+
+def test_ridge_equals_the_reference_and_its_leave_one_out_is_exact():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 3)), rng.normal(size=(30, 1))
+    landmarks = x.astype(np.float32)
+    kernel = _gauss(x, landmarks, 0.5)
+    weights, held_out = _ridge(kernel, _gram(landmarks, 0.5), y)
+    errors = {}
+    for penalty in np.geomspace(0.3, 300, 16):
+        alone = np.empty(30)
+        for i in range(30):
+            rest = np.delete(np.arange(30), i)
+            model = KernelRidge(alpha=penalty, kernel="rbf", gamma=0.5).fit(x[rest], y[rest])
+            alone[i] = model.predict(x[[i]])[0, 0]
+        errors[penalty] = (((alone - y[:, 0]) ** 2).mean(), alone)
+    best = min(errors, key=lambda p: errors[p][0])
+    model = KernelRidge(alpha=best, kernel="rbf", gamma=0.5).fit(x, y)
+    np.testing.assert_allclose(kernel @ weights, model.predict(x), atol=2e-3)
+    np.testing.assert_allclose(held_out[:, 0], errors[best][1], atol=2e-3)
+
+
+def test_features_and_kernel_survive_arrays():
+    prompts, scores, models = data()
+    scorer = KernelQuality(PromptFeatures(n_topics=10)).fit(prompts, scores, models)
+    again = KernelQuality.from_arrays(scorer.to_arrays())
+    np.testing.assert_allclose(again.predict(prompts), scorer.predict(prompts), atol=5e-3)
+
+
+def test_neighbours_are_a_plain_mean():
+    prompts = ["red apple pie", "red apple tart", "blue ocean wave", "blue ocean tide"]
+    scorer = NeighbourQuality(k=2).fit(prompts, np.array([[1.0], [0.0], [1.0], [1.0]]), ["m"])
+    assert scorer.predict(["red apple"])[0, 0] == 0.5
+    assert scorer.predict(["blue ocean"])[0, 0] == 1.0
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_two_strengths_differ_by_the_log_odds_of_wins(a, b):
+    strengths = bradley_terry(np.array([[0.0, a], [b, 0.0]]), prior=0.0, n_steps=300)
+    assert strengths[0] - strengths[1] == pytest.approx(np.log(a / b), abs=1e-6)
+
+
+def test_three_strengths_satisfy_the_likelihood_equations():
+    wins = np.array([[0, 6, 9], [4, 0, 7], [1, 3, 0]], dtype=float)
+    s = bradley_terry(wins, prior=0.0, n_steps=2000)
+    chance = 1 / (1 + np.exp(-(s[:, None] - s[None])))
+    expected = ((wins + wins.T) * chance).sum(axis=1)
+    np.testing.assert_allclose(expected, wins.sum(axis=1), atol=1e-6)
+
+
+def test_elo_weights_near_duels_more():
+    prompts = ["add one and two"] * 10 + ["who wrote the book"] * 10
+    scores = np.array([[0.0, 1.0]] * 10 + [[1.0, 0.0]] * 10)
+    near_sum, near_book = (
+        SimilarityElo().fit(prompts, scores, ["a", "b"]).predict(["add one and two", "who wrote the book"])
+    )
+    assert near_sum[1] > 0.5 > near_sum[0]
+    assert near_book[0] > 0.5 > near_book[1]
+
+
+def test_factor_gradient_equals_finite_differences():
+    rng = np.random.default_rng(1)
+    parameters = {
+        "v": rng.normal(size=(3, 2)),
+        "w1": rng.normal(size=(4, 2)),
+        "b": rng.normal(size=2),
+        "w2": rng.normal(size=2),
+    }
+    q = rng.normal(size=(5, 4))
+    duels = battles(rng.integers(0, 2, (5, 3)).astype(float))
+    _, gradients = factor_loss(parameters, q, duels, 0.01)
+    for name, value in parameters.items():
+        for at in np.ndindex(value.shape):
+            moved = {k: p.copy() for k, p in parameters.items()}
+            moved[name][at] += 1e-6
+            up, _ = factor_loss(moved, q, duels, 0.01)
+            moved[name][at] -= 2e-6
+            down, _ = factor_loss(moved, q, duels, 0.01)
+            assert gradients[name][at] == pytest.approx((up - down) / 2e-6, abs=1e-5)
+
+
+def test_factor_loss_by_hand():
+    parameters = {"v": np.array([[1.0], [0.0]]), "w1": np.array([[2.0]]), "b": np.array([0.0]), "w2": np.array([1.0])}
+    duels = (np.array([0]), np.array([0]), np.array([1]), np.array([1.0]))
+    loss, _ = factor_loss(parameters, np.array([[0.5]]), duels, 0.0)
+    assert loss == pytest.approx(np.log(1 + np.exp(-1.0)))
+
+
+def test_ranker_learns_what_better_answers_share():
+    questions = [f"What is {i} + {i}?" for i in range(30)]
+    answers = [[f"{i} + {i} = {2 * i}", f"{i} + {i} = {2 * i + 1}", "I am not sure"] for i in range(30)]
+    ranker = PairRanker().fit(questions, answers, np.tile([1.0, 0.0, 0.0], (30, 1)))
+    rates = ranker.win_rates("What is 50 + 50?", ["50 + 50 = 101", "50 + 50 = 100", "I am not sure"])
+    assert rates.argmax() == 1
+    assert rates.mean() == pytest.approx(0.5)
+    with pytest.raises(InputError, match="better and a worse"):
+        PairRanker().fit(questions, answers, np.ones((30, 3)))
+
+
+def test_tags_shrink_to_the_mean():
+    prompts = ["algebra one", "algebra two", "history one", "history two"]
+    scores = np.array([[1.0], [1.0], [0.0], [0.0]])
+    tags = TagQuality(lambda p: frozenset([p.split()[0]]), shrinkage=2.0).fit(prompts, scores, ["m"])
+    assert tags.predict(["algebra", "music"])[:, 0].tolist() == [0.5 + 2 * 0.5 / (2 + 2), 0.5]
+
+
+def test_model_tagger_asks_each_prompt_once():
+    class Tags:
+        n = 0
+
+        def generate(self, requests):
+            self.n += len(requests)
+            return [Reply("Algebra, number theory.") for _ in requests]
+
+    model = Tags()
+    tagger = ModelTagger(model)
+    assert tagger("x") == tagger("x") == {"algebra", "number theory"}
+    assert model.n == 1
