@@ -43,7 +43,9 @@ class Gate:
         if not requests:
             return []
         scores = np.asarray(self.scorer.score(requests), dtype=np.float64)
-        to_weak = set(self.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
+        unscored = np.isnan(scores)
+        passed = self.rule.decide(np.where(unscored, -np.inf, scores)).indices
+        to_weak = set(passed[~unscored[passed]].tolist())
         replies: dict[int, Reply] = {}
         for model, said, at in (
             (self.weak, "weak model", [i for i in range(len(requests)) if i in to_weak]),

@@ -124,14 +124,21 @@ class CalibratedConfidence:
         self.scorer = scorer
 
     def fit(self, exchanges: Sequence[Exchange], targets: FloatArray) -> Self:
-        """Learn from answers and whether each is right, 1 or 0; answers without a score are left out."""
+        """Learn from answers and whether each is right, 1 or 0; answers without a score are left out.
+
+        A scorer that learns is fitted on every other answer, and its scores are calibrated on the rest.
+        """
         from sklearn.isotonic import IsotonicRegression
 
+        known_targets = np.asarray(targets, dtype=np.float64)
+        if hasattr(self.scorer, "fit"):
+            self.scorer.fit(exchanges[::2], known_targets[::2])
+            exchanges, known_targets = exchanges[1::2], known_targets[1::2]
         scores = self.scorer.score(exchanges)
         known = np.isfinite(scores)
         if known.sum() < 2:
             raise InputError(f"{int(known.sum())} answers have a score: give at least 2.")
-        line = IsotonicRegression(out_of_bounds="clip").fit(scores[known], np.asarray(targets)[known])
+        line = IsotonicRegression(out_of_bounds="clip").fit(scores[known], known_targets[known])
         self.at_, self.probability_ = line.X_thresholds_, line.y_thresholds_
         return self
 

@@ -1,0 +1,167 @@
+"""The registry: every row of the cascades and routing tables is there, says what it needs, and can be built by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from pilotfish.errors import InputError
+from pilotfish.methods import cards, find, method
+from pilotfish.methods.build import make_policy, make_route, parse_budget, policies_without_models
+from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeover, selective_query
+from pilotfish.methods.routing import hybrid_llm, routing_benchmark
+from pilotfish.route.policies import RoutePolicy
+from pilotfish.scorers.quality import KernelQuality
+from pilotfish.types import Reply, Request, TokenLogProb
+from tests.route.conftest import Says, make_table
+
+CASCADES = {
+    "query_level_uncertainty", "calibrated_cascade", "selective_query", "frugal_ml", "frugal_gpt", "idk_cascade",
+    "cascade_aware_training", "treacle", "verbalised_confidence", "chain_of_verification", "automix",
+    "consistency_cascade", "guaranteed_takeover",
+}  # fmt: skip
+ROUTING = {
+    "cp_router", "smoothie", "tag_router", "llm_blender", "hybrid_llm", "zooter", "tryage", "orchestra_llm",
+    "route_llm", "forc", "routing_benchmark",
+}  # fmt: skip
+
+
+def test_every_row_is_there_with_its_card():
+    assert {card.slug for card in cards("cascades")} >= CASCADES
+    assert {card.slug for card in cards("routing")} >= ROUTING
+    for card in cards():
+        assert card.summary.endswith(".")
+        assert len(card.summary) < 130
+        assert card.paper
+        assert card.command.startswith(("pilotfish", "python"))
+    with pytest.raises(InputError, match="no method 'nothing'"):
+        find("nothing")
+    with pytest.raises(InputError, match="registered twice"):
+
+        @method("forc", paper="x", group="routing", needs="black box", command="x")
+        def other() -> None:
+            """Another."""
+
+    with pytest.raises(InputError, match="no docstring"):
+
+        @method("bare", paper="x", group="routing", needs="black box", command="x")
+        def bare() -> None:
+            pass
+
+
+@pytest.fixture(scope="module")
+def three():
+    return make_table(240, models=("small", "middle", "large"))
+
+
+class Sees(Says):
+    """Answers yes to what holds a book, with probabilities."""
+
+    def generate(self, requests):
+        said = ["Yes" if "book" in r.prompt else "No" for r in requests]
+        tops = [((s, -0.1), ("No" if s == "Yes" else "Yes", -2.4)) for s in said]
+        return [Reply(s, log_probs=(TokenLogProb(s, -0.1, top),)) for s, top in zip(said, tops, strict=True)]
+
+
+WITHOUT = [
+    "calibrated_cascade", "consistency_cascade", "forc", "frugal_gpt", "frugal_ml", "hybrid_llm", "idk_cascade",
+    "kernel_router", "llm_blender", "orchestra_llm", "route_llm", "tag_router", "treacle", "tryage", "zooter",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("slug", WITHOUT)
+def test_policies_run_by_name_from_a_table_alone(slug, three):
+    fit, calibrate, test = three.split((0.5, 0.25, 0.25), seed=0)
+    options = {"length": 2} if slug == "frugal_gpt" else {}
+    policy = make_policy(slug, fit, options=options).fit(fit)
+    settings = policy.settings(calibrate)
+    choice = policy.run(test, settings[len(settings) // 2])
+    assert choice.qualities(test).mean() > 0.3
+
+
+@pytest.mark.parametrize("slug", ["query_level_uncertainty", "chain_of_verification", "automix"])
+def test_policies_that_ask_a_live_model(slug, three):
+    part = three.subset(range(60))
+    with pytest.raises(InputError, match="needs"):
+        make_policy(slug, part)
+    policy = make_policy(slug, part, live={"small": Sees("small")}).fit(part)
+    assert policy.settings(part)
+
+
+def test_conformal_router_learns_its_set_then_routes(three):
+    policy = make_policy(
+        "cp_router", three, live={"small": Sees("small")}, options={"options": ["Yes", "No"], "delta": 0.4}
+    )
+    policy.scorer.fit([Request.of("book")] * 5, [0] * 5)
+    choice = policy.fit(three).run(three, policy.settings(three)[1])
+    assert 0 < choice.tried[:, 0].mean() < 1 or len(policy.settings(three)) == 3
+
+
+def test_smoothie_needs_replies_only(three):
+    class Letters:
+        n_dimensions = 3
+
+        def embed(self, texts):
+            import numpy as np
+
+            return np.array([[len(t), t.count("e"), t.count("s")] for t in texts], dtype=np.float32)
+
+    policy = make_policy("smoothie", three, options={"embedder": Letters(), "k": 0}).fit(three)
+    assert policy.settings(three)
+
+
+def test_hybrid_labels_differ(three):
+    fit = three.subset(range(120))
+    scored = [hybrid_llm(three.models, kind).fit(fit).scores(fit) for kind in ("deterministic", "transformed")]
+    assert all(s.shape == (120,) for s in scored)
+    assert hybrid_llm(three.models, "probabilistic").fit(fit).scores(fit).max() <= 1.0
+
+
+def test_trained_heads_and_reports_are_made_by_name(three):
+    assert cascade_aware_training().aware
+    assert selective_query(0.3).price == 0.3
+    fit, calibrate = three.split((0.5, 0.5), seed=0)
+    policy = RoutePolicy("kernel", KernelQuality()).fit(fit)
+    assert guaranteed_takeover(policy, calibrate, "large", 0.3).setting is not None
+    report = routing_benchmark(three, [make_policy("tag_router", three)], 0.006)
+    assert report.rows[0].name == "tag_router"
+
+
+def test_all_policies_of_a_table_are_listed(three):
+    names = {policy.name for policy in policies_without_models(three)}
+    assert {"frugal_gpt", "forc", "tag_router", "llm_blender"} <= names
+    two = three.of_models(["small", "large"])
+    assert "consistency_cascade" not in {policy.name for policy in policies_without_models(two)}
+
+
+def test_routes_are_made_of_configuration(three, tmp_path):
+    three.to_jsonl(tmp_path / "t.jsonl")
+    models = {name: Says(name) for name in three.models}
+    settings = {"policy": "calibrated_cascade", "table": str(tmp_path / "t.jsonl"), "budget": "8usd/1k"}
+    route = make_route({**settings, "models": ["small", "large"]}, models)
+    assert route.generate([Request.of("add 1 and 2 now")])[0].model in ("small", "large")
+    for change, said in (
+        ({"policy": "nothing"}, "no method"),
+        ({"budget": "none"}, "budget is 'none'"),
+        ({"budget": "0.00001"}, "raise the budget"),
+        ({"colour": "red"}, "'colour' is unknown"),
+        ({"options": {"colour": 1}}, "no option 'colour'"),
+        ({"policy": "routing_benchmark"}, "needs table, policies, budget"),
+        ({"policy": "cascade_aware_training"}, "not a policy over a table"),
+    ):
+        with pytest.raises(InputError, match=said):
+            make_route({**settings, **change}, models)
+    with pytest.raises(InputError, match="'budget' is missing"):
+        make_route({"policy": "forc", "table": "t"}, models)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2usd/1k", 0.002), ("$5/1k", 0.005), ("0.25", 0.25), ("3 usd / 1m", 3e-6)]
+)
+def test_budgets_are_read(text, value):
+    assert parse_budget(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0", "two", "1e", "nan", "1/0k"])
+def test_bad_budgets_are_refused(text):
+    with pytest.raises(InputError, match="give dollars"):
+        parse_budget(text)

@@ -1,0 +1,248 @@
+"""Policies on recorded replies: what they may look at, what they cost, and what compare refuses and says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pilotfish.errors import InputError
+from pilotfish.route.certify import certify, loss_p_value, spend_upper
+from pilotfish.route.compare import compare
+from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy, TableGate
+from pilotfish.route.deploy import Gate, deploy, serve, setting_within
+from pilotfish.route.policies import (
+    AlwaysPolicy,
+    CascadePolicy,
+    CostModel,
+    GatePolicy,
+    OraclePolicy,
+    RandomPolicy,
+    RoutePolicy,
+    prices,
+)
+from pilotfish.rules import Threshold
+from pilotfish.scorers.agreement import Agreement
+from pilotfish.scorers.answers import AnswerQuality
+from pilotfish.scorers.preferences import PairRanker
+from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
+from pilotfish.traffic.table import ReplyTable
+from pilotfish.types import Request
+
+ORDER = ("small", "large")
+MAKERS = [
+    lambda: AlwaysPolicy("large"),
+    lambda: RandomPolicy(),
+    lambda: RoutePolicy("kernel", KernelQuality()),
+    lambda: RoutePolicy("forc", KernelQuality(second_stage=False), by_budget=True, n_settings=6),
+    lambda: CascadePolicy("cascade", ORDER, (AnswerQuality(),)),
+    lambda: CascadePolicy("gain", ORDER, (AnswerQuality(),), gain=True),
+    lambda: GatePolicy("gate", *ORDER, TableGate(KernelQuality())),
+    lambda: LearnedPolicy("learned", ORDER, n_settings=4),
+    lambda: RankPolicy("rank", ORDER, PairRanker()),
+    lambda: AnyOf("any", [CascadePolicy("c", ORDER, (AnswerQuality(),), n_settings=5), AlwaysPolicy("large")]),
+]
+
+
+def parts(table):
+    return table.split((0.5, 0.25, 0.25), seed=0)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_policy_keeps_the_contract(make, table):
+    fit, calibrate, test = parts(table)
+    policy = make().fit(fit)
+    settings = policy.settings(calibrate)
+    assert settings
+    blind = ReplyTable(test.queries, test.models, np.zeros_like(test.scores), test.costs, replies=test.replies)
+    costs = []
+    for setting in settings:
+        choice = policy.run(test, setting)
+        assert choice.tried[np.arange(test.n_queries), choice.answered].all()
+        np.testing.assert_array_equal(choice.answered, policy.run(blind, setting).answered)
+        assert (choice.costs(test) >= test.costs[np.arange(test.n_queries), choice.answered] - 1e-15).all()
+        costs.append(choice.costs(test).mean())
+    assert costs[0] <= costs[-1] + 1e-9
+
+
+def test_both_ends_of_a_cascade_are_reached(table):
+    fit, calibrate, _ = parts(table)
+    policy = CascadePolicy("c", ORDER, (AnswerQuality(),)).fit(fit)
+    settings = policy.settings(calibrate)
+    assert (policy.run(calibrate, settings[0]).answered == 0).all()
+    last = policy.run(calibrate, settings[-1])
+    assert (last.answered == 1).all()
+    np.testing.assert_allclose(last.costs(calibrate), 0.011)
+
+
+def test_samples_are_paid_for(three):
+    policy = CascadePolicy("c", ("small", "large"), (Agreement(),), samples_of=("middle",))
+    choice = policy.run(three, (float("inf"),))
+    np.testing.assert_allclose(choice.costs(three), 0.014)
+
+
+def test_three_stages_search_thresholds_together(three):
+    fit, calibrate, _ = parts(three)
+    policy = CascadePolicy("c", three.models, (AnswerQuality(), AnswerQuality())).fit(fit)
+    settings = policy.settings(calibrate)
+    means = [policy.run(calibrate, s).costs(calibrate).mean() for s in settings]
+    assert means == sorted(means)
+    assert all(len(s) == 2 for s in settings)
+
+
+def test_prices_order_choices_from_cheap_to_dear():
+    scores = np.array([[0.2, 0.9], [0.8, 0.9], [0.9, 0.5]])
+    costs = np.tile([1.0, 3.0], (3, 1))
+    found = prices(scores, costs, 20)
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.35
+    assert found[-1] < -0.2
+
+
+def test_cost_model_fits_a_line_and_refuses_no_cost():
+    model = CostModel().fit(["a", "aaa", "aaaaa"], np.array([[1.0], [2.0], [3.0]]))
+    np.testing.assert_allclose(model.predict(["aaaaaaa"]), [[4.0]])
+    with pytest.raises(InputError, match="no cost"):
+        CostModel().fit(["a"], np.array([[np.nan]]))
+
+
+def test_cascades_need_replies_and_one_scorer_a_stage(table):
+    bare = ReplyTable.of(table.queries, dict(zip(ORDER, table.scores.T, strict=True)), {"small": 0.1, "large": 1.0})
+    with pytest.raises(InputError, match="no recorded replies"):
+        CascadePolicy("c", ORDER, (AnswerQuality(),)).fit(bare)
+    with pytest.raises(InputError, match="one scorer"):
+        CascadePolicy("c", ORDER, ())
+
+
+def test_compare_reports_and_draws(table):
+    report = compare(table, [RoutePolicy("kernel", KernelQuality())], budget=0.006, level=0.1)
+    row = report.row("kernel")
+    assert row.cost <= 0.0075
+    assert row.quality > report.row("random").quality
+    assert row.low <= row.quality <= row.high
+    assert report.row("oracle").aiq >= row.aiq
+    assert report.recommendation.startswith("Use ")
+    plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert {r["name"] for r in plain["rows"]} >= {"kernel", "random", "nearest neighbours", "oracle"}
+    page = report.to_html()
+    assert page.count("<svg") == 1
+    assert "http" not in page
+    assert "kernel" in page
+    with pytest.raises(InputError, match="no policy 'x'"):
+        report.row("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: {"table": t.of_models(["small"])}, "one model only"),
+        (lambda t: {"budget": 0.0001}, "cheapest model costs 0.001"),
+        (lambda t: {"calibrate": t}, "both tables or neither"),
+        (lambda t: {"calibrate": t.subset(range(30)), "test": t.subset(range(50))}, "queries are in both"),
+        (lambda t: {"policies": [AlwaysPolicy("large"), AlwaysPolicy("large")]}, "repeats a name"),
+    ],
+)
+def test_compare_refuses(change, said, table):
+    given = {"table": table, "policies": [AlwaysPolicy("large")], "budget": 0.01, **change(table)}
+    with pytest.raises(InputError, match=said):
+        compare(**given)
+
+
+def test_all_wrong_and_all_equal():
+    queries = [f"q {i} {'x' * (i % 7)}" for i in range(120)]
+    wrong = ReplyTable.of(queries, {"a": np.zeros(120), "b": np.zeros(120)}, {"a": 0.1, "b": 1.0})
+    with pytest.raises(InputError, match="Every score in the table is the same"):
+        compare(wrong, [], budget=1.0)
+    fit = ReplyTable.of([f"f{q}" for q in queries], {"a": np.arange(120) % 2, "b": np.ones(120)}, {"a": 0.1, "b": 1.0})
+    calibrate = wrong.subset(range(60))
+    report = compare(fit, [], budget=1.0, calibrate=calibrate, test=wrong.subset(range(60, 120)))
+    assert any("Every answer in the test table is wrong" in said for said in report.warnings)
+
+
+def test_scores_that_leak_are_warned_of():
+    rng = np.random.default_rng(0)
+    small, large = rng.integers(0, 2, 900), rng.integers(0, 2, 900)
+    queries = [f"small{a} large{b} number {i}" for i, (a, b) in enumerate(zip(small, large, strict=True))]
+    table = ReplyTable.of(queries, {"small": small, "large": large}, {"small": 0.1, "large": 0.2})
+    report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.2)
+    assert any("give the labels away" in said for said in report.warnings)
+
+
+def test_ties_go_to_the_cheaper_model():
+    table = ReplyTable.of([f"q{i}" for i in range(40)], {"a": np.ones(40), "b": np.ones(40)}, {"a": 1.0, "b": 0.1})
+    choice = OraclePolicy().run(table, 0.0)
+    assert (choice.answered == 1).all()
+
+
+def test_certificates_hold_on_fresh_queries(table):
+    fit, calibrate, test = table.split((0.3, 0.4, 0.3), seed=1)
+    policy = RoutePolicy("kernel", KernelQuality()).fit(fit)
+    proof = certify(policy, calibrate, strong="large", level=0.1)
+    choice = policy.run(test, proof.setting)
+    assert 0.1 < proof.weak_share < 0.9
+    assert test.scores[:, 1].mean() - choice.qualities(test).mean() <= 0.1
+    assert choice.costs(test).mean() <= proof.spend_upper
+    assert certify(policy, calibrate.subset(range(8)), strong="large", level=0.01).setting is None
+    grouped = certify(policy, calibrate, strong="large", level=0.5, by_group=True)
+    assert grouped.n == 10
+    with pytest.raises(InputError, match="above 0"):
+        certify(policy, calibrate, strong="large", level=0)
+
+
+def test_certificates_are_rarely_broken():
+    rng = np.random.default_rng(0)
+    broken = 0
+    for seed in range(200):
+        losses = rng.choice([-1.0, 0.0, 1.0], 400, p=[0.05, 0.8, 0.15])
+        broken += loss_p_value(losses, 0.1, 1.0, 0.05, seed) <= 0.05
+    assert broken / 200 <= 0.05
+    assert spend_upper(np.array([0.0, 1.0] * 500), 0.05) < 0.56
+    assert spend_upper(np.zeros(5), 0.05) == 0.0
+
+
+def test_policies_become_models(table, says):
+    fit, calibrate, _ = parts(table)
+    models = {"small": says("small", 0.001), "large": says("large", 0.01)}
+    asked = [Request.of("add 3 and 9 now"), Request.of("who wrote the old book 7")]
+    router = deploy(RoutePolicy("kernel", KernelQuality()), models, fit, calibrate, budget=0.006)
+    assert [r.model for r in router.generate(asked)] == ["large", "small"]
+    gate = deploy(GatePolicy("gate", *ORDER, TableGate(KernelQuality())), models, fit, calibrate, budget=0.006)
+    assert isinstance(gate, Gate)
+    assert [r.model for r in gate.generate(asked)] == ["large", "small"]
+    assert gate.generate([]) == []
+    cascade = serve(CascadePolicy("c", ORDER, (AnswerQuality(),)).fit(fit), (float("-inf"),), models)
+    assert [r.model for r in cascade.generate(asked)] == ["small", "small"]
+    assert serve(AlwaysPolicy("large"), "large", models) is models["large"]
+    with pytest.raises(InputError, match="cannot be served"):
+        serve(OraclePolicy(), 0.0, models)
+    with pytest.raises(InputError, match="no 'large'"):
+        serve(AlwaysPolicy("large"), "large", {})
+    with pytest.raises(InputError, match="raise the budget"):
+        setting_within(AlwaysPolicy("large").fit(fit), calibrate, 0.001)
+
+
+def test_gate_sends_what_has_no_score_to_the_strong_model(says):
+    class Nothing:
+        def score(self, items):
+            return np.full(len(items), np.nan)
+
+    gate = Gate(says("weak"), says("strong"), Nothing(), Threshold(float("-inf")))
+    assert gate.generate([Request.of("x")])[0].model == "strong"
+
+
+def test_blender_ranks_sums_and_fuses(table, says):
+    replies = [[row[0], row[1]] for row in table.replies]
+    ranker = PairRanker().fit(table.queries, replies, table.scores)
+    models = [says("a", 1.0), says("b", 2.0)]
+    [reply] = Blender(models, ranker).generate([Request.of("x")])
+    assert reply.usage.cost == 3.0
+    [fused] = Blender(models, ranker, fuser=says("fuser", 4.0)).generate([Request.of("x")])
+    assert (fused.model, fused.usage.cost) == ("fuser", 7.0)
+    with pytest.raises(InputError, match="at least 2"):
+        Blender(models[:1], ranker)
+
+
+def test_neighbours_are_a_baseline_too(table):
+    policy = RoutePolicy("knn", NeighbourQuality(k=5)).fit(parts(table)[0])
+    assert len(policy.settings(parts(table)[1])) > 2

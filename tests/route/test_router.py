@@ -1,0 +1,96 @@
+"""The router as a model: reasons, limits, caches, models added later, saving."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.route.router import Candidate, Router
+from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
+from pilotfish.traffic.table import ReplyTable
+from pilotfish.types import Message, Request
+
+SUM, BOOK = Request.of("add 3 and 9 now"), Request.of("who wrote the old book 7")
+
+
+@pytest.fixture
+def router(table, says):
+    models = {"small": says("small", 0.001), "large": says("large", 0.01)}
+    return Router.fit(models, table, price=20.0)
+
+
+def test_routes_in_order_with_reasons(router):
+    replies = router.generate([SUM, BOOK, SUM])
+    assert [r.model for r in replies] == ["large", "small", "large"]
+    assert [r.text.split(" says ")[1] for r in replies] == [SUM.prompt, BOOK.prompt, SUM.prompt]
+    assert replies[0].reason.startswith("router: large predicted 0.9")
+    assert router.generate([]) == []
+
+
+def test_context_tools_and_images_rule_models_out(table, says):
+    models = {"small": says("small"), "large": says("large")}
+    narrow = [Candidate("small", context=20, tools=False, images=False)]
+    router = Router.fit(models, table, price=20.0, candidates=narrow)
+    picture = Message("user", ({"type": "text", "text": BOOK.prompt}, {"type": "image_url", "image_url": {"url": "x"}}))
+    tools = BOOK.replace(extra={"tools": [{"type": "function"}]})
+    long = BOOK.replace(max_tokens=100)
+    assert [r.model for r in router.generate([BOOK, tools, Request((picture,)), long])] == ["small"] + ["large"] * 3
+    router = Router.fit(models, table, candidates=[*narrow, Candidate("large", context=30)])
+    with pytest.raises(ContextLengthError, match="No model takes"):
+        router.generate([BOOK.replace(max_tokens=100)])
+
+
+def test_a_warm_cache_is_worth_staying_for(table, says):
+    models = {"small": says("small"), "large": says("large")}
+    # A dollar is worth 20 points; the history of 10,000 tokens is 0.1 dollars dearer when read afresh.
+    warm = [Candidate("large", price_in=10.0, price_cached=1.0)]
+    router = Router.fit(models, table, price=20.0, candidates=warm)
+    router.cost.lines_ = np.array([[0.0, 0.01], [0.0, 0.06]])
+    talk = (Message("user", "x" * 35_000), Message("assistant", "y"), Message("user", BOOK.prompt))
+    assert router.generate([Request(talk)])[0].model == "small"
+    assert router.generate([Request(talk, metadata={"answered_by": "large"})])[0].model == "large"
+
+
+def test_a_model_is_added_from_few_labels_and_nothing_else_changes(router, says):
+    before, _ = router.predict([SUM.prompt, BOOK.prompt])
+    queries = [f"add {i} and 5 now" if i % 2 else f"who wrote the old book {i}" for i in range(40)]
+    good_at_sums = ReplyTable.of(queries, {"new": [float(i % 2) for i in range(40)]}, {"new": 0.002})
+    router.add_model("new", says("new"), good_at_sums)
+    after, costs = router.predict([SUM.prompt, BOOK.prompt])
+    np.testing.assert_array_equal(after[:, :2], before)
+    assert after[0, 2] > 0.6 > 0.4 > after[1, 2]
+    assert costs[0, 2] == pytest.approx(0.002)
+    assert [r.model for r in router.generate([SUM, BOOK])] == ["new", "small"]
+    with pytest.raises(InputError, match="already routed"):
+        router.add_model("new", says("new"), good_at_sums)
+    with pytest.raises(InputError, match="has 3 scored"):
+        router.add_model("other", says("o"), ReplyTable.of(queries[:3], {"other": [1, 0, 1]}, {"other": 0.1}))
+
+
+def test_saved_and_loaded_without_pickle(router, says, tmp_path):
+    queries = [f"who wrote the old book {i}" for i in range(10)]
+    router.add_model("new", says("new"), ReplyTable.of(queries, {"new": np.arange(10) % 2}, {"new": 0.5}))
+    router.save(tmp_path / "r.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["r.npz"]
+    again = Router.load(tmp_path / "r.npz", router.models)
+    for one, other in zip(
+        router.predict([SUM.prompt, BOOK.prompt]), again.predict([SUM.prompt, BOOK.prompt]), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=5e-3)
+    assert [n for n, _ in again.decide([SUM, BOOK])] == [n for n, _ in router.decide([SUM, BOOK])]
+    with pytest.raises(InputError, match="models has no"):
+        Router.load(tmp_path / "r.npz", {"small": says("small")})
+    (tmp_path / "bad.npz").write_bytes(b"not a router")
+    with pytest.raises(InputError, match="not a saved router"):
+        Router.load(tmp_path / "bad.npz", {})
+
+
+def test_what_cannot_be_saved_or_routed_is_refused(table, says, tmp_path):
+    models = {"small": says("small"), "large": says("large")}
+    router = Router.fit(models, table, NeighbourQuality())
+    with pytest.raises(InputError, match="cannot be saved"):
+        router.save(tmp_path / "x.npz")
+    scorer = KernelQuality().fit(table.queries, table.scores, table.models)
+    with pytest.raises(InputError, match="models has no 'large'"):
+        Router({"small": models["small"]}, scorer, router.cost, 0.0)
