@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import demo, models, serve, tasks, traffic
+from pilotfish.cli import demo, methods, models, route, serve, tasks, traffic
 
 __all__ = ["app", "main"]
 
@@ -27,12 +27,14 @@ for command in (
     tasks.replay,
     tasks.report,
     serve.key,
+    methods.methods,
     demo.demo,
 ):
     app.command()(command)
 app.command("import")(traffic.import_)
 app.command("export")(traffic.export_)
 app.add_typer(models.app)
+app.add_typer(route.app, name="route")
 
 
 def main() -> None:

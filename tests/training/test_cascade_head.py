@@ -9,7 +9,7 @@ from pilotfish.cascade import Cascade, Stage
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.rules import Threshold
 from pilotfish.scorers.answers import StatedConfidence
-from pilotfish.training.heads import CascadeHead, cascade_loss
+from pilotfish.training.cascade_head import CascadeHead, cascade_loss
 from pilotfish.types import Reply, Request
 
 
