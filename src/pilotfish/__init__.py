@@ -17,6 +17,44 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pilotfish.cascade import Cascade as Cascade
+    from pilotfish.cascade import Stage as Stage
+    from pilotfish.methods.cascades import automix as automix
+    from pilotfish.methods.cascades import calibrated_cascade as calibrated_cascade
+    from pilotfish.methods.cascades import cascade_aware_training as cascade_aware_training
+    from pilotfish.methods.cascades import chain_of_verification as chain_of_verification
+    from pilotfish.methods.cascades import consistency_cascade as consistency_cascade
+    from pilotfish.methods.cascades import frugal_gpt as frugal_gpt
+    from pilotfish.methods.cascades import frugal_ml as frugal_ml
+    from pilotfish.methods.cascades import guaranteed_takeover as guaranteed_takeover
+    from pilotfish.methods.cascades import idk_cascade as idk_cascade
+    from pilotfish.methods.cascades import query_level_uncertainty as query_level_uncertainty
+    from pilotfish.methods.cascades import selective_query as selective_query
+    from pilotfish.methods.cascades import stated_confidence as stated_confidence
+    from pilotfish.methods.cascades import treacle as treacle
+    from pilotfish.methods.cascades import verbalised_confidence as verbalised_confidence
+    from pilotfish.methods.routing import cp_router as cp_router
+    from pilotfish.methods.routing import forc as forc
+    from pilotfish.methods.routing import hybrid_llm as hybrid_llm
+    from pilotfish.methods.routing import kernel_router as kernel_router
+    from pilotfish.methods.routing import llm_blender as llm_blender
+    from pilotfish.methods.routing import orchestra_llm as orchestra_llm
+    from pilotfish.methods.routing import route_llm as route_llm
+    from pilotfish.methods.routing import routing_benchmark as routing_benchmark
+    from pilotfish.methods.routing import smoothie as smoothie
+    from pilotfish.methods.routing import tag_router as tag_router
+    from pilotfish.methods.routing import tryage as tryage
+    from pilotfish.methods.routing import zooter as zooter
+    from pilotfish.route.compare import compare as compare
+    from pilotfish.route.deploy import deploy as deploy
+    from pilotfish.route.router import Router as Router
+    from pilotfish.takeover.certify import Certificate as Certificate
+    from pilotfish.takeover.certify import Target as Target
+    from pilotfish.takeover.certify import certify as certify
+    from pilotfish.takeover.replay import replay as replay
+    from pilotfish.traffic.calls import Call as Call
+    from pilotfish.traffic.log import TrafficLog as TrafficLog
+    from pilotfish.traffic.table import ReplyTable as ReplyTable
     from pilotfish.types import Exchange as Exchange
     from pilotfish.types import Message as Message
     from pilotfish.types import Reply as Reply
@@ -24,14 +62,97 @@ if TYPE_CHECKING:
     from pilotfish.types import Usage as Usage
 
 _PUBLIC = {
+    "Call": "pilotfish.traffic.calls",
+    "Cascade": "pilotfish.cascade",
+    "Certificate": "pilotfish.takeover.certify",
     "Exchange": "pilotfish.types",
     "Message": "pilotfish.types",
     "Reply": "pilotfish.types",
+    "ReplyTable": "pilotfish.traffic.table",
     "Request": "pilotfish.types",
+    "Router": "pilotfish.route.router",
+    "Stage": "pilotfish.cascade",
+    "Target": "pilotfish.takeover.certify",
+    "TrafficLog": "pilotfish.traffic.log",
     "Usage": "pilotfish.types",
+    "automix": "pilotfish.methods.cascades",
+    "calibrated_cascade": "pilotfish.methods.cascades",
+    "cascade_aware_training": "pilotfish.methods.cascades",
+    "certify": "pilotfish.takeover.certify",
+    "chain_of_verification": "pilotfish.methods.cascades",
+    "compare": "pilotfish.route.compare",
+    "consistency_cascade": "pilotfish.methods.cascades",
+    "cp_router": "pilotfish.methods.routing",
+    "deploy": "pilotfish.route.deploy",
+    "forc": "pilotfish.methods.routing",
+    "frugal_gpt": "pilotfish.methods.cascades",
+    "frugal_ml": "pilotfish.methods.cascades",
+    "guaranteed_takeover": "pilotfish.methods.cascades",
+    "hybrid_llm": "pilotfish.methods.routing",
+    "idk_cascade": "pilotfish.methods.cascades",
+    "kernel_router": "pilotfish.methods.routing",
+    "llm_blender": "pilotfish.methods.routing",
+    "orchestra_llm": "pilotfish.methods.routing",
+    "query_level_uncertainty": "pilotfish.methods.cascades",
+    "replay": "pilotfish.takeover.replay",
+    "route_llm": "pilotfish.methods.routing",
+    "routing_benchmark": "pilotfish.methods.routing",
+    "selective_query": "pilotfish.methods.cascades",
+    "smoothie": "pilotfish.methods.routing",
+    "stated_confidence": "pilotfish.methods.cascades",
+    "tag_router": "pilotfish.methods.routing",
+    "treacle": "pilotfish.methods.cascades",
+    "tryage": "pilotfish.methods.routing",
+    "verbalised_confidence": "pilotfish.methods.cascades",
+    "zooter": "pilotfish.methods.routing",
 }
 
-__all__ = ["Exchange", "Message", "Reply", "Request", "Usage", "__version__"]
+__all__ = [
+    "Call",
+    "Cascade",
+    "Certificate",
+    "Exchange",
+    "Message",
+    "Reply",
+    "ReplyTable",
+    "Request",
+    "Router",
+    "Stage",
+    "Target",
+    "TrafficLog",
+    "Usage",
+    "__version__",
+    "automix",
+    "calibrated_cascade",
+    "cascade_aware_training",
+    "certify",
+    "chain_of_verification",
+    "compare",
+    "consistency_cascade",
+    "cp_router",
+    "deploy",
+    "forc",
+    "frugal_gpt",
+    "frugal_ml",
+    "guaranteed_takeover",
+    "hybrid_llm",
+    "idk_cascade",
+    "kernel_router",
+    "llm_blender",
+    "orchestra_llm",
+    "query_level_uncertainty",
+    "replay",
+    "route_llm",
+    "routing_benchmark",
+    "selective_query",
+    "smoothie",
+    "stated_confidence",
+    "tag_router",
+    "treacle",
+    "tryage",
+    "verbalised_confidence",
+    "zooter",
+]
 
 
 def __getattr__(name: str) -> Any:
