@@ -77,3 +77,28 @@ def test_other_models_go_to_the_endpoint(run, upstream):
     reply = run.chat("hello", model="large")
     assert reply.status == 200
     assert upstream.received[-1].data["model"] == "large"
+
+
+def test_a_route_by_name_chooses_among_models(start, upstream, tmp_path):
+    import json
+
+    rows = [
+        {
+            "query": f"question {i} {'hard' if i % 2 else 'easy'}",
+            "model": model,
+            "reply": "x",
+            "score": score,
+            "cost": cost,
+        }
+        for i in range(80)
+        for model, score, cost in (("cheap", 1.0 - i % 2, 0.001), ("dear", 1.0, 0.01))
+    ]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    upstream.replies(whole(answer("from afar")))
+    route = {"policy": "orchestra_llm", "table": str(table), "budget": "6usd/1k"}
+    run = start(routes={"smart": route})
+    for word, chosen in (("easy", "cheap"), ("hard", "dear")):
+        reply = run.chat(f"question 99 {word}", model="smart")
+        assert reply.status == 200, reply.body
+        assert upstream.received[-1].data["model"] == chosen

@@ -137,9 +137,9 @@ class Gateway:
             await self._proxy.fallback.close()
 
     def _around(self) -> Callable[[Transport], Transport] | None:
-        if not self.config.models:
+        if not self.config.models and not self.config.routes:
             return None
-        models = make_models(self.config.models)
+        models = make_models(self.config)
         return lambda beyond: LocalTransport(models, beyond)
 
     def _written(self, calls: Any) -> None:

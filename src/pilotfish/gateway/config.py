@@ -22,6 +22,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "PriceConfig",
+    "RouteConfig",
     "ServerConfig",
     "StudentConfig",
     "TakeoverConfig",
@@ -199,6 +200,31 @@ class ModelConfig(_Section):
     n_threads: Annotated[int, Field(ge=1)] | None = None
 
 
+class RouteConfig(_Section):
+    """A policy that answers under the section's name, by choosing among models.
+
+    Parameters
+    ----------
+    policy : str
+        A method of ``pilotfish methods``.
+    table : Path
+        Recorded replies (JSON lines) that it is fitted on when the gateway starts.
+    budget : str
+        What it may spend, such as ``2usd/1k``.
+    models : list of str
+        From first to last; the table's from the cheapest to the dearest unless given. A name of ``[models]`` is a local
+        model, any other is asked for at the endpoint.
+    options : dict
+        Further arguments of the method.
+    """
+
+    policy: Annotated[str, Field(min_length=1)]
+    table: Path
+    budget: str
+    models: list[str] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class KeyConfig(_Section):
     """A gateway key.
 
@@ -238,6 +264,7 @@ class GatewayConfig(_Section):
     student: StudentConfig = StudentConfig()
     takeover: TakeoverConfig = TakeoverConfig()
     models: dict[str, ModelConfig] = Field(default_factory=dict)
+    routes: dict[str, RouteConfig] = Field(default_factory=dict)
     keys: dict[str, KeyConfig] = Field(default_factory=dict)
     prices: dict[str, PriceConfig] = Field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from pilotfish.errors import ContextLengthError, InputError, PilotfishError, UpstreamError
-from pilotfish.gateway.config import ModelConfig
+from pilotfish.gateway.config import GatewayConfig, RouteConfig
 from pilotfish.gateway.shapes import completion, error_body
 from pilotfish.gateway.upstream import Transport, UpstreamReply
 from pilotfish.gateway.wire import Headers
@@ -26,14 +26,39 @@ _JSON = ((b"content-type", b"application/json"),)
 _SSE = ((b"content-type", b"text/event-stream; charset=utf-8"),)
 
 
-def make_models(configs: Mapping[str, ModelConfig]) -> dict[str, Model]:
-    """Make the models of the configuration; their files are read at the first call."""
+def make_models(config: GatewayConfig) -> dict[str, Model]:
+    """Make the local models and the routes of the configuration; model files are read at the first call.
+
+    Raises
+    ------
+    InputError
+        When a route's policy or table is wrong, or its budget cannot be kept.
+    """
     from pilotfish.models.gguf import GGUFModel
 
-    return {
-        name: GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
-        for name, config in configs.items()
+    models: dict[str, Model] = {
+        name: GGUFModel(c.source, n_ctx=c.n_ctx, n_parallel=c.n_parallel, n_threads=c.n_threads)
+        for name, c in config.models.items()
     }
+    made = dict(models)
+    for name, route in config.routes.items():
+        made[name] = _make_route(route, models, config)
+    return made
+
+
+def _make_route(route: RouteConfig, models: Mapping[str, Model], config: GatewayConfig) -> Model:
+    from pilotfish.methods.build import make_route
+    from pilotfish.models.openai import OpenAIModel
+    from pilotfish.traffic.table import ReplyTable
+
+    key = config.upstream.api_key
+    names = route.models or ReplyTable.from_jsonl(route.table).models
+    answering = {
+        name: models.get(name)
+        or OpenAIModel(name, config.upstream.base_url, key.get_secret_value() if key is not None else None)
+        for name in names
+    }
+    return make_route(route.model_dump(), answering)
 
 
 class LocalTransport:
