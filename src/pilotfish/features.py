@@ -12,6 +12,7 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
@@ -155,9 +156,10 @@ class TextSpace:
         joined = self._joined(views)
         centre = joined.mean(axis=0)
         spread = joined - centre
-        variances, axes = np.linalg.eigh(spread.T @ spread)
-        n_axes = min(self.n_dimensions, len(texts) - 1, joined.shape[1])
-        axes = axes[:, ::-1][:, :n_axes]
+        n_raw = joined.shape[1]
+        n_axes = min(self.n_dimensions, len(texts) - 1, n_raw)
+        _, axes = eigh(spread.T @ spread, subset_by_index=[n_raw - n_axes, n_raw - 1], check_finite=False)
+        axes = axes[:, ::-1]
         # An axis and its opposite are the same: point each along its largest part, so that every run agrees.
         axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0) < 0, -1, 1)
         self.axes_ = np.ascontiguousarray(axes, dtype=np.float32)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
-from pilotfish.features import FeatureKind, TextSpace
+from pilotfish.features import FEATURE_KINDS, FeatureKind
 from pilotfish.protocols import FloatArray
-from pilotfish.training.heads import KernelHead, MlpHead
 from pilotfish.training.labels import denoise
+from pilotfish.training.reader import Calibration, Reader, under
 from pilotfish.training.students import Predicted
 from pilotfish.types import Reply, Request, Usage
 
@@ -30,32 +26,29 @@ __all__ = ["ClosedSetStudent"]
 
 Array = NDArray[np.float32]
 FORMAT_VERSION = 1
-_N_FOLDS = 4
-_N_NETWORKS = 2
-_WEIGHTS = (0.4, 0.3, 0.3)
-_FLOOR = np.float32(1e-4)
-# The kernel's cost grows with the cube of its calls; beyond these the networks alone see the rest.
-_MOST_KERNEL_CALLS = 10_000
+# A glance is for the median call; beyond the surest half, ranking by the encoder is worth its time.
+_MOST_AT_A_GLANCE = 0.55
+_GLANCE_COST = 0.001
 _GOLD_COVERS = 0.95
-_UNFAMILIAR = 0.005
 _LEAST_GOLD_TO_CALIBRATE = 50
 
 
 class ClosedSetStudent:
     """Learns which of a fixed set of answers a large model gives, and how sure to be of it.
 
-    Texts become points of a small space (sentence encoder, static vectors); kernel ridge regression and two small
-    networks read them, and the geometric mean of their probabilities is calibrated on predictions of calls held out in
-    turn. It is a Model: ``generate`` answers requests, with the calibrated probability as the reply's confidence.
+    A glance comes first: static token vectors and hashed n-grams, a fraction of a millisecond. Where it is surest, and
+    on held-out calls no less right than the sentence encoder, it answers alone; the encoder reads the other calls. It is
+    a Model: ``generate`` answers requests, with the calibrated probability as the reply's confidence.
 
     Parameters
     ----------
     features : {"encoder", "static", "ngrams"}
-        See :class:`~pilotfish.features.TextSpace`; ``ngrams`` needs no model file.
+        What the last stage reads: ``encoder`` has the glance before it, ``static`` is the glance alone, and ``ngrams``
+        needs no model file.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
     n_axes : int
-        Axes of the space.
+        Axes of the space of texts.
     seed : int
         Of folds and networks; the same calls and seed give the same student.
 
@@ -65,14 +58,16 @@ class ClosedSetStudent:
         The answers, in the form in which answers are compared.
     surfaces_ : list of str
         The same answers as the large model writes them.
-    calibration_ : tuple of float
-        The slopes and the offset of the calibration.
-    gate_ : float
-        Least cosine to a call learned from for a text to count as familiar.
+    readers_ : list of Reader
+        The glance, where there is one before it, and the last stage.
+    calibrations_ : list of Calibration
+        One per stage.
+    glance_at_ : float
+        The glance answers alone at or above this confidence.
 
     References
     ----------
-    Kull et al. 2017, Beta calibration. Geometric mean of experts: Hinton 2002.
+    Hinton 2002 (geometric mean of experts); Kull et al. 2017 (calibration); Viola and Jones 2001 (cheap stages first).
 
     Examples
     --------
@@ -99,6 +94,7 @@ class ClosedSetStudent:
     @property
     def known(self) -> frozenset[str]:
         """The answers it can give, in the form in which answers are compared."""
+        self._check_fitted()
         return frozenset(self.classes_)
 
     def fit(self, texts: Sequence[str], answers: Sequence[str], gold: Sequence[str | None] | None = None) -> Self:
@@ -119,8 +115,10 @@ class ClosedSetStudent:
         InputError
             When lengths differ or fewer than two answers were given twice.
         """
+        if self.features not in FEATURE_KINDS:
+            raise InputError(f"features is {self.features!r}: use one of {', '.join(FEATURE_KINDS)}.")
         if len(texts) != len(answers) or (gold is not None and len(gold) != len(texts)):
-            n_gold = "none" if gold is None else len(gold)
+            n_gold = "no" if gold is None else len(gold)
             raise InputError(f"{len(texts)} texts, {len(answers)} answers, {n_gold} gold labels: give one per call.")
         said = [normalise(answer) for answer in answers]
         right = [None if label is None else normalise(label) for label in gold or [None] * len(texts)]
@@ -129,34 +127,35 @@ class ClosedSetStudent:
             raise InputError(f"{len(self.classes_)} answers were given more than once: at least 2 are needed to learn.")
         self.surfaces_ = _surfaces(self.classes_, answers, gold or ())
         number = {label: i for i, label in enumerate(self.classes_)}
-        others = {label: i + len(number) for i, label in enumerate(sorted(set(said) - set(number)))}
-        numbers = np.array([number.get(a, others.get(a, -1)) for a in said], dtype=np.int64)
+        foreign = {label: i + len(number) for i, label in enumerate(sorted(set(said) - set(number)))}
+        numbers = np.array([{**foreign, **number}[answer] for answer in said], dtype=np.int64)
         truth = np.array([-1 if label is None else number[label] for label in right], dtype=np.int64)
         if gold is None:
             rows = np.flatnonzero(numbers < len(number))
             texts, numbers, truth = [texts[i] for i in rows], numbers[rows], truth[rows]
-        with threadpool_limits(limits=os.cpu_count()):
-            self.space_ = TextSpace(self.features, self.precision, self.n_axes)
-            X = self.space_.fit_transform(texts)
-            if gold is None:
-                targets = np.eye(len(number), dtype=np.float32)[numbers]
-            else:
-                targets = denoise(X, numbers, truth, len(number)).targets
-        self._fit_heads(X, targets, truth)
+        kinds: list[FeatureKind] = ["static", "encoder"] if self.features == "encoder" else [self.features]
+        self.readers_ = [
+            Reader(kind, self.precision, self.n_axes, n_networks=1 if kind != kinds[-1] else 2, seed=self.seed)
+            for kind in kinds
+        ]
+        placed = [reader.place(texts) for reader in self.readers_]
+        if gold is None:
+            targets = np.eye(len(number), dtype=np.float32)[numbers]
+        else:
+            targets = denoise(placed[-1], numbers, truth, len(number)).targets
+        for reader, X in zip(self.readers_, placed, strict=True):
+            reader.fit(X, targets)
+        self._settle([reader.held_out_ for reader in self.readers_], targets, truth)
         return self
-
-    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
-        """Probabilities (n, n_classes) of ``classes_``, before calibration."""
-        return np.exp(self._log_proba(self._points(texts))[0]).astype(np.float64)
 
     def predict(self, texts: Sequence[str]) -> Predicted:
         """Answer a batch of texts."""
-        if not texts:
-            return Predicted([], np.zeros(0), np.zeros(0, dtype=np.bool_))
-        log_proba, nearest = self._log_proba(self._points(texts))
-        best = log_proba.argmax(axis=1)
-        top = np.exp(log_proba[np.arange(best.size), best]).astype(np.float64)
-        return Predicted([self.surfaces_[i] for i in best], _calibrated(top, self.calibration_), nearest >= self.gate_)
+        log_proba, confidence, familiar = self._read(texts)
+        return Predicted([self.surfaces_[i] for i in log_proba.argmax(axis=1)], confidence, familiar)
+
+    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
+        """Probabilities (n, n_classes) of ``classes_``, before calibration."""
+        return np.exp(self._read(texts)[0]).astype(np.float64)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer the last user message of each request."""
@@ -170,30 +169,21 @@ class ClosedSetStudent:
 
     def save(self, folder: Path) -> None:
         """Write the student into an existing folder: ``student.json`` and ``student.npz``."""
-        if not hasattr(self, "gate_"):
-            raise NotFittedError("ClosedSetStudent is not fitted: call fit first.")
-        space, arrays = self.space_.get_state()
-        arrays = {f"space_{name}": value for name, value in arrays.items()}
-        arrays |= {"kernel_points": self.kernel_.points_, "kernel_weights": self.kernel_.weights_}
-        for i, network in enumerate(self.networks_):
-            arrays |= {f"network{i}_{name}": value for name, value in network.get_arrays().items()}
+        self._check_fitted()
+        stages, arrays = [], {}
+        for i, reader in enumerate(self.readers_):
+            plain, mine = reader.get_state()
+            stages.append({**plain, "calibration": self.calibrations_[i].slopes_.tolist()})
+            arrays |= {f"stage{i}_{name}": value for name, value in mine.items()}
         _replace(folder / "student.npz", lambda path: _write_arrays(path, arrays))
         plain = {
             "format": "pilotfish closed-set student",
             "version": FORMAT_VERSION,
-            "params": {
-                "features": self.features,
-                "precision": self.precision,
-                "n_axes": self.n_axes,
-                "seed": self.seed,
-            },
+            "params": {name: getattr(self, name) for name in ("features", "precision", "n_axes", "seed")},
             "classes": self.classes_,
             "surfaces": self.surfaces_,
-            "calibration": list(self.calibration_),
-            "gate": self.gate_,
-            "space": space,
-            "kernel": {name: getattr(self.kernel_, name) for name in ("n_axes", "gamma", "ridge", "temperature")},
-            "n_networks": len(self.networks_),
+            "glance_at": self.glance_at_,
+            "stages": stages,
             "sha256": _sha256(folder / "student.npz"),
         }
         text = json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False)
@@ -214,9 +204,7 @@ class ClosedSetStudent:
             plain = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             version = plain["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"Folder {folder} holds no readable student.json: give a folder of a saved student."
-            ) from error
+            raise InputError(f"Folder {folder} holds no readable student.json: name a saved student's folder.") from error
         if version != FORMAT_VERSION:
             raise InputError(
                 f"The student in {folder} has format version {version} and this is version {FORMAT_VERSION}: "
@@ -227,71 +215,58 @@ class ClosedSetStudent:
         with np.load(folder / "student.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         made = cls(**plain["params"])
-        made.classes_, made.surfaces_ = plain["classes"], plain["surfaces"]
-        slope, fall, offset = plain["calibration"]
-        made.calibration_, made.gate_ = (slope, fall, offset), plain["gate"]
-        made.space_ = TextSpace.from_state(plain["space"], _under(arrays, "space_"))
-        made.kernel_ = KernelHead(**plain["kernel"])
-        made.kernel_.points_, made.kernel_.weights_ = arrays["kernel_points"], arrays["kernel_weights"]
-        made.networks_ = [MlpHead().set_arrays(_under(arrays, f"network{i}_")) for i in range(plain["n_networks"])]
+        made.classes_, made.surfaces_, made.glance_at_ = plain["classes"], plain["surfaces"], plain["glance_at"]
+        made.readers_, made.calibrations_ = [], []
+        for i, stage in enumerate(plain["stages"]):
+            made.readers_.append(Reader.from_state(stage, under(arrays, f"stage{i}_")))
+            calibration = Calibration()
+            calibration.slopes_ = np.array(stage["calibration"])
+            made.calibrations_.append(calibration)
         return made
 
-    def _points(self, texts: Sequence[str]) -> Array:
-        if not hasattr(self, "gate_"):
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "glance_at_"):
             raise NotFittedError("ClosedSetStudent is not fitted: call fit first.")
-        return self.space_.transform(texts)
 
-    def _log_proba(self, X: Array) -> tuple[Array, Array]:
-        scores, nearest = self.kernel_.scores(X)
-        return _mixed(self.kernel_.log_proba_of(scores), [network.log_proba(X) for network in self.networks_]), nearest
+    def _read(self, texts: Sequence[str]) -> tuple[Array, FloatArray, NDArray[np.bool_]]:
+        self._check_fitted()
+        if not texts:
+            return np.zeros((0, len(self.classes_)), np.float32), np.zeros(0), np.zeros(0, dtype=np.bool_)
+        log_proba, familiar = self.readers_[0].read(texts)
+        confidence = self.calibrations_[0].predict(_top(log_proba))
+        rows = np.flatnonzero(~((confidence >= self.glance_at_) & familiar))
+        if len(self.readers_) > 1 and rows.size:
+            log_proba[rows], familiar[rows] = self.readers_[1].read([texts[i] for i in rows])
+            confidence[rows] = self.calibrations_[1].predict(_top(log_proba[rows]))
+        return log_proba, confidence, familiar
 
-    def _fit_heads(self, X: Array, targets: Array, truth: NDArray[np.int64]) -> None:
-        n, n_folds = len(X), min(_N_FOLDS, len(X))
-        fold_of = np.random.default_rng(self.seed).permutation(n) % n_folds
-        folds = [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in range(n_folds)]
-        everything = (np.arange(n), np.arange(0))
-        # One thread each and many at once: the networks' products are too small to be split.
-        with threadpool_limits(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
-            kernels = [pool.submit(self._fit_kernel, X, targets, *fold) for fold in [everything, *folds]]
-            networks = [
-                [pool.submit(self._fit_network, X, targets, *fold, k) for k in range(_N_NETWORKS)]
-                for fold in [everything, *folds]
-            ]
-            self.kernel_, _, _ = kernels[0].result()
-            self.networks_ = [made.result()[0] for made in networks[0]]
-            scores = np.zeros_like(targets)
-            nearest = np.zeros(n, dtype=np.float32)
-            by_network = [np.zeros_like(targets) for _ in range(_N_NETWORKS)]
-            for f, (_, rows) in enumerate(folds):
-                _, scores[rows], nearest[rows] = kernels[f + 1].result()
-                for k in range(_N_NETWORKS):
-                    by_network[k][rows] = networks[f + 1][k].result()[1]
-        self.kernel_.tune(scores, targets)
-        log_proba = _mixed(self.kernel_.log_proba_of(scores), by_network)
-        best = log_proba.argmax(axis=1)
-        top = np.exp(log_proba[np.arange(n), best]).astype(np.float64)
-        hits = targets[np.arange(n), best].astype(np.float64)
+    def _settle(self, stages: list[Array], targets: Array, truth: NDArray[np.int64]) -> None:
+        """Calibrate each stage on held-out predictions, and find where the glance is enough."""
         checked = truth >= 0
+        tops, hits = [_top(stage) for stage in stages], [_hits(stage, targets) for stage in stages]
+        self.calibrations_ = [Calibration().fit(top, hit) for top, hit in zip(tops, hits, strict=True)]
         if checked.sum() >= _LEAST_GOLD_TO_CALIBRATE:
-            top, hits = top[checked], (best == truth)[checked].astype(np.float64)
-        self.calibration_ = _calibrate(top, hits)
-        self.gate_ = float(np.quantile(nearest, _UNFAMILIAR))
+            one_hot = np.eye(targets.shape[1], dtype=np.float32)[truth[checked]]
+            self.calibrations_ = [
+                Calibration().fit(top[checked], _hits(stage[checked], one_hot))
+                for top, stage in zip(tops, stages, strict=True)
+            ]
+        self.glance_at_ = float("-inf")
+        if len(stages) > 1:
+            confidence = self.calibrations_[0].predict(tops[0])
+            order = np.argsort(-confidence, kind="stable")[: int(_MOST_AT_A_GLANCE * confidence.size)]
+            lost = np.cumsum((hits[1] - hits[0])[order])
+            too_much = np.flatnonzero(lost > _GLANCE_COST * confidence.size)
+            n_glance = int(too_much[0]) if too_much.size else order.size
+            self.glance_at_ = float(confidence[order[n_glance - 1]]) if n_glance else 2.0
 
-    def _fit_kernel(
-        self, X: Array, targets: Array, fit: NDArray[np.int64], test: NDArray[np.int64]
-    ) -> tuple[KernelHead, Array, Array]:
-        if fit.size > _MOST_KERNEL_CALLS:
-            fit = np.sort(np.random.default_rng(self.seed).choice(fit, _MOST_KERNEL_CALLS, replace=False))
-        head = KernelHead().fit(X[fit], targets[fit])
-        if not test.size:
-            return head, targets[:0], np.zeros(0, dtype=np.float32)
-        return head, *head.scores(X[test])
 
-    def _fit_network(
-        self, X: Array, targets: Array, fit: NDArray[np.int64], test: NDArray[np.int64], k: int
-    ) -> tuple[MlpHead, Array]:
-        head = MlpHead(seed=self.seed * _N_NETWORKS + k).fit(X[fit], targets[fit])
-        return head, head.log_proba(X[test]) if test.size else targets[:0]
+def _top(log_proba: Array) -> FloatArray:
+    return np.exp(log_proba.max(axis=1)).astype(np.float64)
+
+
+def _hits(log_proba: Array, targets: Array) -> FloatArray:
+    return targets[np.arange(len(targets)), log_proba.argmax(axis=1)].astype(np.float64)
 
 
 def _classes(said: Sequence[str], right: Sequence[str | None]) -> list[str]:
@@ -306,50 +281,15 @@ def _classes(said: Sequence[str], right: Sequence[str | None]) -> list[str]:
 def _surfaces(classes: Sequence[str], answers: Sequence[str], gold: Sequence[str | None]) -> list[str]:
     """How each answer is written: as the large model writes it most often, else as gold does."""
     written: dict[str, Counter[str]] = {label: Counter() for label in classes}
-    spare: dict[str, str] = {}
     for answer in answers:
         label = normalise(answer)
         if label in written:
             written[label][answer.strip()] += 1
-    for right in gold:
-        if right is not None:
-            spare.setdefault(normalise(right), right.strip())
+    spare = {normalise(right): right.strip() for right in gold if right is not None}
     return [
-        min(written[label], key=lambda form: (-written[label][form], form)) if written[label] else spare[label]
+        min(written[label], key=lambda form, of=written[label]: (-of[form], form)) if written[label] else spare[label]
         for label in classes
     ]
-
-
-def _mixed(kernel: Array, networks: Sequence[Array]) -> Array:
-    """Log of the weighted geometric mean of probabilities, normalised."""
-    parts = zip((kernel, *networks), _WEIGHTS, strict=True)
-    total = sum(np.float32(weight) * np.log(np.exp(part) + _FLOOR) for part, weight in parts)
-    mixed = np.asarray(total, dtype=np.float32)
-    return np.asarray(mixed - np.log(np.exp(mixed).sum(axis=1, keepdims=True)))
-
-
-def _calibrated(top: FloatArray, calibration: tuple[float, float, float]) -> FloatArray:
-    p = np.clip(top, 1e-9, 1 - 1e-9)
-    rise, fall, offset = calibration
-    return np.asarray(1 / (1 + np.exp(-(rise * np.log(p) - fall * np.log1p(-p) + offset))))
-
-
-def _calibrate(top: FloatArray, hits: FloatArray) -> tuple[float, float, float]:
-    """Fit log-odds = rise log p - fall log(1 - p) + offset by likelihood, both slopes at least 0: ranks are kept."""
-
-    def loss(calibration: FloatArray) -> float:
-        rise, fall, offset = (float(value) for value in calibration)
-        q = np.clip(_calibrated(top, (rise, fall, offset)), 1e-9, 1 - 1e-9)
-        # A pull of one call's weight towards the identity keeps the fit finite where every call is a hit.
-        pull = ((calibration - np.array([1.0, 1.0, 0.0])) ** 2).sum() / top.size
-        return float(-(hits * np.log(q) + (1 - hits) * np.log1p(-q)).mean() + pull)
-
-    found = minimize(loss, np.array([1.0, 1.0, 0.0]), method="L-BFGS-B", bounds=[(1e-3, 50), (0, 50), (-50, 50)]).x
-    return float(found[0]), float(found[1]), float(found[2])
-
-
-def _under(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _sha256(path: Path) -> str:
