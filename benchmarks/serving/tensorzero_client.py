@@ -5,6 +5,7 @@ Usage: ``python tensorzero_client.py CONFIG CONCURRENCY SECONDS STREAM``; prints
 
 import asyncio
 import json
+import os
 import sys
 import time
 
@@ -51,6 +52,9 @@ async def _main(config: str, concurrency: int, seconds: float, stream: bool) -> 
             }
         )
     )
+    sys.stdout.flush()
+    # Its threads may abort the process while the interpreter shuts down.
+    os._exit(0)
 
 
 asyncio.run(_main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "stream"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -85,7 +86,8 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 class Scripted:
     """An endpoint that does what a test says, in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.received: list[Received] = []
         self.n_connections = 0
         self.disconnected = threading.Event()
@@ -103,7 +105,7 @@ class Scripted:
 
     def start(self) -> None:
         async def main() -> asyncio.Server:
-            return await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 26)
+            return await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 26, ssl=self.tls)
 
         self._server = asyncio.run_coroutine_threadsafe(main(), self.loop).result()
         self.port = self._server.sockets[0].getsockname()[1]

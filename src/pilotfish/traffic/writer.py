@@ -165,7 +165,7 @@ class Writer:
         if job.call is None:
             return True
         try:
-            call = job.call if isinstance(job.call, Call) else job.call()
+            call = job.call.replace() if isinstance(job.call, Call) else job.call()
             job.call = call if self.mask is None else mask_call(call, self.mask)
         except Exception as error:
             _logger.exception("A call could not be recorded.")
@@ -220,7 +220,10 @@ class Writer:
             raise
         if self.on_written is None:
             return calls
-        return [call.replace(seq=first + position) for position, call in enumerate(calls)]
+        for seq, call in enumerate(calls, first):
+            # Our own copies, see ``_build``: ``replace`` would take longer than the insert.
+            object.__setattr__(call, "seq", seq)
+        return calls
 
     def _fail(self, jobs: list[Job], failure: LogError) -> None:
         if self.failure is None:
