@@ -204,7 +204,9 @@ class ClosedSetStudent:
             plain = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             version = plain["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"Folder {folder} holds no readable student.json: name a saved student's folder.") from error
+            raise InputError(
+                f"Folder {folder} holds no readable student.json: name a saved student's folder."
+            ) from error
         if version != FORMAT_VERSION:
             raise InputError(
                 f"The student in {folder} has format version {version} and this is version {FORMAT_VERSION}: "
