@@ -116,6 +116,8 @@ def _prepare(local: str | None, out: Path) -> Path:
     lines += ["[takeover]", f"level = {_LEVEL}", "audit_share = 0.1"]
     if local is not None:
         lines += [f'[models."{local}"]', f'source = "{local}"', "n_parallel = 1"]
+        # One core stays free for the app and the gateway: threads that wait for a busy core are slower than none.
+        lines.append(f"n_threads = {max(1, (os.cpu_count() or 1) - 1)}")
         # The endpoint is never asked: every call is for the local model.
         lines += ["[upstream]", 'base_url = "http://127.0.0.1:9/v1"']
     path = out / "pilotfish.toml"
