@@ -187,7 +187,8 @@ def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     for name, fitted in (("published split, shared queries kept", train), ("no shared query", clean)):
         score, low, high, spend, share = _nine(fitted, test, full or fast, best_score, best_cost)
         print(
-            f"nine models, {name}: {score:.3f} at {spend / best_cost:.0%} of best single's cost; its score at {share:.0%}"
+            f"nine models, {name}: {score:.3f} at {spend / best_cost:.0%} of best single's cost; "
+            f"its score at {share:.0%}"
         )
         if fitted is train:
             kept = (score, share)
@@ -195,7 +196,8 @@ def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     near = test.scores[np.arange(test.n_queries), knn.predict(test.queries).argmax(axis=1)].mean()
     ridge = _tfidf_ridge(clean, test)
     print(
-        f"nearest neighbours {near:.3f}; TF-IDF + ridge {ridge:.3f} (with shared queries {_tfidf_ridge(train, test):.3f})"
+        f"nearest neighbours {near:.3f}; TF-IDF + ridge {ridge:.3f} "
+        f"(with shared queries {_tfidf_ridge(train, test):.3f})"
     )
     shared = {"n": test.n_queries, "nearest_neighbours": float(near)}
     run.figure(
