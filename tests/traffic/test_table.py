@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish.errors import InputError
+from pilotfish.traffic import Call, TrafficLog
 from pilotfish.traffic.table import ReplyTable, refuse_shared_queries
 
 
@@ -133,3 +134,19 @@ def test_columns_are_found_by_name():
     assert table.of_models(["b"]).scores.shape == (6, 1)
     with pytest.raises(InputError, match="no model 'z'"):
         table.column("z")
+
+
+def test_logged_calls_become_a_table(tmp_path):
+    path = tmp_path / "t.db"
+    with TrafficLog(path) as log:
+        log.append(Call.of("a", "card", task="desk", model="large", cost=0.2, prediction="fee"))
+        log.append(
+            Call.of("b", "fee", task="desk", model="large", answered_by="student:v1", prediction="fee", audit="card")
+        )
+        log.append(Call.of("c", "card", task="desk", model="large", cost=0.2, gold="fee", prediction="fee"))
+    table = ReplyTable.from_traffic("desk", path)
+    assert table.models == ("large", "student")
+    np.testing.assert_array_equal(table.scores, [[1, 0], [1, 0], [0, 1]])
+    assert table.replies[1] == ("card", "fee")
+    with pytest.raises(InputError, match="no answered calls"):
+        ReplyTable.from_traffic("other", path)

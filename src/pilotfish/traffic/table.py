@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pilotfish.answers import normalise
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray
+from pilotfish.traffic.calls import UPSTREAM, Call
+from pilotfish.traffic.log import TrafficLog
 
 __all__ = ["ReplyTable", "refuse_shared_queries"]
 
@@ -188,6 +191,33 @@ class ReplyTable:
         )
 
     @classmethod
+    def from_traffic(cls, task: str, log: Path | str = "pilotfish.db") -> ReplyTable:
+        """Make a table of a task's logged calls: what each model that was asked said, and the student's prediction.
+
+        A reply scores 1 where it agrees with the gold label or, where none is known, with the large model's answer. The
+        last call with the same query counts.
+
+        Parameters
+        ----------
+        task : str
+            Name of the task, as ``pilotfish status`` shows it.
+        log : Path or str
+            The traffic log.
+
+        Raises
+        ------
+        InputError
+            When the task has no answered calls.
+        """
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        with TrafficLog(log, read_only=True) as opened:
+            for call in opened.calls(task=task):
+                rows.update({(row["query"], row["model"]): row for row in _rows_of(call)})
+        if not rows:
+            raise InputError(f"task is {task!r}, which has no answered calls in {log}: give a task of this log.")
+        return cls.from_rows(rows.values())
+
+    @classmethod
     def from_jsonl(cls, path: Path | str) -> ReplyTable:
         """Read a table written by :meth:`to_jsonl`, or any JSON lines with the fields of :meth:`from_rows`.
 
@@ -337,6 +367,20 @@ class ReplyTable:
         ends = np.round(np.cumsum(shares) * names.size).astype(int)
         part = np.searchsorted(ends, place, side="right")[member]
         return tuple(self.subset(np.flatnonzero(part == k)) for k in range(len(shares)))
+
+
+def _rows_of(call: Call) -> Iterator[dict[str, Any]]:
+    """The rows of one call: the large model's, and the student's where it predicted."""
+    said = call.audit if call.audit is not None else call.answer if call.answered_by == UPSTREAM else None
+    right = call.gold if call.gold is not None else said
+    if right is None or call.status != 200 or not call.complete:
+        return
+    if said is not None:
+        score = float(normalise(said) == normalise(right))
+        yield {"query": call.prompt, "model": call.model or "large", "reply": said, "score": score, "cost": call.cost}
+    if call.prediction is not None:
+        score = float(normalise(call.prediction) == normalise(right))
+        yield {"query": call.prompt, "model": "student", "reply": call.prediction, "score": score, "cost": 0.0}
 
 
 def refuse_shared_queries(**tables: ReplyTable) -> None:
