@@ -1,4 +1,4 @@
-"""Features of texts for small models: sentence encoder, static vectors and hashed n-grams, joined in one small space."""
+"""Features of texts for small models: sentence encoder, static vectors and hashed n-grams, in one small space."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, Self
 from zlib import crc32
 
@@ -55,8 +56,8 @@ def product(X: _Vectors, Y: _Vectors) -> _Vectors:
 class HashedNgrams:
     """Word and character n-grams hashed into a fixed number of signed buckets.
 
-    Words, pairs of words, and characters 3 to 5 within words; each n-gram adds +1 or -1 to one bucket, so that collisions
-    cancel on average. Counts are damped by a square root and rows have unit length. Nothing is learned.
+    Words, pairs of words, and characters 3 to 5 within words; each n-gram adds +1 or -1 to one bucket, so that
+    collisions cancel on average. Counts are damped by a square root and rows have unit length. Nothing is learned.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ class HashedNgrams:
 
 def _grams(text: str) -> list[bytes]:
     words = _TOKEN.findall(text[:_LONGEST].casefold())
-    grams = [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    grams = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
     for word in words:
         padded = f"<{word}>"
         for n in (3, 4, 5):
@@ -110,8 +111,8 @@ class TextSpace:
     Parameters
     ----------
     kind : {"encoder", "static", "ngrams"}
-        ``encoder``: three poolings of a sentence encoder, and static token vectors. ``static``: static token vectors and
-        hashed n-grams, about ten times faster. ``ngrams``: hashed n-grams alone, which need no model file.
+        ``encoder``: three poolings of a sentence encoder, and static token vectors. ``static``: static token vectors
+        and hashed n-grams, about ten times faster. ``ngrams``: hashed n-grams alone, which need no model file.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
     n_dimensions : int
@@ -156,10 +157,7 @@ class TextSpace:
         joined = self._joined(views)
         centre = joined.mean(axis=0)
         spread = joined - centre
-        n_raw = joined.shape[1]
-        n_axes = min(self.n_dimensions, len(texts) - 1, n_raw)
-        _, axes = eigh(spread.T @ spread, subset_by_index=[n_raw - n_axes, n_raw - 1], check_finite=False)
-        axes = axes[:, ::-1]
+        axes = _main_axes(spread, min(self.n_dimensions, len(texts) - 1, joined.shape[1]))
         # An axis and its opposite are the same: point each along its largest part, so that every run agrees.
         axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0) < 0, -1, 1)
         self.axes_ = np.ascontiguousarray(axes, dtype=np.float32)
@@ -204,6 +202,17 @@ class TextSpace:
         weights = _WEIGHTS[self.kind]
         parts = zip(views, self.means_, weights, strict=True)
         return np.hstack([_unit(view - mean) * np.float32(np.sqrt(weight)) for view, mean, weight in parts])
+
+
+def _main_axes(spread: _Vectors, n_axes: int) -> _Vectors:
+    """Main axes (n_raw, n_axes) of centred rows (n, n_raw), by falling variance, from the smaller product."""
+    n, n_raw = spread.shape
+    least = min(n, n_raw)
+    product_of = spread @ spread.T if n < n_raw else spread.T @ spread
+    variances, axes = eigh(product_of, subset_by_index=[least - n_axes, least - 1], check_finite=False)
+    if n < n_raw:
+        axes = (spread.T @ axes) / np.sqrt(np.maximum(variances, 1e-12))
+    return np.asarray(axes[:, ::-1])
 
 
 def _unit(vectors: _Vectors) -> _Vectors:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
@@ -27,7 +28,7 @@ __all__ = ["ClosedSetStudent"]
 Array = NDArray[np.float32]
 FORMAT_VERSION = 1
 # A glance is for the median call; beyond the surest half, ranking by the encoder is worth its time.
-_MOST_AT_A_GLANCE = 0.55
+_MOST_AT_A_GLANCE = 0.48
 _GLANCE_COST = 0.001
 _GOLD_COVERS = 0.95
 _LEAST_GOLD_TO_CALIBRATE = 50
@@ -37,8 +38,8 @@ class ClosedSetStudent:
     """Learns which of a fixed set of answers a large model gives, and how sure to be of it.
 
     A glance comes first: static token vectors and hashed n-grams, a fraction of a millisecond. Where it is surest, and
-    on held-out calls no less right than the sentence encoder, it answers alone; the encoder reads the other calls. It is
-    a Model: ``generate`` answers requests, with the calibrated probability as the reply's confidence.
+    on held-out calls no less right than the sentence encoder, it answers alone; the encoder reads the other calls. It
+    is a Model: ``generate`` answers requests, with the calibrated probability as the reply's confidence.
 
     Parameters
     ----------
@@ -132,19 +133,21 @@ class ClosedSetStudent:
         truth = np.array([-1 if label is None else number[label] for label in right], dtype=np.int64)
         if gold is None:
             rows = np.flatnonzero(numbers < len(number))
-            texts, numbers, truth = [texts[i] for i in rows], numbers[rows], truth[rows]
+            texts, numbers, truth = [texts[int(i)] for i in rows], numbers[rows], truth[rows]
         kinds: list[FeatureKind] = ["static", "encoder"] if self.features == "encoder" else [self.features]
         self.readers_ = [
             Reader(kind, self.precision, self.n_axes, n_networks=1 if kind != kinds[-1] else 2, seed=self.seed)
             for kind in kinds
         ]
-        placed = [reader.place(texts) for reader in self.readers_]
-        if gold is None:
-            targets = np.eye(len(number), dtype=np.float32)[numbers]
-        else:
-            targets = denoise(placed[-1], numbers, truth, len(number)).targets
-        for reader, X in zip(self.readers_, placed, strict=True):
-            reader.fit(X, targets)
+        # The heavy parts run side by side on one thread each: split products crawl on a machine that is also serving.
+        with threadpool_limits(limits=1):
+            placed = [reader.place(texts) for reader in self.readers_]
+            if gold is None:
+                targets = np.eye(len(number), dtype=np.float32)[numbers]
+            else:
+                targets = denoise(placed[-1], numbers, truth, len(number)).targets
+            for reader, X in zip(self.readers_, placed, strict=True):
+                reader.fit(X, targets)
         self._settle([reader.held_out_ for reader in self.readers_], targets, truth)
         return self
 
@@ -170,7 +173,8 @@ class ClosedSetStudent:
     def save(self, folder: Path) -> None:
         """Write the student into an existing folder: ``student.json`` and ``student.npz``."""
         self._check_fitted()
-        stages, arrays = [], {}
+        stages: list[dict[str, Any]] = []
+        arrays: dict[str, NDArray[Any]] = {}
         for i, reader in enumerate(self.readers_):
             plain, mine = reader.get_state()
             stages.append({**plain, "calibration": self.calibrations_[i].slopes_.tolist()})
@@ -204,9 +208,7 @@ class ClosedSetStudent:
             plain = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             version = plain["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"Folder {folder} holds no readable student.json: name a saved student's folder."
-            ) from error
+            raise InputError(f"Folder {folder} holds no readable student.json: name a saved one.") from error
         if version != FORMAT_VERSION:
             raise InputError(
                 f"The student in {folder} has format version {version} and this is version {FORMAT_VERSION}: "
@@ -238,7 +240,7 @@ class ClosedSetStudent:
         confidence = self.calibrations_[0].predict(_top(log_proba))
         rows = np.flatnonzero(~((confidence >= self.glance_at_) & familiar))
         if len(self.readers_) > 1 and rows.size:
-            log_proba[rows], familiar[rows] = self.readers_[1].read([texts[i] for i in rows])
+            log_proba[rows], familiar[rows] = self.readers_[1].read([texts[int(i)] for i in rows])
             confidence[rows] = self.calibrations_[1].predict(_top(log_proba[rows]))
         return log_proba, confidence, familiar
 
@@ -264,15 +266,15 @@ class ClosedSetStudent:
 
 
 def _top(log_proba: Array) -> FloatArray:
-    return np.exp(log_proba.max(axis=1)).astype(np.float64)
+    return np.asarray(np.exp(log_proba.max(axis=1)), dtype=np.float64)
 
 
 def _hits(log_proba: Array, targets: Array) -> FloatArray:
-    return targets[np.arange(len(targets)), log_proba.argmax(axis=1)].astype(np.float64)
+    return np.asarray(targets[np.arange(len(targets)), log_proba.argmax(axis=1)], dtype=np.float64)
 
 
 def _classes(said: Sequence[str], right: Sequence[str | None]) -> list[str]:
-    """What may be answered: repeated answers and gold labels, or gold labels alone where they cover nearly all calls."""
+    """What may be answered: repeated answers and gold labels; gold labels alone where they cover nearly all calls."""
     gold = {label for label in right if label is not None}
     counts = Counter(said)
     if gold and sum(counts[label] for label in gold) >= _GOLD_COVERS * len(said):
@@ -288,10 +290,11 @@ def _surfaces(classes: Sequence[str], answers: Sequence[str], gold: Sequence[str
         if label in written:
             written[label][answer.strip()] += 1
     spare = {normalise(right): right.strip() for right in gold if right is not None}
-    return [
-        min(written[label], key=lambda form, of=written[label]: (-of[form], form)) if written[label] else spare[label]
-        for label in classes
-    ]
+    return [_usual(written[label]) if written[label] else spare[label] for label in classes]
+
+
+def _usual(forms: Counter[str]) -> str:
+    return min(forms, key=lambda form: (-forms[form], form))
 
 
 def _sha256(path: Path) -> str:

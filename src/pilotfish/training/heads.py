@@ -65,8 +65,8 @@ class KernelHead:
     --------
     >>> X = np.array([[1, 0], [0, 1]], dtype=np.float32)
     >>> head = KernelHead(n_axes=2).fit(X, np.eye(2, dtype=np.float32))
-    >>> head.log_proba(X)[0].argmax()
-    0
+    >>> head.log_proba(X).argmax(axis=1)
+    array([0, 1])
     """
 
     def __init__(self, n_axes: int = 128, gamma: float = 1.5, ridge: float = 0.45, temperature: float = 13.0) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
 
 from pilotfish.features import FeatureKind, TextSpace
 from pilotfish.protocols import FloatArray
@@ -115,8 +114,9 @@ class Reader:
     >>> texts = ["cancel my transfer", "stop the transfer", "what is the exchange rate", "which exchange rate"] * 10
     >>> reader = Reader("ngrams")
     >>> points = reader.place(texts)
-    >>> reader.fit(points, np.eye(2, dtype=np.float32)[[0, 0, 1, 1] * 10]).read(["the exchange rate"])[0].argmax()
-    1
+    >>> reader = reader.fit(points, np.eye(2, dtype=np.float32)[[0, 0, 1, 1] * 10])
+    >>> reader.read(["the exchange rate"])[0].argmax(axis=1)
+    array([1])
     """
 
     def __init__(
@@ -144,8 +144,7 @@ class Reader:
         fold_of = np.random.default_rng(self.seed).permutation(n) % n_folds
         folds = [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in range(n_folds)]
         parts = [(np.arange(n), np.arange(0)), *folds]
-        # One thread each and many at once: the networks' products are too small to be split.
-        with threadpool_limits(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             kernels = [pool.submit(self._fit_kernel, X, targets, *part) for part in parts]
             networks = [
                 [pool.submit(self._fit_network, X, targets, *part, k) for k in range(self.n_networks)] for part in parts
