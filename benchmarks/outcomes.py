@@ -53,7 +53,7 @@ def llmrouter9(run: Run, part: str) -> tuple[ReplyTable, list[str]]:
     """Scores of nine models, and the task of each query; a query costs its length times the model's price."""
     rows = list(run.rows(f"llmrouter9/{part}.jsonl.gz"))
     about = json.loads((run.data / "llmrouter9/default_llm.json").read_text())
-    models = list(rows[0]["scores"])
+    models = sorted(rows[0]["scores"])
     prompts = [row["query"] for row in rows]
     price = {model: about[model]["input_price"] for model in models}
     table = ReplyTable.of(

@@ -1,0 +1,136 @@
+"""A live cascade of two local models: the replies are recorded once as a table, every figure is worked out from it.
+
+``python -m benchmarks cascade --only live`` generates what is missing from ``results/live_replies.jsonl`` and measures.
+Delete that file to record anew. Compute is counted as time: each reply's seconds of generation.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.figures import RESULTS, Run, bootstrap
+from benchmarks.outcomes import interval
+from pilotfish.protocols import Model
+from pilotfish.route.deploy import setting_within
+from pilotfish.route.policies import CascadePolicy
+from pilotfish.scorers.answers import AnswerQuality, final_answer
+from pilotfish.traffic.table import ReplyTable
+from pilotfish.types import Exchange, Request
+
+SMALL, LARGE = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
+REPLIES = RESULTS / "live_replies.jsonl"
+_PER_TASK = 100
+
+
+def questions(run: Run, n: int) -> list[tuple[str, str, str, int]]:
+    """Task, prompt, right answer and longest reply of ``n`` questions of each of three tasks."""
+    rng = np.random.default_rng(0)
+    out = []
+    rows = list(run.rows("gsm8k/test.jsonl.gz"))
+    for i in rng.permutation(len(rows))[:n]:
+        prompt = f"{rows[i]['question']}\nSolve it in at most three short steps. End with '#### ' and the number."
+        out.append(("gsm8k", prompt, rows[i]["answer"].split("####")[1].strip(), 100))
+    rows = list(run.rows("commonsenseqa/dev_rand_split.jsonl.gz"))
+    for i in rng.permutation(len(rows))[:n]:
+        asked = rows[i]["question"]
+        options = "\n".join(f"{c['label']}. {c['text']}" for c in asked["choices"])
+        prompt = f"{asked['stem']}\n{options}\nAnswer with the letter only."
+        out.append(("commonsenseqa", prompt, rows[i]["answerKey"], 2))
+    rows = list(run.rows("sst2/test.jsonl.gz"))
+    for i in rng.permutation(len(rows))[:n]:
+        prompt = f"Review: {rows[i]['text']}\nIs it positive or negative? Answer with one word."
+        out.append(("sst2", prompt, "positive" if int(rows[i]["label"]) == 1 else "negative", 3))
+    return out
+
+
+def is_right(task: str, reply: str, gold: str) -> bool:
+    """Whether a reply's answer is the right one."""
+    if task == "gsm8k":
+        return final_answer(reply) == final_answer(gold)
+    return reply.strip().strip("\"'.( ").casefold().startswith(gold.casefold())
+
+
+def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
+    """Ask both models what is not on file yet, one question at a time, and keep every reply."""
+    from pilotfish.models.gguf import GGUFModel
+
+    known: dict[tuple[str, str], dict[str, object]] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            known[row["query"], row["model"]] = row
+    path.parent.mkdir(exist_ok=True)
+    asked = questions(run, n)
+    for name in (SMALL, LARGE):
+        missing = [q for q in asked if (q[1], name) not in known]
+        if not missing:
+            continue
+        model: Model = GGUFModel(name, n_ctx=1024, n_parallel=1)
+        model.generate([Request.of("Say hi.", max_tokens=2)])
+        with path.open("a", encoding="utf-8") as out:
+            for task, prompt, gold, longest in missing:
+                started = time.perf_counter()
+                [reply] = model.generate([Request.of(prompt, temperature=0.0, max_tokens=longest, log_probs=0)])
+                seconds = time.perf_counter() - started
+                row = {
+                    "query": prompt,
+                    "model": name,
+                    "group": task,
+                    "reply": reply.text,
+                    "score": float(is_right(task, reply.text, gold)),
+                    "cost": seconds,
+                    "latency": seconds,
+                    "log_prob": float(np.mean([t.log_prob for t in reply.log_probs])) if reply.log_probs else None,
+                }
+                known[prompt, name] = row
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.flush()
+    return [known[prompt, name] for _, prompt, _, _ in asked for name in (SMALL, LARGE)]
+
+
+class _Recorded:
+    """The answer's description beside its recorded mean log-probability."""
+
+    def __init__(self, rows: list[dict[str, object]]) -> None:
+        self.log_prob = {(str(r["query"]), str(r["reply"])): r.get("log_prob") for r in rows if r["model"] == SMALL}
+
+    def score(self, items: Sequence[Exchange]) -> NDArray[np.float64]:
+        found = [self.log_prob.get((e.request.prompt, e.reply.text)) for e in items]
+        return np.array([np.nan if v is None else v for v in found], dtype=np.float64)
+
+
+def live(run: Run) -> None:
+    """Quality of the large model at a share of its compute, small replies scored by form and log-probability."""
+    n = 10 if run.quick else _PER_TASK
+    path = Path(f"{REPLIES}.quick") if run.quick else REPLIES
+    rows = record(run, n, path)
+    table = ReplyTable.from_rows([{k: v for k, v in row.items() if k != "log_prob"} for row in rows])
+    table = table.of_models([SMALL, LARGE])
+    shares, ratios = [], []
+    for seed in range(2 if run.quick else 20):
+        fit, calibrate, test = table.split((0.5, 0.2, 0.3), seed=seed)
+        policy = CascadePolicy("live", (SMALL, LARGE), (AnswerQuality(parts=[_Recorded(rows)]),), gain=True).fit(fit)
+        budget = max(0.6 * float(calibrate.costs[:, 1].mean()), float(calibrate.costs[:, 0].mean()))
+        choice = policy.run(test, setting_within(policy, calibrate, budget))
+        shares.append(float(choice.costs(test).mean() / test.costs[:, 1].mean()))
+        ratios.append(float(choice.qualities(test).mean() / max(test.scores[:, 1].mean(), 1e-9)))
+    quality = dict(zip(table.models, table.scores.mean(axis=0).round(3).tolist(), strict=True))
+    seconds = dict(zip(table.models, table.costs.mean(axis=0).round(3).tolist(), strict=True))
+    print(f"live: right {quality}, seconds per reply {seconds}")
+    low, high = interval(shares)
+    common = {"n": table.n_queries, "seeds": len(shares)}
+    run.figure(
+        "live_compute_share", float(np.mean(shares)), unit="share of the large model's seconds", better="lower",
+        low=low, high=high, target=0.60, **common,
+    )  # fmt: skip
+    low, high = bootstrap(np.array(ratios))
+    run.figure(
+        "live_quality_ratio", float(np.mean(ratios)), unit="of the large model's accuracy", better="higher", low=low,
+        high=high, target=1.0, small_alone=quality[SMALL], large_alone=quality[LARGE], **common,
+    )  # fmt: skip
