@@ -21,11 +21,14 @@ INTENTS = (
     "refund status",
     "something else",
 )
-_INSTRUCTION = (
-    "You sort messages that riders send to a bike-hire company. The intents are: "
-    f"{', '.join(INTENTS)}. Reply with exactly one intent from this list and nothing else."
-)
 _N_EXAMPLES = 8
+
+
+def _instruction(intents: tuple[str, ...]) -> str:
+    return (
+        f"You sort messages that riders send to a bike-hire company. The intents are: {', '.join(intents)}. "
+        "Reply with exactly one intent from this list and nothing else."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,13 @@ def _examples() -> list[Ticket]:
     return [group[i] for i in range(_N_EXAMPLES) for group in by_intent]
 
 
-def conversation(message: str) -> list[dict[str, Any]]:
-    """The messages of one call: the instruction, worked examples, and the rider's message."""
-    turns: list[dict[str, Any]] = [{"role": "system", "content": _INSTRUCTION}]
+def conversation(message: str, *, with_scooters: bool = False) -> list[dict[str, Any]]:
+    """The messages of one call: the instruction, worked examples, and the rider's message.
+
+    With scooters, the instruction has one more intent, as the company's developers write it after a while.
+    """
+    intents = (*INTENTS, "scooter") if with_scooters else INTENTS
+    turns: list[dict[str, Any]] = [{"role": "system", "content": _instruction(intents)}]
     for example in _examples():
         turns += [{"role": "user", "content": example.message}, {"role": "assistant", "content": example.intent}]
     return [*turns, {"role": "user", "content": message}]
