@@ -24,6 +24,7 @@ from pilotfish.gateway.config import load_config
 from pilotfish.gateway.takeover import make_takeover
 from pilotfish.models import catalog
 from pilotfish.report import report
+from pilotfish.takeover.state import TaskState
 from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import normalise
 
@@ -33,6 +34,9 @@ _N_LEARN = 340
 _FEEDBACK_EVERY = 4
 _START_SECONDS = 120.0
 _LEVEL = 0.90
+_N_CHANGED = 12
+# Calls are observed a moment after they are answered.
+_SETTLE_SECONDS = 0.7
 
 
 @dataclass
@@ -91,17 +95,20 @@ def run(large: str, out: Path, console: Console, seed: int = 0) -> Path:
                 takeover.promote(task)
                 console.print(f"Trained in {learned.seconds:.1f} s, now live.\n")
             phases.append(app.work("live: the student answers what it may", ordinary[_N_LEARN:]))
-            phases.append(app.work("drift: riders ask about scooters", fresh))
-            time.sleep(1.0)
-            state = takeover.states()[task]
-            console.print(
-                f"\nThe task is now [bold]{state.phase.replace('_', ' ')}[/bold]: {state.reason}", highlight=False
-            )
+            phases.append(app.work("drift: riders ask about scooters", fresh[:-_N_CHANGED]))
+            _tell(console, takeover.states()[task])
+            phases.append(app.work("change: the prompt gets a new intent", fresh[-_N_CHANGED:], with_scooters=True))
+            _tell(console, takeover.states()[task])
             console.print(_table(phases))
             page = out / "report.html"
             page.write_text(report(log, takeover.states(), takeover.folder), encoding="utf-8")
     console.print(f"The report page: {page}")
     return page
+
+
+def _tell(console: Console, state: TaskState) -> None:
+    phase = state.phase.replace("_", " ")
+    console.print(f"The task is [bold]{phase}[/bold]: {state.reason}\n", highlight=False)
 
 
 def _key() -> str:
@@ -165,7 +172,7 @@ class _App:
         self.model = model
         self.console = console
 
-    def work(self, name: str, work: Sequence[Ticket], *, feedback: bool = False) -> _Phase:
+    def work(self, name: str, work: Sequence[Ticket], *, feedback: bool = False, with_scooters: bool = False) -> _Phase:
         """Sort messages; with feedback, people confirm or mend every fourth intent."""
         phase = _Phase(name)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -174,7 +181,10 @@ class _App:
             for i, ticket in enumerate(work):
                 started = time.perf_counter()
                 raw = self.client.chat.completions.with_raw_response.create(
-                    model=self.model, messages=conversation(ticket.message), temperature=0, max_tokens=8
+                    model=self.model,
+                    messages=conversation(ticket.message, with_scooters=with_scooters),
+                    temperature=0,
+                    max_tokens=8,
                 )
                 phase.seconds += time.perf_counter() - started
                 said = raw.parse().choices[0].message.content or ""
@@ -185,6 +195,7 @@ class _App:
                     body = {"id": raw.headers["x-pilotfish-call"], "label": ticket.intent}
                     self.client.post("/feedback", body=body, cast_to=object)
                 progress.advance(bar)
+        time.sleep(_SETTLE_SECONDS)
         return phase
 
 
