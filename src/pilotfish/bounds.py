@@ -313,7 +313,7 @@ def selective_threshold(
     """Smallest threshold whose share of wrong items *among the chosen* is certified to be at most ``level``.
 
     That share need not be monotone in the threshold, so thresholds are tested from the strictest down, up to the first
-    failure, starting where enough items are chosen for a test to succeed at all.
+    failure, starting where enough items are chosen for a test to succeed; the start depends on scores alone.
 
     Parameters
     ----------
@@ -350,7 +350,8 @@ def selective_threshold(
     s, wrong = s[order], np.concatenate(([0.0], np.cumsum(x[order])))
     n_chosen = np.searchsorted(-s, -tried, side="right")
     n_least = math.ceil(math.log(_risk(delta)) / math.log1p(-_level(level))) if 0 < level < 1 else 1
-    testable = n_chosen >= n_least
+    # With three times the least number a few wrong items among the surest do not end the search at its first step.
+    testable = n_chosen >= max(n_least, min(3 * n_least, s.size // 3))
     n_chosen, tried = n_chosen[testable], tried[testable]
     n_certified = fixed_sequence(binomial_p_value(wrong[n_chosen], n_chosen, level), delta)
     return float(tried[n_certified - 1]) if n_certified else math.inf
