@@ -52,7 +52,7 @@ def _recovered_by_cost(
 
 
 def answers_seen(run: Run) -> None:
-    """Score the weak answer by its arithmetic, its form, what such a question takes, and a 6B model's answer."""
+    """Score the weak answer by its arithmetic, its form, what such questions usually take, and a 6B model's answer."""
     table = gsm8k(run)
     solved = list(run.rows("gsm8k/train.jsonl.gz"))[: 2000 if run.quick else 7473]
     work = ExpectedWork().fit([row["question"] for row in solved], [row["answer"] for row in solved])

@@ -97,7 +97,7 @@ def shares(run: Run, table: ReplyTable) -> None:
 
 
 def violations(run: Run, table: ReplyTable) -> None:
-    """How often the certified loss is broken over 1,000 calibration sets from a population whose loss is known."""
+    """How often the certificate is broken over 1,000 calibration sets from a population whose loss is known."""
     used = _embedders(run)
     fit, rest = table.split((0.4, 0.6), seed=0)
     own, gap = _gaps(fit, fit, rest, used=used)

@@ -186,19 +186,13 @@ def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     print(f"best single {test.models[best]} {best_score:.3f}, oracle {test.scores.max(axis=1).mean():.3f}")
     for name, fitted in (("published split, shared queries kept", train), ("no shared query", clean)):
         score, low, high, spend, share = _nine(fitted, test, full or fast, best_score, best_cost)
-        print(
-            f"nine models, {name}: {score:.3f} at {spend / best_cost:.0%} of best single's cost; "
-            f"its score at {share:.0%}"
-        )
+        print(f"{name}: {score:.3f} at {spend / best_cost:.0%} of best single's cost; its score at {share:.0%}")
         if fitted is train:
             kept = (score, share)
     knn = NeighbourQuality(features=PromptFeatures(0, 0.1, full)).fit(clean.queries, clean.scores, clean.models)
     near = test.scores[np.arange(test.n_queries), knn.predict(test.queries).argmax(axis=1)].mean()
     ridge = _tfidf_ridge(clean, test)
-    print(
-        f"nearest neighbours {near:.3f}; TF-IDF + ridge {ridge:.3f} "
-        f"(with shared queries {_tfidf_ridge(train, test):.3f})"
-    )
+    print(f"neighbours {near:.3f}; TF-IDF + ridge {ridge:.3f} (shared queries {_tfidf_ridge(train, test):.3f})")
     shared = {"n": test.n_queries, "nearest_neighbours": float(near)}
     run.figure(
         "llmrouter9_score",
@@ -231,7 +225,8 @@ def _nine(
     fitted: ReplyTable, test: ReplyTable, used: list[Embedder], best_score: float, best_cost: float
 ) -> tuple[float, float, float, float, float]:
     learn, tune = fitted.split((0.8, 0.2), seed=0)
-    policy = RoutePolicy("kernel", KernelQuality(PromptFeatures(embedders=used), second_stage=False), n_settings=60)
+    scorer = KernelQuality(PromptFeatures(embedders=used), n_landmarks=3000, second_stage=False)
+    policy = RoutePolicy("kernel", scorer, n_settings=60)
     policy.fit(learn)
     scores, costs = policy.predicted(tune.queries)
     rows = np.arange(tune.n_queries)
