@@ -225,7 +225,7 @@ def _nine(
     fitted: ReplyTable, test: ReplyTable, used: list[Embedder], best_score: float, best_cost: float
 ) -> tuple[float, float, float, float, float]:
     learn, tune = fitted.split((0.8, 0.2), seed=0)
-    scorer = KernelQuality(PromptFeatures(embedders=used), n_landmarks=3000, second_stage=False)
+    scorer = KernelQuality(PromptFeatures(embedders=used), n_landmarks=2000, second_stage=False)
     policy = RoutePolicy("kernel", scorer, n_settings=60)
     policy.fit(learn)
     scores, costs = policy.predicted(tune.queries)
@@ -236,7 +236,8 @@ def _nine(
     runs = [value_minus_price(scores, costs, price) for price in prices]
     quality = np.array([tune.scores[rows, r].mean() for r in runs])
     spend = np.array([tune.costs[rows, r].mean() for r in runs])
-    within = np.flatnonzero(spend <= tune.costs[:, single].mean())
+    # A price below 0 only traces the curve to its dear end: it would pay for nothing.
+    within = np.flatnonzero((spend <= tune.costs[:, single].mean()) & (np.array(prices) >= 0))
     top = int(within[quality[within].argmax()])
     reaching = np.flatnonzero(quality >= goal)
     cheap = int(reaching[spend[reaching].argmin()]) if reaching.size else top
