@@ -91,13 +91,15 @@ def answers_seen(run: Run) -> None:
         peer_source="published",
         verifier_alone=float(np.mean(found["verifier"])),
         by_answer_length=float(np.mean(exact["verifier and 6B agreement"])),
+        note="features explored on splits of the same questions",
         target=0.80,
     )
 
 
 _CHEAP = ("PaLM2", "ChatGPT", "LLaMA2")
 _BEST = "GPT-4"
-# Share of pairs that go on to the best judge, fixed before any verdict is seen.
+# Share of pairs that go on to the best judge. It, the set of pairs and the regularisation were chosen on splits of these
+# very pairs, so the figure is optimistic; on all 885 pairs the cascade stayed below the best judge.
 _BUDGET = 0.4
 
 
@@ -144,6 +146,7 @@ def judges(run: Run) -> None:
         float(np.mean(shares)),
         unit="share of the best judge's calls",
         better="lower",
+        note="settings chosen on splits of the same pairs: optimistic",
         low=low,
         high=high,
         n=len(keys),
