@@ -98,8 +98,8 @@ def answers_seen(run: Run) -> None:
 
 _CHEAP = ("PaLM2", "ChatGPT", "LLaMA2")
 _BEST = "GPT-4"
-# Share of pairs that go on to the best judge. It, the set of pairs and the regularisation were chosen on splits of these
-# very pairs, so the figure is optimistic; on all 885 pairs the cascade stayed below the best judge.
+# Share of pairs that go on to the best judge. It, the set of pairs and the regularisation were chosen on splits of
+# these very pairs, so the figure is optimistic; on all 885 pairs the cascade stayed below the best judge.
 _BUDGET = 0.4
 
 
