@@ -30,7 +30,8 @@ from pilotfish.traffic.tasks import normalise
 
 __all__ = ["run"]
 
-_N_LEARN = 340
+_N_LEARN = 300
+_N_LIVE = 90
 _FEEDBACK_EVERY = 4
 _START_SECONDS = 120.0
 _LEVEL = 0.90
@@ -94,7 +95,7 @@ def run(large: str, out: Path, console: Console, seed: int = 0) -> Path:
             if learned.certificate.ok:
                 takeover.promote(task)
                 console.print(f"Trained in {learned.seconds:.1f} s, now live.\n")
-            phases.append(app.work("live: the student answers what it may", ordinary[_N_LEARN:]))
+            phases.append(app.work("live: the student answers what it may", ordinary[_N_LEARN : _N_LEARN + _N_LIVE]))
             phases.append(app.work("drift: riders ask about scooters", fresh[:-_N_CHANGED]))
             _tell(console, takeover.states()[task])
             phases.append(app.work("change: the prompt gets a new intent", fresh[-_N_CHANGED:], with_scooters=True))
@@ -123,8 +124,6 @@ def _prepare(local: str | None, out: Path) -> Path:
     lines += ["[takeover]", f"level = {_LEVEL}", "audit_share = 0.1"]
     if local is not None:
         lines += [f'[models."{local}"]', f'source = "{local}"', "n_parallel = 1"]
-        # One core stays free for the app and the gateway: threads that wait for a busy core are slower than none.
-        lines.append(f"n_threads = {max(1, (os.cpu_count() or 1) - 1)}")
         # The endpoint is never asked: every call is for the local model.
         lines += ["[upstream]", 'base_url = "http://127.0.0.1:9/v1"']
     path = out / "pilotfish.toml"
