@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.banking import recorded_calls
 from benchmarks.figures import Run
+from benchmarks.students.peers import answered
 from pilotfish.answers import normalise
 from pilotfish.protocols import FloatArray
 from pilotfish.takeover import Target, certify
@@ -52,6 +53,8 @@ def main(run: Run) -> None:
         if run.wants("speed"):
             run.figure("learn_seconds_10k", seconds, unit="s", better="lower", n=len(train.texts))
             speed(run, student, test)
+    if run.wants("peers") and not run.quick:
+        others(run, train, test)
     if run.wants("gold"):
         few_gold(run, train, test)
     if run.wants("correctness"):
@@ -156,6 +159,32 @@ def naive_peer(run: Run, train: Traffic, test: Traffic) -> None:
         note="TF-IDF and logistic regression, no bound",
         missed=float(np.mean(broken)),
     )
+
+
+def others(run: Run, train: Traffic, test: Traffic) -> None:
+    """What other packages would answer after learning from the same calls, by their own gates at 97 %."""
+    system = (run.data / "banking77" / "system_prompt.txt").read_text(encoding="utf-8")
+    pairs = [list(zip(t.texts, map(normalise, t.answers), strict=True)) for t in (train, test)]
+    for peer, figure, measure in (
+        ("thinkless", "local_at_97_answers_thinkless", "answers"),
+        ("jevstiller", "local_at_97_system_jevstiller", "system"),
+    ):
+        found = answered(peer, system, *pairs, level=0.97, labels=sorted(set(train.gold)))
+        if found is None:
+            continue
+        local = np.array(found["local"])
+        wrong = np.array([normalise(a) != normalise(b) for a, b in zip(found["said"], test.answers, strict=True)])
+        lost = float((local & wrong).sum() / (max(1, local.sum()) if measure == "answers" else local.size))
+        run.figure(
+            figure,
+            float(local.mean()),
+            unit="share",
+            better="higher",
+            n=len(test.texts),
+            note=found["version"],
+            kept=round(1 - lost, 4),
+            seconds=round(float(found["seconds"]), 1),
+        )
 
 
 def speed(run: Run, student: ClosedSetStudent, test: Traffic) -> None:

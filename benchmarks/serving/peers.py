@@ -10,7 +10,12 @@ import venv
 from pathlib import Path
 
 PEERS = Path(__file__).parent.parent / "peers"
-REQUIREMENTS = {"litellm": ["litellm[proxy]==1.106.2"], "tensorzero": ["tensorzero==2026.6.0"]}
+REQUIREMENTS = {
+    "litellm": ["litellm[proxy]==1.106.2"],
+    "tensorzero": ["tensorzero==2026.6.0"],
+    "thinkless": ["thinkless==0.5.0"],
+    "jevstiller": ["jevstiller==0.5.2"],
+}
 
 LITELLM_CONFIG = """\
 model_list:
