@@ -210,3 +210,15 @@ def test_unchanged_traffic_is_never_handed_back() -> None:
     for seed in range(3):
         made = replay(stream(3000, seed=seed), WordStudent, target=TARGET, seed=seed)
         assert not [reason for _, kind, reason in made.events if kind == "rolled_back"]
+
+
+def test_a_task_that_cannot_be_learned_is_not_tried_at_every_call(make: Callable[..., Takeover]) -> None:
+    asked: list[str] = []
+    takeover = make(auto=asked.append)
+    feed(takeover, [Call.of(f"text {i}", f"A sentence on matter {i}.", task="desk") for i in range(300)])
+    assert asked == ["desk"]
+    with pytest.raises(TaskError, match="kind 'text'"):
+        takeover.learn("desk")
+    state = takeover.state("desk")
+    assert state.learn_at >= 2 * state.n_seen
+    assert "kind 'text'" in state.reason

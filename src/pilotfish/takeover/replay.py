@@ -9,6 +9,7 @@ from pathlib import Path
 
 import orjson
 
+from pilotfish.errors import InputError, TaskError
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.service import Takeover, large_answer
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict, completion_body
@@ -113,7 +114,10 @@ def replay(
             while due:
                 task = due.pop()
                 log.flush()
-                learned = takeover.learn(task)
+                try:
+                    learned = takeover.learn(task)
+                except (InputError, TaskError):
+                    continue
                 if learned.certificate.ok and takeover.state(task).phase == "shadow":
                     takeover.promote(task)
             for event in log.events(after=last_event):

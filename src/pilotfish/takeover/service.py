@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from pilotfish.errors import InputError, TaskError, TaskLockedError, UnknownTaskError
+from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedError, UnknownTaskError
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.learning import Learned, Lesson, learn
 from pilotfish.takeover.state import TaskState
@@ -101,6 +101,7 @@ class Takeover:
         self._states: dict[str, TaskState] = {}
         self._students: dict[str, tuple[str, Student]] = {}
         self._changed: set[str] = set()
+        self._asked: dict[str, int] = {}
         self._events: dict[str, list[_Event]] = {}
         self._flushed = 0.0
         self._looked = 0.0
@@ -207,8 +208,13 @@ class Takeover:
                 state = self._update(name, partial(_watched, events=events))
                 if state.watch is not None and state.watch.breach:
                     self._roll_back(name, state.watch.breach, seq)
-                elif self.auto is not None and state.n_seen >= state.learn_at and not state.learning:
+                elif self.auto is not None and self._is_due(name, state):
+                    self._asked[name] = state.learn_at
                     self.auto(name)
+
+    def _is_due(self, name: str, state: TaskState) -> bool:
+        """Whether an attempt to learn is due that this process has not asked for yet."""
+        return state.n_seen >= state.learn_at and not state.learning and self._asked.get(name) != state.learn_at
 
     # What the user asks.
 
@@ -360,6 +366,7 @@ class Takeover:
         made = self._update(name, changed)
         self._events.pop(name, None)
         self._changed.discard(name)
+        self._asked.pop(name, None)
         self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
         return made
 
@@ -380,6 +387,11 @@ class Takeover:
         state = self._update(name, begin)
         try:
             yield state
+        except PilotfishError as error:
+            # The next attempt waits for more calls, or a task that cannot be learned would be tried at every call.
+            why = str(error)
+            self._update(name, lambda s: s.replace(learn_at=int(max(s.n_seen, s.learn_at) * _GROWTH), reason=why))
+            raise
         finally:
             self._update(name, lambda s: s.replace(learning=0.0))
 

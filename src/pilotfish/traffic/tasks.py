@@ -29,7 +29,7 @@ _LONGEST = 20_000
 def kind_of(answers: Sequence[str]) -> Kind:
     """Read the kind of a task off its answers.
 
-    ``closed_set`` when nearly all answers are short and were given more than once, ``json`` when nearly all are JSON
+    ``closed_set`` when most answers are short and were given more than once, ``json`` when nearly all are JSON
     objects, else ``text``.
 
     Examples
@@ -43,7 +43,7 @@ def kind_of(answers: Sequence[str]) -> Kind:
         return "json"
     counts = Counter(map(normalise, answers))
     repeated = sum(n for answer, n in counts.items() if n > 1 and len(answer) <= 80)
-    return "closed_set" if repeated >= 0.9 * len(answers) and len(counts) <= max(2, len(answers) / 4) else "text"
+    return "closed_set" if repeated >= 0.85 * len(answers) else "text"
 
 
 def _is_object(answer: str) -> bool:
