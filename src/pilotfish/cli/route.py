@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pilotfish.errors import ModelError
+
 if TYPE_CHECKING:
     from pilotfish.route.router import Router
 
@@ -23,7 +25,7 @@ class _Absent:
     """Stands for a model that is not asked while decisions are explained."""
 
     def generate(self, requests: object) -> list[object]:
-        raise NotImplementedError
+        raise ModelError("This model is only named here and cannot answer: serve the router to ask it.")
 
 
 def _router(path: Path) -> Router:
