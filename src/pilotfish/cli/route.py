@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option("--seed", help="seed of the cut of the table"
 class _Absent:
     """Stands for a model that is not asked while decisions are explained."""
 
-    def generate(self, requests: object) -> list[object]:
+    def generate(self, requests: object) -> list[object]:  # noqa: ARG002 - the shape of a model
         raise ModelError("This model is only named here and cannot answer: serve the router to ask it.")
 
 
