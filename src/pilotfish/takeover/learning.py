@@ -146,7 +146,10 @@ def learn(
         student=made,
         certificate=certificate,
         frontier=_frontier(confidence, disagrees),
-        unknown_labels_upper=_rate_upper(np.array([x not in known for x in truth])),
+        # In service the large model is heard on escalated calls, where answers it seldom gives are most frequent.
+        unknown_labels_upper=_rate_upper(
+            np.array([x not in made.known for x in truth])[confidence < certificate.threshold]
+        ),
         unfamiliar_upper=_rate_upper(~predicted.familiar),
         n_fit=len(fit),
         n_calibrate=len(test),
@@ -161,7 +164,13 @@ def _held_out(lessons: Sequence[Lesson], target: Target, seed: int) -> set[int]:
     if target.measure == "correctness" and not usable:
         raise InputError("target measure is 'correctness' but no gold labels are known: give feedback or import some.")
     n = len(usable)
-    n_held = n // 2 if target.measure == "correctness" else max(n // 4, min(2 * n // 5, _FEW))
+    if target.measure == "correctness":
+        n_held = n // 2
+    elif n < len(lessons):
+        # The others cannot be checked on, so that there are enough to learn from without these.
+        n_held = min(n // 2, max(_FEW, len(lessons) // 4))
+    else:
+        n_held = max(n // 4, min(2 * n // 5, _FEW))
     chosen = np.random.default_rng(seed).permutation(n)[:n_held]
     return {usable[i] for i in chosen}
 
