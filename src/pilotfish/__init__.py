@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
+    from pilotfish.methods.build import Route as Route
     from pilotfish.methods.cascades import automix as automix
     from pilotfish.methods.cascades import calibrated_cascade as calibrated_cascade
     from pilotfish.methods.cascades import cascade_aware_training as cascade_aware_training
@@ -70,6 +71,7 @@ _PUBLIC = {
     "Reply": "pilotfish.types",
     "ReplyTable": "pilotfish.traffic.table",
     "Request": "pilotfish.types",
+    "Route": "pilotfish.methods.build",
     "Router": "pilotfish.route.router",
     "Stage": "pilotfish.cascade",
     "Target": "pilotfish.takeover.certify",
@@ -116,6 +118,7 @@ __all__ = [
     "Reply",
     "ReplyTable",
     "Request",
+    "Route",
     "Router",
     "Stage",
     "Target",

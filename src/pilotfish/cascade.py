@@ -28,12 +28,18 @@ class Stage:
         Chooses the answers that are returned; usually a :class:`~pilotfish.rules.Threshold`.
     name : str
         What the reason of a reply calls the stage; empty means the name the model gives itself.
+    compares : bool
+        Show the scorer the answers of the stages before, as the exchange's samples.
+    beside : tuple of Model
+        Asked as well wherever the stage is reached; the scorer sees their answers as samples, none is returned.
     """
 
     model: Model
     scorer: Scorer[Exchange]
     rule: Rule
     name: str = ""
+    compares: bool = False
+    beside: tuple[Model, ...] = ()
 
 
 class Cascade:
@@ -84,6 +90,7 @@ class Cascade:
         replies: list[Reply | None] = [None] * len(requests)
         spent = [Usage()] * len(requests)
         tried: list[list[str]] = [[] for _ in requests]
+        before: list[tuple[Reply, ...]] = [()] * len(requests)
         open_ = list(range(len(requests)))
         for number, stage in enumerate(self.stages, 1):
             if not open_:
@@ -92,12 +99,20 @@ class Cascade:
             for k, error in failed.items():
                 tried[open_[k]].append(f"stage {number}{_called(stage.name)} failed ({type(error).__name__})")
             asked = [(open_[k], reply) for k, reply in answered.items()]
-            scores = _scores(stage.scorer, [Exchange(requests[i], reply) for i, reply in asked])
+            samples = {i: list(before[i]) if stage.compares else [] for i, _ in asked}
+            for model in stage.beside:
+                others, _ = _ask(model, [requests[i] for i, _ in asked])
+                for k, reply in others.items():
+                    i = asked[k][0]
+                    samples[i].append(reply)
+                    spent[i] = spent[i] + reply.usage
+            scores = _scores(stage.scorer, [Exchange(requests[i], reply, samples=samples[i]) for i, reply in asked])
             accepted = set(stage.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
             for k, (i, reply) in enumerate(asked):
                 name = stage.name or reply.model
                 verdict = f"stage {number}{_called(name)} scored {scores[k]:.4g}"
                 spent[i] = spent[i] + reply.usage
+                before[i] = (*before[i], reply)
                 if k in accepted and not np.isnan(scores[k]):
                     replies[i] = _final(reply, spent[i], [*tried[i], f"{verdict}: accepted"])
                 else:

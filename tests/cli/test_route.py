@@ -32,6 +32,14 @@ def test_fit_then_explain(path, tmp_path):
     assert "router: large predicted" in told.output.replace("\n", " ")
 
 
+def test_any_policy_is_fitted_and_saved(path, tmp_path):
+    made = run(
+        "fit", "--table", path, "--budget", "6usd/1k", "--policy", "tag_router", "--out", str(tmp_path / "route")
+    )
+    assert made.exit_code == 0, made.output
+    assert json.loads((tmp_path / "route/route.json").read_text())["policy"] == "tag_router"
+
+
 def test_compare_prints_and_writes_the_report(path, tmp_path):
     page, data = tmp_path / "r.html", tmp_path / "r.json"
     done = run(

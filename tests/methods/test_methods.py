@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pilotfish.errors import InputError
 from pilotfish.methods import cards, find, method
-from pilotfish.methods.build import make_policy, make_route, parse_budget, policies_without_models
+from pilotfish.methods.build import Route, make_policy, make_route, parse_budget, policies_without_models
 from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeover, selective_query
 from pilotfish.methods.routing import hybrid_llm, routing_benchmark
 from pilotfish.route.policies import RoutePolicy
@@ -59,7 +61,8 @@ class Sees(Says):
     def generate(self, requests):
         said = ["Yes" if "book" in r.prompt else "No" for r in requests]
         tops = [((s, -0.1), ("No" if s == "Yes" else "Yes", -2.4)) for s in said]
-        return [Reply(s, log_probs=(TokenLogProb(s, -0.1, top),)) for s, top in zip(said, tops, strict=True)]
+        tokens = [(TokenLogProb(s, -0.1, top),) for s, top in zip(said, tops, strict=True)]
+        return [Reply(s, self.name, log_probs=token) for s, token in zip(said, tokens, strict=True)]
 
 
 WITHOUT = [
@@ -88,12 +91,14 @@ def test_policies_that_ask_a_live_model(slug, three):
 
 
 def test_conformal_router_learns_its_set_then_routes(three):
-    policy = make_policy(
-        "cp_router", three, live={"small": Sees("small")}, options={"options": ["Yes", "No"], "delta": 0.4}
-    )
-    policy.scorer.fit([Request.of("book")] * 5, [0] * 5)
-    choice = policy.fit(three).run(three, policy.settings(three)[1])
-    assert 0 < choice.tried[:, 0].mean() < 1 or len(policy.settings(three)) == 3
+    asked = {"policy": "cp_router", "budget": 1.0, "options": {"options": ["Yes", "No"], "delta": 0.4}}
+    with pytest.raises(InputError, match="begins with one of Yes, No"):
+        Route(asked, three, {name: Sees(name) for name in three.models})
+    replies = [["Yes" if "book" in query else "No"] * 3 for query in three.queries]
+    told = replace(three, replies=replies)
+    route = Route({**asked, "chosen": -1.0}, told, {name: Sees(name) for name in three.models})
+    said = [reply.model for reply in route.generate([Request.of("the book?"), Request.of("it?")])]
+    assert said == ["small", "small"]
 
 
 def test_smoothie_needs_replies_only(three):
@@ -152,6 +157,29 @@ def test_routes_are_made_of_configuration(three, tmp_path):
             make_route({**settings, **change}, models)
     with pytest.raises(InputError, match="'budget' is missing"):
         make_route({"policy": "forc", "table": "t"}, models)
+
+
+NOT_A_POLICY = {"cascade_aware_training", "selective_query", "guaranteed_takeover", "routing_benchmark"}
+SERVED = [c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY]
+
+
+@pytest.mark.parametrize("slug", SERVED)
+def test_every_policy_is_served_saved_and_loaded_alike(three, tmp_path, slug):
+    models = {name: Sees(name) for name in three.models}
+    options = {"options": ["= 1", "= 2"]} if slug == "cp_router" else {}
+    route = Route({"policy": slug, "budget": 1.0, "options": options}, three, models)
+    asked = [Request.of(query) for query in three.queries[:6]]
+    said = [reply.model for reply in route.generate(asked)]
+    assert set(said) <= set(three.models)
+    route.save(tmp_path / "route")
+    again = Route.load(tmp_path / "route", models)
+    assert again.settings == route.settings
+    assert [reply.model for reply in again.generate(asked)] == said
+
+
+def test_a_folder_without_a_route_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no readable route\.json"):
+        Route.load(tmp_path, {})
 
 
 @pytest.mark.parametrize(

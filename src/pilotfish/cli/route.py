@@ -49,30 +49,30 @@ def _router(path: Path) -> Router:
 def fit(
     table: Table,
     budget: Budget,
-    out: Annotated[Path, typer.Option("--out", "-o", help="file to write")] = Path("router.npz"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="file or folder to write")] = Path("router.npz"),
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="a method of 'pilotfish methods --group routing' or cascades")
+    ] = "kernel_router",
     seed: Seed = 0,
 ) -> None:
-    """Fit the kernel router on a table, choose its price for a budget, and save it for serving."""
+    """Fit a policy on a table, choose its setting for a budget, and save it for serving."""
     from pilotfish.cli.output import console
-    from pilotfish.methods.build import parse_budget
-    from pilotfish.route.deploy import setting_within
-    from pilotfish.route.policies import RoutePolicy
+    from pilotfish.methods.build import Route, parse_budget
     from pilotfish.route.router import Router
-    from pilotfish.scorers.quality import KernelQuality
     from pilotfish.traffic.table import ReplyTable
 
     read = ReplyTable.from_jsonl(table)
-    learn, calibrate = read.split((0.75, 0.25), seed=seed)
-    scorer = KernelQuality()
-    policy = RoutePolicy("kernel_router", scorer).fit(learn)
-    price = setting_within(policy, calibrate, parse_budget(budget))
-    choice = policy.run(calibrate.complete(), price)
-    Router(dict.fromkeys(read.models, _Absent()), scorer, policy.cost_, float(price)).save(out)  # type: ignore[arg-type]
-    quality = float(choice.qualities(calibrate.complete()).mean())
-    cost = float(choice.costs(calibrate.complete()).mean())
+    settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed}
+    route = Route(settings, read, dict.fromkeys(read.models, _Absent()))  # type: ignore[arg-type]
+    if policy == "kernel_router" and isinstance(route.model, Router):
+        route.model.save(out)
+    else:
+        out = out.with_suffix("") if out.suffix == ".npz" else out
+        route.save(out)
+    quality, cost = route.measured
     console.print(
-        f"Wrote {out}: {quality:.3f} at ${cost:.3g} per query on {calibrate.n_queries} queries it was not fitted on. "
-        "The price was chosen on them: 'pilotfish route compare' measures on fresh ones."
+        f"Wrote {out}: {quality:.3f} at ${cost:.3g} per query on {route.n_calibrate} queries it was not fitted on. "
+        "The setting was chosen on them: 'pilotfish route compare' measures on fresh ones."
     )
 
 

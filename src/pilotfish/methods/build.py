@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,16 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.methods import cards, find
 from pilotfish.protocols import Model
-from pilotfish.route.deploy import deploy
+from pilotfish.route.deploy import in_service, serve, setting_within
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
 from pilotfish.traffic.table import ReplyTable
+from pilotfish.types import Reply, Request
 
-__all__ = ["make_policy", "make_route", "parse_budget", "policies_without_models"]
+__all__ = ["Route", "make_policy", "make_route", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
-_LIVE = ("weak", "verifier", "sampler", "tagger")
+_LIVE = ("weak", "verifier", "sampler")
 
 
 def parse_budget(text: str) -> float:
@@ -130,37 +133,135 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
     return found
 
 
-def make_route(
-    settings: Mapping[str, Any], models: Mapping[str, Model], *, seed: int = 0, candidates: Sequence[Candidate] = ()
-) -> Model:
-    """Make the model that serves a policy named in a configuration; it is fitted anew from its table.
+class Route:
+    """A fitted policy that answers, and can be saved as what made it: its table, its settings and the choice made.
+
+    A saved route is fitted anew when it is loaded; the same table and settings give the same decisions.
 
     Parameters
     ----------
     settings : mapping
-        ``policy``, ``table`` (a JSONL file), ``budget``, and optionally ``models`` and ``options``.
+        ``policy``, ``budget`` (dollars per query, or text such as ``2usd/1k``), and optionally ``models`` (from first
+        to last), ``options`` of the method, ``seed``, and ``chosen``: the setting, which is otherwise chosen by the
+        budget on a quarter of the table that the policy is not fitted on.
+    table : ReplyTable
+        Recorded replies.
     models : mapping of str to Model
         What answers, by the names in the table.
-    seed : int
-        Of the cut of the table: three quarters to fit on, a quarter to choose the setting on.
     candidates : sequence of Candidate
         Limits of the models.
+
+    Attributes
+    ----------
+    model : Model
+        The policy in service.
+    settings : dict
+        All of them, the choice made included.
+    measured : tuple of float
+        Mean score and dollars per query on the quarter of the table the choice was made on.
+    n_calibrate : int
+        Queries of that quarter.
 
     Raises
     ------
     InputError
-        When a field is missing or unknown, or the budget cannot be kept.
+        When a field is missing or unknown, a model is missing, or the budget cannot be kept.
+
+    Examples
+    --------
+    >>> from pilotfish.models.fake import FakeModel
+    >>> table = ReplyTable.of(["a b", "c d", "e f", "g h"] , {"s": [0, 0, 1, 1], "l": [1, 1, 1, 1]}, {"s": 1, "l": 2})
+    >>> route = Route({"policy": "orchestra_llm", "budget": 3.0}, table, {"s": FakeModel(), "l": FakeModel()})
+    >>> sorted(route.settings)
+    ['budget', 'chosen', 'models', 'options', 'policy', 'seed']
     """
-    unknown = sorted(set(settings) - {"policy", "table", "budget", "models", "options"})
-    if unknown:
-        raise InputError(f"Route field {unknown[0]!r} is unknown: give policy, table, budget, models, options.")
-    for name in ("policy", "table", "budget"):
-        if name not in settings:
-            raise InputError(f"Route field {name!r} is missing: give policy, table and budget.")
-    table = ReplyTable.from_jsonl(settings["table"])
-    names = tuple(settings.get("models", ()))
-    if names:
-        table = table.of_models(names)
-    policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
-    fit, calibrate = table.complete().split((0.75, 0.25), seed=seed)
-    return deploy(policy, models, fit, calibrate, parse_budget(str(settings["budget"])), candidates)
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        table: ReplyTable,
+        models: Mapping[str, Model],
+        candidates: Sequence[Candidate] = (),
+    ) -> None:
+        _check_fields(settings, {"policy", "budget"})
+        names = tuple(settings.get("models", ()))
+        self.table = table.of_models(names) if names else table
+        options, seed = dict(settings.get("options", {})), int(settings.get("seed", 0))
+        policy = make_policy(str(settings["policy"]), self.table, models=names, live=models, options=options)
+        fit, calibrate = self.table.complete().split((0.75, 0.25), seed=seed)
+        policy = in_service(policy).fit(fit)
+        budget = settings["budget"]
+        budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
+        chosen = _as_tuples(settings["chosen"]) if "chosen" in settings else setting_within(policy, calibrate, budget)
+        choice, calibrate = policy.run(calibrate, chosen), calibrate.complete()
+        self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
+        self.n_calibrate = calibrate.n_queries
+        self.model = serve(policy, chosen, models, candidates)
+        self.settings: dict[str, Any] = {
+            "policy": str(settings["policy"]),
+            "budget": budget,
+            "models": list(names),
+            "options": options,
+            "seed": seed,
+            "chosen": chosen,
+        }
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer a batch: one reply per request, in order."""
+        return self.model.generate(requests)
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``table.jsonl`` and ``route.json`` into a folder, which is made; the models are not saved.
+
+        Raises
+        ------
+        InputError
+            When an option is a part that plain data cannot hold.
+        """
+        try:
+            text = json.dumps(self.settings, indent=1, default=float)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Route options cannot be saved ({error}): give options as plain values.") from error
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        self.table.to_jsonl(place / "table.jsonl")
+        half = place / "route.json.half"
+        half.write_text(text + "\n", encoding="utf-8")
+        half.replace(place / "route.json")
+
+    @classmethod
+    def load(cls, folder: Path | str, models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Route:
+        """Bring a saved route back, to be asked of ``models``.
+
+        Raises
+        ------
+        InputError
+            When the folder holds no saved route.
+        """
+        try:
+            settings = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} holds no readable route.json: name the folder of a saved route.") from error
+        return cls(settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl"), models, candidates)
+
+
+_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "chosen"})
+
+
+def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:
+    known = sorted(_ROUTE_FIELDS | needed)
+    for name in sorted(set(settings) - set(known)):
+        raise InputError(f"Route field {name!r} is unknown: give {', '.join(known)}.")
+    for name in sorted(needed - set(settings)):
+        raise InputError(f"Route field {name!r} is missing: give {', '.join(sorted(needed))}.")
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def make_route(settings: Mapping[str, Any], models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Route:
+    """Make the route named in a configuration: the fields of :class:`Route` and ``table``, a JSONL file."""
+    _check_fields(settings, {"policy", "table", "budget"})
+    rest = {name: value for name, value in settings.items() if name != "table"}
+    return Route(rest, ReplyTable.from_jsonl(settings["table"]), models, candidates)

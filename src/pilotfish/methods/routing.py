@@ -10,7 +10,7 @@ import numpy as np
 from pilotfish.methods import method
 from pilotfish.protocols import Embedder, FloatArray, Model
 from pilotfish.route.compare import Report, compare
-from pilotfish.route.compound import RankPolicy, TableGate
+from pilotfish.route.compound import OptionGate, RankPolicy, TableGate
 from pilotfish.route.policies import GatePolicy, Policy, RoutePolicy
 from pilotfish.scorers.agreement import OutputAgreement
 from pilotfish.scorers.preferences import MatrixFactorisation, PairRanker, SimilarityElo
@@ -32,7 +32,7 @@ _COMPARE = "pilotfish route compare --table t.jsonl --budget 2usd/1k --policy "
 )
 def cp_router(models: Sequence[str], weak: Model, options: Sequence[str], delta: float = 0.1) -> GatePolicy:
     """Keep a multiple-choice question on the small model where its conformal set holds one option."""
-    return GatePolicy("cp_router", models[0], models[-1], OptionSetSize(weak, options, delta))
+    return GatePolicy("cp_router", models[0], models[-1], OptionGate(OptionSetSize(weak, options, delta)))
 
 
 @method(

@@ -16,10 +16,11 @@ from pilotfish.scorers.answers import answer_form
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.prompts import form_of
 from pilotfish.scorers.quality import QualityScorer
+from pilotfish.scorers.verification import OptionSetSize
 from pilotfish.traffic.table import ReplyTable
-from pilotfish.types import Reply, Request, Usage
+from pilotfish.types import Exchange, Reply, Request, Usage
 
-__all__ = ["AnyOf", "Blender", "LearnedPolicy", "RankPolicy", "TableGate"]
+__all__ = ["AnyOf", "Blender", "LearnedPolicy", "OptionGate", "PlannedGain", "RankPolicy", "TableGate"]
 
 
 @dataclass
@@ -100,6 +101,49 @@ class TableGate:
         return np.asarray(predicted[:, 0] - predicted[:, 1] if self.target is None else predicted[:, 0])
 
 
+class OptionGate:
+    """A scorer of multiple-choice requests whose conformal set learns the right options from a table's right replies.
+
+    Parameters
+    ----------
+    scorer : OptionSetSize
+        Fitted by ``fit_table``.
+    """
+
+    def __init__(self, scorer: OptionSetSize) -> None:
+        self.scorer = scorer
+
+    def fit_table(self, table: ReplyTable, weak: str, strong: str) -> Self:  # noqa: ARG002 - any model may be right
+        """Learn from the queries that some model answered with an option at full score.
+
+        Raises
+        ------
+        InputError
+            When there are none.
+        """
+        labels: dict[int, int] = {}
+        for i, (scores, replies) in enumerate(zip(table.scores, table.replies, strict=True)):
+            for score, reply in zip(scores, replies, strict=True):
+                option = self._option(reply or "")
+                if score >= 1 and option is not None:
+                    labels[i] = option
+        if not labels:
+            raise InputError(
+                f"No reply of score 1 in the table begins with one of {', '.join(self.scorer.options)}: record some."
+            )
+        self.scorer.fit([Request.of(table.queries[i]) for i in labels], list(labels.values()))
+        return self
+
+    def _option(self, reply: str) -> int | None:
+        said = reply.strip().casefold()
+        found = [k for k, option in enumerate(self.scorer.options) if said.startswith(option.strip().casefold())]
+        return found[0] if found else None
+
+    def score(self, items: Sequence[Request]) -> FloatArray:
+        """Score of each request, (n,), higher for the weak model."""
+        return self.scorer.score(items)
+
+
 @dataclass
 class LearnedPolicy:
     """Stop or go on to the next model: a plan learned backwards from recorded answers, for each price of a dollar.
@@ -154,24 +198,17 @@ class LearnedPolicy:
         return self
 
     def _rows(self, table: ReplyTable) -> list[FloatArray]:
-        out = []
-        for k, model in enumerate(self.order[:-1]):
-            earlier = self.order[:k]
-            out.append(
-                np.array(
-                    [
-                        [
-                            *answer_form(e.request.prompt, e.reply.text, [s.text for s in e.samples]),
-                            *form_of(e.request.prompt),
-                        ]
-                        for e in exchanges(table, model, earlier)
-                    ]
-                )
-            )
-        return out
+        return [_described(exchanges(table, model, self.order[:k])) for k, model in enumerate(self.order[:-1])]
 
     def _state(self, rows: FloatArray, k: int) -> FloatArray:
         return np.asarray(np.clip((rows - self.mean_[k]) / self.scale_[k], -5, 5))
+
+    def _gain(self, rows: FloatArray, k: int, plan: Sequence[FloatArray]) -> FloatArray:
+        return np.asarray(self._state(rows, k) @ plan[k][:-1] + plan[k][-1])
+
+    def scorer(self, k: int, setting: Any) -> PlannedGain:
+        """What stopping at a stage gains by the plan of a price, as a scorer of exchanges: stop from 0 on."""
+        return PlannedGain(lambda rows: self._gain(rows, k, self.plans_[setting]))
 
     def settings(self, table: ReplyTable) -> list[Any]:  # noqa: ARG002
         """Prices planned for, from high to none."""
@@ -187,12 +224,38 @@ class LearnedPolicy:
         described: list[FloatArray] = self.seen.of(table, lambda: self._rows(table))
         for k, rows in enumerate(described):
             tried[open_, columns[k]] = True
-            gain = self._state(rows, k) @ plan[k][:-1] + plan[k][-1]
+            gain = self._gain(rows, k, plan)
             stops = open_ & (gain >= 0)
             answered[stops] = columns[k]
             open_ &= ~stops
         tried[open_, columns[-1]] = True
         return Choices(answered, tried, np.zeros(table.n_queries))
+
+
+class PlannedGain:
+    """What stopping gains over going on, predicted from the prompt, the answer and the answers before it.
+
+    Parameters
+    ----------
+    gain : callable
+        From described exchanges (n, d) to gains (n,), in units of score.
+    """
+
+    def __init__(self, gain: Callable[[FloatArray], FloatArray]) -> None:
+        self.gain = gain
+
+    def score(self, items: Sequence[Exchange]) -> FloatArray:
+        """Gain of each exchange, (n,); at least 0 means stop."""
+        return self.gain(_described(items))
+
+
+def _described(items: Sequence[Exchange]) -> FloatArray:
+    return np.array(
+        [
+            [*answer_form(e.request.prompt, e.reply.text, [s.text for s in e.samples]), *form_of(e.request.prompt)]
+            for e in items
+        ]
+    )
 
 
 @dataclass

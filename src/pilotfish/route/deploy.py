@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from pilotfish.cascade import Cascade, Stage
 from pilotfish.errors import InputError
 from pilotfish.protocols import Model, Scorer
+from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy
 from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
 from pilotfish.route.router import Candidate, Router
 from pilotfish.rules import Threshold
@@ -91,13 +93,10 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
     InputError
         When a model is missing, or the policy only makes sense on recorded replies.
     """
-    needed: Sequence[str] = ()
-    if isinstance(policy, CascadePolicy):
-        needed = policy.order
-    elif isinstance(policy, GatePolicy):
-        needed = (policy.weak, policy.strong)
-    elif isinstance(policy, AlwaysPolicy):
-        needed = (policy.model,)
+    if isinstance(policy, AnyOf):
+        number, own = setting
+        return serve(policy.policies[number], own, models, candidates)
+    needed = _asked_by(policy)
     for name in needed:
         if name not in models:
             raise InputError(f"models has no {name!r}, which {policy.name} asks: give {', '.join(needed)}.")
@@ -105,21 +104,48 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
         if policy.by_budget:
             raise InputError(f"{policy.name} assigns whole tables within a budget: serve the same scorer by a price.")
         return Router(models, policy.scorer, policy.cost_, float(setting), candidates)
-    if isinstance(policy, CascadePolicy):
-        if policy.samples_of:
-            raise InputError(
-                f"{policy.name} reads recorded replies of {', '.join(policy.samples_of)}: sample live instead."
-            )
-        stages = [
-            Stage(models[name], scorer, Threshold(at), name)
-            for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
-        ]
-        return Cascade(stages, models[policy.order[-1]], policy.order[-1])
+    if isinstance(policy, CascadePolicy | LearnedPolicy):
+        return _cascade(policy, setting, models)
     if isinstance(policy, GatePolicy):
         return Gate(models[policy.weak], models[policy.strong], policy.scorer, Threshold(float(setting)))
+    if isinstance(policy, RankPolicy):
+        return Blender([models[name] for name in policy.models], policy.ranker)
     if isinstance(policy, AlwaysPolicy):
         return models[policy.model]
     raise InputError(f"{policy.name} cannot be served: it is a baseline on recorded replies.")
+
+
+def _asked_by(policy: Policy) -> Sequence[str]:
+    if isinstance(policy, CascadePolicy):
+        return (*policy.order, *policy.samples_of)
+    if isinstance(policy, LearnedPolicy):
+        return policy.order
+    if isinstance(policy, GatePolicy):
+        return (policy.weak, policy.strong)
+    if isinstance(policy, RankPolicy):
+        return policy.models
+    return (policy.model,) if isinstance(policy, AlwaysPolicy) else ()
+
+
+def _cascade(policy: CascadePolicy | LearnedPolicy, setting: Any, models: Mapping[str, Model]) -> Cascade:
+    last = policy.order[-1]
+    if isinstance(policy, LearnedPolicy):
+        stages = [
+            Stage(models[name], policy.scorer(k, setting), Threshold(0.0), name, compares=True)
+            for k, name in enumerate(policy.order[:-1])
+        ]
+    else:
+        beside = tuple(models[name] for name in policy.samples_of)
+        stages = [
+            Stage(models[name], scorer, Threshold(at), name, beside=beside)
+            for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
+        ]
+    return Cascade(stages, models[last], last)
+
+
+def in_service(policy: Policy) -> Policy:
+    """The form of a policy that can decide one query at a time."""
+    return replace(policy, by_budget=False, n_settings=40) if isinstance(policy, RoutePolicy) else policy
 
 
 def deploy(
@@ -130,7 +156,11 @@ def deploy(
     budget: float,
     candidates: Sequence[Candidate] = (),
 ) -> Model:
-    """Fit a policy, choose its setting for a budget on other queries, and make the model that serves it."""
+    """Fit a policy, choose its setting for a budget on other queries, and make the model that serves it.
+
+    A policy that assigns whole tables by an integer program is served by the program's dual: a price per dollar, since
+    live queries come one at a time.
+    """
     refuse_shared_queries(fit=table, calibrate=calibrate)
-    policy.fit(table)
+    policy = in_service(policy).fit(table)
     return serve(policy, setting_within(policy, calibrate, budget), models, candidates)

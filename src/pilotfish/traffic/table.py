@@ -224,8 +224,10 @@ class ReplyTable:
         Raises
         ------
         InputError
-            When a line is not a JSON object; the sentence names the line.
+            When the file cannot be read, or a line is not a JSON object; the sentence names the line.
         """
+        if not Path(path).is_file():
+            raise InputError(f"Table {path} is not a file: give one of JSON lines with query, model, reply, score.")
 
         def rows() -> Iterator[Mapping[str, Any]]:
             with Path(path).open(encoding="utf-8") as lines:
