@@ -88,13 +88,18 @@ class Run:
                 yield json.loads(line)
 
     def save(self) -> None:
-        """Save the figures with their set-up under ``benchmarks/results/``; quick and partial runs are not saved."""
-        if self.quick or self.only or not self.figures:
+        """Save the figures with their set-up under ``benchmarks/results/``; those of quick runs are not saved.
+
+        A run of some parts replaces the figures it measured and leaves the others, each with its own date.
+        """
+        if self.quick or not self.figures:
             return
         RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{self.name}.json"
+        kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() and self.only else []
+        date = time.strftime("%Y-%m-%d", time.gmtime(self.started))
+        rows = {row["figure"]: row for row in [*kept, *({**row, "date": date} for row in self.figures)]}
         setup = {
-            "date": time.strftime("%Y-%m-%d", time.gmtime(self.started)),
-            "seconds": round(time.time() - self.started, 1),
             "cores": os.cpu_count(),
             "machine": platform.machine(),
             "python": platform.python_version(),
@@ -102,8 +107,10 @@ class Run:
                 name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "onnxruntime", "aiohttp")
             },
         }
-        text = json.dumps({"setup": setup, "figures": self.figures}, indent=1)
-        (RESULTS / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({"setup": setup, "figures": list(rows.values())}, indent=1)
+        half = path.with_suffix(".half")
+        half.write_text(text + "\n", encoding="utf-8")
+        half.replace(path)
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:

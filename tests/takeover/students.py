@@ -34,16 +34,16 @@ class WordStudent:
 
     def predict(self, texts: Sequence[str]) -> Predicted:
         labels, confidence, familiar = [], [], []
+        answers = sorted({a for votes in self.votes_.values() for a in votes})
         for text in texts:
-            total: Counter[str] = Counter()
-            for word in text.split():
-                votes = self.votes_.get(word, {})
-                n = sum(votes.values())
-                total.update({a: v / n for a, v in votes.items()})  # type: ignore[misc]
-            best = max(total, key=lambda a: (total[a], a)) if total else ""
+            known = [self.votes_[word] for word in text.split() if word in self.votes_]
+            odds = dict.fromkeys(answers, 1.0)
+            for votes in known:
+                odds = {a: o * (votes.get(a, 0) / sum(votes.values()) + 0.01) for a, o in odds.items()}
+            best = max(odds, key=lambda a: (odds[a], a)) if known else ""
             labels.append(best)
-            confidence.append(total[best] / sum(total.values()) if total else 0.0)
-            familiar.append(bool(total))
+            confidence.append(odds[best] / sum(odds.values()) if known else 0.0)
+            familiar.append(bool(known))
         return Predicted(labels, np.array(confidence), np.array(familiar))
 
     def save(self, folder: Path) -> None:

@@ -6,14 +6,19 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
+from scipy import stats
 
 from pilotfish.errors import InputError, TaskError, TaskLockedError, UnknownTaskError
-from pilotfish.takeover import Target
+from pilotfish.takeover import Target, certify
+from pilotfish.takeover.learning import promised
 from pilotfish.takeover.replay import replay
 from pilotfish.takeover.service import Takeover
+from pilotfish.takeover.state import TaskState
 from pilotfish.traffic import Call, TrafficLog
+from pilotfish.traffic.tasks import Task
 from tests.takeover.students import WordStudent
 
 WORDS = {"card": "card arrival", "fee": "wrong charge", "lost": "lost item", "lock": "unlock problem"}
@@ -193,6 +198,34 @@ def test_a_replay_takes_over_and_keeps_its_target() -> None:
     assert [kind for _, kind, _ in made.events].count("promoted") == 1
 
 
+def test_patience_spends_no_risk_on_a_student_that_promises_little(make: Callable[..., Takeover]) -> None:
+    takeover = make(target=Target("answers", 0.9999))
+    feed(takeover, stream(600))
+    unread = takeover.learn("desk", patient=True)
+    assert unread.certificate.n == 0
+    assert "no held-out answer was read" in takeover.state("desk").reason
+    assert takeover.state("desk").n_attempts == 0
+    takeover.learn("desk")
+    assert takeover.state("desk").n_attempts == 1
+
+
+def test_promises_count_what_confidence_expects_to_lose() -> None:
+    target = Target("system", 0.97)
+    sure = np.concatenate([np.full(500, 1.0), np.full(500, 0.5)])
+    # 30 wrong of 1,000 would be 3 %; the bound leaves room for 20, which is 40 calls of even odds.
+    allowed = next(k for k in range(40) if stats.binom.cdf(k, 1000, 0.03) > 0.05)
+    assert promised(sure, target) == pytest.approx((500 + 2 * (allowed - 1)) / 1000)
+
+
+def test_young_tasks_are_compared_more_often_while_learning_goes_on(make: Callable[..., Takeover]) -> None:
+    made = certify(np.linspace(1, 0, 1000), np.arange(1000) >= 500, Target("system", 0.97))
+    state = TaskState(Task("desk", "header"), n_seen=2000, certificate=made)
+    young = make(auto=lambda _: None)._share_compared(state)
+    assert 0.1 < young == pytest.approx((1 - made.coverage) * 800 / 2000)
+    assert make(auto=lambda _: None)._share_compared(state.replace(n_seen=100_000)) == 0.05
+    assert make()._share_compared(state) == 0.05
+
+
 def test_permuted_labels_are_handed_back_and_learned_anew() -> None:
     turned = dict(zip(WORDS, [*list(WORDS.values())[1:], "card arrival"], strict=True))
     made = replay(stream(2000) + stream(2500, seed=1, truth=turned), WordStudent, target=TARGET)
@@ -220,5 +253,5 @@ def test_a_task_that_cannot_be_learned_is_not_tried_at_every_call(make: Callable
     with pytest.raises(TaskError, match="kind 'text'"):
         takeover.learn("desk")
     state = takeover.state("desk")
-    assert state.learn_at >= 2 * state.n_seen
+    assert state.learn_at >= 1.5 * state.n_seen
     assert "kind 'text'" in state.reason

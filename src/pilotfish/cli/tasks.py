@@ -116,7 +116,9 @@ def learn(
     confidence: Annotated[float | None, typer.Option(help="confidence of the certificate, such as 0.95")] = None,
     max_spend: Annotated[float | None, typer.Option(help="ceiling of the mean spend per call, US dollars")] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="bound every answer by itself, too")] = False,
-    auto: Annotated[bool, typer.Option("--auto", help="let it answer at once when it is certified")] = False,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="wait while it promises little; certified, it answers at once")
+    ] = False,
 ) -> None:
     """Train a student on a task's calls, certify it, and print what it may answer."""
     from pilotfish.cli.output import console
@@ -124,7 +126,7 @@ def learn(
     with _takeover(config, log) as takeover:
         target = _target(takeover, task, measure, level, confidence, max_spend)
         with console.status(f"learning {task}"):
-            learned = takeover.learn(task, target, by_class=by_class)
+            learned = takeover.learn(task, target, by_class=by_class, patient=auto)
         made = learned.certificate
         console.print(made.reason, highlight=False)
         console.print(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pilotfish.bounds import binomial_upper
+from pilotfish.bounds import binomial_p_value, binomial_upper
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 from pilotfish.takeover.certify import Certificate, Target, certify
 from pilotfish.traffic.tasks import normalise
-from pilotfish.training.students import Student
+from pilotfish.training.students import Predicted, Student
 
-__all__ = ["Frontier", "Learned", "Lesson", "learn"]
+__all__ = ["Frontier", "Learned", "Lesson", "learn", "promised"]
 
 _LEAST_LESSONS = 60
 _LEAST_PER_LABEL = 2
-_FEW = 300
+_ENOUGH_HELD = 800
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def learn(
     *,
     seed: int = 0,
     by_class: bool = False,
+    worth: float | None = None,
 ) -> Learned:
     """Fit a student on part of the calls and certify it on the rest.
 
@@ -98,6 +100,9 @@ def learn(
         Of the split.
     by_class : bool
         Give every answer its own bound in the certificate.
+    worth : float, optional
+        Where the student's own confidence promises to answer no more than this share, the held-out answers are not
+        looked at, and none of the risk is spent: the certificate is of 0 calls.
 
     Returns
     -------
@@ -127,11 +132,16 @@ def learn(
     gold = [x.gold for x in fit] if by_gold else None
     made = student().fit([x.text for x in fit], [x.answer for x in fit], gold)
     predicted = made.predict([x.text for x in test])
+    confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
+    hoped = math.inf if worth is None or by_gold else promised(confidence, target)
+    opened = worth is None or hoped > worth
+    if not opened:
+        predicted, test = _none_of(predicted), []
+        confidence = confidence[:0]
     said = [normalise(label) for label in predicted.labels]
     truth = [normalise(x.answer) for x in test]
     disagrees = np.array([a != b for a, b in zip(said, truth, strict=True)], dtype=np.float64)
     groups = truth if by_class else [x.group or "" for x in test]
-    confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
     certificate = certify(
         confidence,
         disagrees,
@@ -141,6 +151,9 @@ def learn(
         costs=[x.cost for x in test],
         groups=groups if any(groups) else None,
     )
+    if not opened:
+        reason = f"The student promises to answer {hoped:.1%}, too little yet: no held-out answer was read."
+        certificate = replace(certificate, reason=reason)
     confused = Counter((a, b) for a, b in zip(truth, said, strict=True) if a != b)
     return Learned(
         student=made,
@@ -158,6 +171,28 @@ def learn(
     )
 
 
+def promised(confidence: FloatArray, target: Target) -> float:
+    """Share of calls that a student would be certified to answer if its confidence is true; no answer is looked at.
+
+    Parameters
+    ----------
+    confidence : ndarray (n,)
+        Of the student on the calls.
+    target : Target
+        ``system`` or ``answers``.
+
+    Examples
+    --------
+    >>> promised(np.full(200, 0.999), Target("system", 0.97)), promised(np.full(200, 0.9), Target("answers", 0.97))
+    (1.0, 0.0)
+    """
+    order = np.sort(confidence)[::-1]
+    lost = np.cumsum(1 - np.clip(order, 0.0, 1.0))
+    n = np.arange(1, order.size + 1) if target.measure == "answers" else np.full(order.size, order.size)
+    passed = np.flatnonzero(np.asarray(binomial_p_value(np.ceil(lost), n, target.risk)) <= target.delta)
+    return float(passed[-1] + 1) / order.size if passed.size else 0.0
+
+
 def _held_out(lessons: Sequence[Lesson], target: Target, seed: int) -> set[int]:
     """A quarter of the random calls, more while they are few; half of those with gold labels for correctness."""
     usable = [i for i, x in enumerate(lessons) if x.random and (target.measure != "correctness" or x.gold is not None)]
@@ -168,11 +203,15 @@ def _held_out(lessons: Sequence[Lesson], target: Target, seed: int) -> set[int]:
         n_held = n // 2
     elif n < len(lessons):
         # The others cannot be checked on, so that there are enough to learn from without these.
-        n_held = min(n // 2, max(_FEW, len(lessons) // 4))
+        n_held = min(2 * n // 3, max(_ENOUGH_HELD, len(lessons) // 4))
     else:
-        n_held = max(n // 4, min(2 * n // 5, _FEW))
+        n_held = max(n // 4, min(2 * n // 5, _ENOUGH_HELD))
     chosen = np.random.default_rng(seed).permutation(n)[:n_held]
     return {usable[i] for i in chosen}
+
+
+def _none_of(predicted: Predicted) -> Predicted:
+    return Predicted([], predicted.confidence[:0], predicted.familiar[:0])
 
 
 def _wrong(said: list[str], test: list[Lesson]) -> FloatArray:

@@ -33,7 +33,12 @@ _REFRESH_SECONDS = 0.05
 _FLUSH_SECONDS = 0.25
 _FLUSH_EVENTS = 64
 _STALE_LEARNING_SECONDS = 3600.0
-_GROWTH = 2.0
+_GROWTH = 1.5
+_LEAST_WORTH = 0.1
+# While learning goes on by itself: about how many calls are compared at random as the calls to learn from double,
+# where everything is still to gain.
+_COMPARED_PER_DOUBLING = 800
+_MOST_COMPARED = 0.5
 _UNFAMILIAR = "unlike the calls learned from"
 
 _Event = tuple[str, bool]
@@ -67,9 +72,10 @@ class Takeover:
     target : Target
         For tasks that have none of their own.
     audit_share : float
-        Share of live calls that the large model is asked as well, in (0, 1].
+        Least share of live calls that the large model is asked as well, in (0, 1].
     auto : callable or None
-        Called with a task's name when an attempt to learn is due; None leaves learning to the user.
+        Called with a task's name when an attempt to learn is due; None leaves learning to the user. While a task is
+        young, more of its live calls are compared, so that the next certificate does not rest on a few.
     aliases : frozenset of str
         Model names that are names of tasks.
     seed : int or None
@@ -134,7 +140,7 @@ class Takeover:
         predicted = student.predict([state.task.text_of(request)])
         label, confidence = predicted.labels[0], float(predicted.confidence[0])
         familiar = bool(predicted.familiar[0])
-        sampled = state.phase == "shadow" or self._random.random() < self.audit_share
+        sampled = state.phase == "shadow" or self._random.random() < self._share_compared(state)
         eligible = familiar and confidence >= state.certificate.threshold
         local = False
         if state.phase == "shadow":
@@ -153,6 +159,12 @@ class Takeover:
         if local:
             reply = Reply(label, f"student:{state.version}", Usage(), confidence, reason=reason)
         return Verdict(task, reply, label, confidence, sampled, reason)
+
+    def _share_compared(self, state: TaskState) -> float:
+        if self.auto is None or state.certificate is None:
+            return self.audit_share
+        to_gain = 1 - state.certificate.coverage
+        return max(self.audit_share, min(_MOST_COMPARED, to_gain * _COMPARED_PER_DOUBLING / max(1, state.n_seen)))
 
     def observe(self, call: Call) -> None:
         """Take in a call that has been logged: new tasks, comparisons, and the due date of the next lesson."""
@@ -237,10 +249,23 @@ class Takeover:
             raise UnknownTaskError(f"task is {task!r}, which is not known: use one of {known}.")
         return states[task]
 
-    def learn(self, task: str, target: Target | None = None, *, by_class: bool = False) -> Learned:
+    def learn(
+        self, task: str, target: Target | None = None, *, by_class: bool = False, patient: bool = False
+    ) -> Learned:
         """Train and certify a student on the task's calls; certified, it goes into shadow.
 
         A student in service stays when the new one cannot answer more.
+
+        Parameters
+        ----------
+        task : str
+            Its name.
+        target : Target, optional
+            What to keep from now on.
+        by_class : bool
+            Give every answer its own bound in the certificate.
+        patient : bool
+            Spend none of the risk on a student that promises little, or no more than the one in service answers.
 
         Raises
         ------
@@ -258,7 +283,12 @@ class Takeover:
                     f"task is {task!r}, whose answers are of kind {kind!r}: only closed sets of answers can be learned."
                 )
             asked = replace(state.target, confidence=1 - state.attempt_risk)
-            learned = learn(lessons, asked, self.student, seed=state.n_versions, by_class=by_class)
+            worth = None
+            if patient:
+                in_force = state.certificate.coverage if state.phase == "live" and state.certificate else 0.0
+                worth = max(_LEAST_WORTH, in_force)
+            learned = learn(lessons, asked, self.student, seed=state.n_versions, by_class=by_class, worth=worth)
+            opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
             self._save(task, version, learned)
             watch = Watch.for_certificate(
@@ -269,7 +299,7 @@ class Takeover:
             )
 
             def changed(s: TaskState) -> TaskState:
-                s = s.replace(n_versions=s.n_versions + 1, n_attempts=s.n_attempts + 1)
+                s = s.replace(n_versions=s.n_versions + 1, n_attempts=s.n_attempts + opened)
                 s = s.replace(learn_at=max(s.learn_at, int(max(s.n_seen, len(lessons)) * _GROWTH)))
                 serving = s.phase == "live" and s.certificate is not None
                 if serving and s.certificate is not None and learned.certificate.coverage <= s.certificate.coverage:
