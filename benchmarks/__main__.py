@@ -11,7 +11,7 @@ from benchmarks.figures import Run
 
 # A benchmark is a module with a main that takes the run.
 NAMES = sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef main(run: Run)" in path.read_text(encoding="utf-8")
+    path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef main(run: Run)" in path.read_text("utf-8")
 )
 
 

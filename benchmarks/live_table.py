@@ -1,7 +1,8 @@
 """A live cascade of two local models: the replies are recorded once as a table, every figure is worked out from it.
 
 ``python -m benchmarks cascade --only live`` generates what is missing from ``results/live_replies.jsonl`` and measures.
-Delete that file to record anew. Compute is counted as time: each reply's seconds of generation.
+Delete that file to record anew. Compute is counted as arithmetic, which no other work on the machine can disturb: two
+operations per parameter and token read or written. The seconds are recorded too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pilotfish.types import Exchange, Request
 
 SMALL, LARGE = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
 REPLIES = RESULTS / "live_replies.jsonl"
+_PARAMETERS = {SMALL: 0.494e9, LARGE: 1.544e9}
 _PER_TASK = 100
 
 
@@ -71,7 +73,7 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
         missing = [q for q in asked if (q[1], name) not in known]
         if not missing:
             continue
-        model: Model = GGUFModel(name, n_ctx=1024, n_parallel=1)
+        model: Model = GGUFModel(name, n_ctx=1024, n_parallel=1, n_threads=1)
         model.generate([Request.of("Say hi.", max_tokens=2)])
         with path.open("a", encoding="utf-8") as out:
             for task, prompt, gold, longest in missing:
@@ -84,7 +86,7 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
                     "group": task,
                     "reply": reply.text,
                     "score": float(is_right(task, reply.text, gold)),
-                    "cost": seconds,
+                    "cost": 2 * _PARAMETERS[name] * (reply.usage.prompt_tokens + reply.usage.completion_tokens) / 1e12,
                     "latency": seconds,
                     "log_prob": float(np.mean([t.log_prob for t in reply.log_probs])) if reply.log_probs else None,
                 }
@@ -121,12 +123,12 @@ def live(run: Run) -> None:
         shares.append(float(choice.costs(test).mean() / test.costs[:, 1].mean()))
         ratios.append(float(choice.qualities(test).mean() / max(test.scores[:, 1].mean(), 1e-9)))
     quality = dict(zip(table.models, table.scores.mean(axis=0).round(3).tolist(), strict=True))
-    seconds = dict(zip(table.models, table.costs.mean(axis=0).round(3).tolist(), strict=True))
-    print(f"live: right {quality}, seconds per reply {seconds}")
+    spent = dict(zip(table.models, table.costs.mean(axis=0).round(3).tolist(), strict=True))
+    print(f"live: right {quality}, 10^12 operations per reply {spent}")
     low, high = interval(shares)
     common = {"n": table.n_queries, "seeds": len(shares)}
     run.figure(
-        "live_compute_share", float(np.mean(shares)), unit="share of the large model's seconds", better="lower",
+        "live_compute_share", float(np.mean(shares)), unit="share of the large model's operations", better="lower",
         low=low, high=high, target=0.60, **common,
     )  # fmt: skip
     low, high = bootstrap(np.array(ratios))

@@ -24,7 +24,13 @@ class WordStudent:
     def known(self) -> frozenset[str]:
         return frozenset(normalise(a) for votes in self.votes_.values() for a in votes)
 
-    def fit(self, texts: Sequence[str], answers: Sequence[str], gold: Sequence[str | None] | None = None) -> Self:
+    def fit(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        gold: Sequence[str | None] | None = None,
+        drawn: Sequence[bool] | None = None,
+    ) -> Self:
         votes: dict[str, Counter[str]] = defaultdict(Counter)
         for text, answer in zip(texts, answers, strict=True):
             for word in text.split():

@@ -84,6 +84,18 @@ def test_confidence_is_calibrated_where_the_large_model_is_noisy() -> None:
     assert predicted.confidence.mean() == pytest.approx(agrees, abs=0.06)
 
 
+def test_confidence_is_that_of_calls_drawn_at_random() -> None:
+    easy, hard = _calls(400, noise=0.0), _calls(400, seed=1, noise=0.5)
+    drawn = [True] * 400 + [False] * 400
+    student = ClosedSetStudent("ngrams", n_axes=64).fit(easy[0] + hard[0], easy[1] + hard[1], drawn=drawn)
+    texts, answers, _ = _calls(400, seed=2)
+    predicted = student.predict(texts)
+    assert np.mean([a == b for a, b in zip(predicted.labels, answers, strict=True)]) > 0.95
+    assert predicted.confidence.mean() > 0.95
+    with pytest.raises(InputError, match="drawn has 3 entries for 800 texts"):
+        student.fit(easy[0] + hard[0], easy[1] + hard[1], drawn=[True] * 3)
+
+
 def test_gold_makes_it_right_where_the_large_model_is_wrong() -> None:
     texts, _, gold = _calls(600)
     answers = ["Cancel transfer" if label == "card_lost" and i % 5 else label for i, label in enumerate(gold)]

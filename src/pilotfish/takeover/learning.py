@@ -130,7 +130,7 @@ def learn(
         raise InputError(f"The task has {len(lessons)} usable calls, too few to both learn and check: wait for more.")
     by_gold = target.measure == "correctness"
     gold = [x.gold for x in fit] if by_gold else None
-    made = student().fit([x.text for x in fit], [x.answer for x in fit], gold)
+    made = student().fit([x.text for x in fit], [x.answer for x in fit], gold, [x.random for x in fit])
     predicted = made.predict([x.text for x in test])
     confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
     hoped = math.inf if worth is None or by_gold else promised(confidence, target)

@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 _MOST_AT_A_GLANCE = 0.48
 _GLANCE_COST = 0.001
 _GOLD_COVERS = 0.95
-_LEAST_GOLD_TO_CALIBRATE = 50
+_LEAST_TO_CALIBRATE = 50
 
 
 class ClosedSetStudent:
@@ -98,7 +98,13 @@ class ClosedSetStudent:
         self._check_fitted()
         return frozenset(self.classes_)
 
-    def fit(self, texts: Sequence[str], answers: Sequence[str], gold: Sequence[str | None] | None = None) -> Self:
+    def fit(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        gold: Sequence[str | None] | None = None,
+        drawn: Sequence[bool] | None = None,
+    ) -> Self:
         """Learn to answer as the large model does, or, where ``gold`` is given, to answer rightly.
 
         Parameters
@@ -110,6 +116,8 @@ class ClosedSetStudent:
         gold : sequence of str or None, optional
             The right answers where known. When this is given, even without a single label, the large model's mistakes
             are estimated and taken out, and the confidence is the probability of being right.
+        drawn : sequence of bool, optional
+            Which calls were drawn at random: the confidence is calibrated on them. All, when left out.
 
         Raises
         ------
@@ -131,9 +139,13 @@ class ClosedSetStudent:
         foreign = {label: i + len(number) for i, label in enumerate(sorted(set(said) - set(number)))}
         numbers = np.array([{**foreign, **number}[answer] for answer in said], dtype=np.int64)
         truth = np.array([-1 if label is None else number[label] for label in right], dtype=np.int64)
+        typical = np.ones(len(texts), dtype=np.bool_) if drawn is None else np.array(drawn, dtype=np.bool_)
+        if typical.shape != truth.shape:
+            raise InputError(f"drawn has {typical.size} entries for {truth.size} texts: give one per call.")
         if gold is None:
             rows = np.flatnonzero(numbers < len(number))
             texts, numbers, truth = [texts[int(i)] for i in rows], numbers[rows], truth[rows]
+            typical = typical[rows]
         kinds: list[FeatureKind] = ["static", "encoder"] if self.features == "encoder" else [self.features]
         self.readers_ = [
             Reader(kind, self.precision, self.n_axes, n_networks=1 if kind != kinds[-1] else 2, seed=self.seed)
@@ -148,7 +160,9 @@ class ClosedSetStudent:
                 targets = denoise(placed[-1], numbers, truth, len(number)).targets
             for reader, X in zip(self.readers_, placed, strict=True):
                 reader.fit(X, targets)
-        self._settle([reader.held_out_ for reader in self.readers_], targets, truth)
+        if typical.sum() < _LEAST_TO_CALIBRATE:
+            typical[:] = True
+        self._settle([r.held_out_[typical] for r in self.readers_], targets[typical], truth[typical])
         return self
 
     def predict(self, texts: Sequence[str]) -> Predicted:
@@ -249,7 +263,7 @@ class ClosedSetStudent:
         checked = truth >= 0
         tops, hits = [_top(stage) for stage in stages], [_hits(stage, targets) for stage in stages]
         self.calibrations_ = [Calibration().fit(top, hit) for top, hit in zip(tops, hits, strict=True)]
-        if checked.sum() >= _LEAST_GOLD_TO_CALIBRATE:
+        if checked.sum() >= _LEAST_TO_CALIBRATE:
             one_hot = np.eye(targets.shape[1], dtype=np.float32)[truth[checked]]
             self.calibrations_ = [
                 Calibration().fit(top[checked], _hits(stage[checked], one_hot))

@@ -42,8 +42,18 @@ class Student(Protocol):
         """The answers it can give, in the form in which answers are compared."""
         ...
 
-    def fit(self, texts: Sequence[str], answers: Sequence[str], gold: Sequence[str | None] | None = None) -> Self:
-        """Learn from texts and the large model's answers to say what it says; with ``gold``, to say what is right."""
+    def fit(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        gold: Sequence[str | None] | None = None,
+        drawn: Sequence[bool] | None = None,
+    ) -> Self:
+        """Learn from texts and the large model's answers to say what it says; with ``gold``, to say what is right.
+
+        ``drawn`` says which calls were drawn at random, so that the confidence is true of all calls and not only of
+        those that an earlier student left to the large model.
+        """
         ...
 
     def predict(self, texts: Sequence[str]) -> Predicted:
