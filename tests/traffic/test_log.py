@@ -191,6 +191,15 @@ def test_amend_and_feedback(log):
         log.amend("call-1", request=b"")
 
 
+def test_what_an_audit_costs_is_spent_with_the_call_s_key(log):
+    log.post(Call.of("a", "x", id="call-1", created=86400.0, key_id="team", cost=0.0))
+    log.post(Call.of("b", "x", id="call-2", created=86400.0, cost=1.0))
+    log.amend("call-1", audit="x", cost=0.5)
+    log.amend("call-2", audit="x", cost=1.5)
+    log.flush()
+    assert log.spent("team", 86400.0) == 0.5
+
+
 def test_spend_is_summed_by_key_and_day(log):
     for created, key, cost in [(0.0, "a", 1.0), (86399.0, "a", 2.0), (86400.0, "a", 4.0), (0.0, "b", 8.0)]:
         log.post(Call.of("x", "y", created=created, key_id=key, cost=cost))

@@ -20,7 +20,7 @@ from pilotfish.errors import InputError, LogError
 from pilotfish.protocols import Transform
 from pilotfish.traffic.calls import Call
 from pilotfish.traffic.masking import mask_call, mask_text
-from pilotfish.traffic.rows import call_of, conditions, day_of, insert_new
+from pilotfish.traffic.rows import CHARGE_CHANGE, call_of, conditions, day_of, insert_new
 from pilotfish.traffic.schema import COLUMNS, check_version, connect, log_error, prepare
 from pilotfish.traffic.writer import Durability, Job, Writer
 
@@ -203,6 +203,9 @@ class TrafficLog:
             raise InputError(f"A call has no column {sorted(unknown)[0]!r} to amend: use one of {sorted(_AMENDABLE)}.")
         if self._mask is not None and isinstance(changes.get("audit"), str):
             changes["audit"] = mask_text(changes["audit"], self._mask)
+        if "cost" in changes:
+            # What an audit cost is spent with the key of the call that it audits.
+            self._writer.put(Job(statement=CHARGE_CHANGE, parameters=(changes["cost"], call_id)))
         names = ", ".join(f"{name} = ?" for name in changes)
         statement = f"UPDATE calls SET {names} WHERE id = ?"  # noqa: S608
         self._writer.put(Job(statement=statement, parameters=(*changes.values(), call_id)))

@@ -10,9 +10,14 @@ from typing import Any
 from pilotfish.traffic.calls import Call
 from pilotfish.traffic.schema import COLUMNS
 
-__all__ = ["call_of", "conditions", "day_of", "insert", "insert_new"]
+__all__ = ["CHARGE_CHANGE", "call_of", "conditions", "day_of", "insert", "insert_new"]
 
 ROWS_PER_STATEMENT = 64
+_CHARGED = "ON CONFLICT DO UPDATE SET cost = cost + excluded.cost"
+CHARGE_CHANGE = (
+    "INSERT INTO spend SELECT key_id, date(created, 'unixepoch'), ? - cost FROM calls "  # noqa: S608
+    f"WHERE id = ? AND key_id IS NOT NULL {_CHARGED}"
+)
 
 
 def insert(connection: sqlite3.Connection, calls: Sequence[Call]) -> int:
@@ -36,10 +41,7 @@ def insert(connection: sqlite3.Connection, calls: Sequence[Call]) -> int:
         connection.execute(_insert_statement("calls", len(COLUMNS), len(group)), rows)
         connection.execute(_insert_statement("bodies", 3, len(group)), bodies)
     for (key_id, day), cost in spend.items():
-        connection.execute(
-            "INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET cost = cost + excluded.cost",
-            (key_id, day, cost),
-        )
+        connection.execute(f"INSERT INTO spend VALUES (?, ?, ?) {_CHARGED}", (key_id, day, cost))  # noqa: S608
     return first
 
 
