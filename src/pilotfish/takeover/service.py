@@ -35,6 +35,8 @@ _FLUSH_EVENTS = 64
 _STALE_LEARNING_SECONDS = 3600.0
 _GROWTH = 1.5
 _LEAST_WORTH = 0.1
+# A student's confidence comes of folds that saw less than it did: it promises less than it can keep.
+_PROMISED = 0.8
 # While learning goes on by itself: about how many calls are compared at random as the calls to learn from double,
 # where everything is still to gain.
 _COMPARED_PER_DOUBLING = 800
@@ -265,7 +267,7 @@ class Takeover:
         by_class : bool
             Give every answer its own bound in the certificate.
         patient : bool
-            Spend none of the risk on a student that promises little, or no more than the one in service answers.
+            Spend none of the risk on a student that promises little, or clearly less than the one in service answers.
 
         Raises
         ------
@@ -286,7 +288,7 @@ class Takeover:
             worth = None
             if patient:
                 in_force = state.certificate.coverage if state.phase == "live" and state.certificate else 0.0
-                worth = max(_LEAST_WORTH, in_force)
+                worth = max(_LEAST_WORTH, _PROMISED * in_force)
             learned = learn(lessons, asked, self.student, seed=state.n_versions, by_class=by_class, worth=worth)
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
