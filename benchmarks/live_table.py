@@ -1,7 +1,7 @@
 """A live cascade of two local models: the replies are recorded once as a table, every figure is worked out from it.
 
-``python -m benchmarks cascade --only live`` generates what is missing from ``results/live_replies.jsonl`` and measures.
-Delete that file to record anew. Compute is counted as arithmetic, which no other work on the machine can disturb: two
+``python -m benchmarks cascade --only live`` generates what is missing from ``~/.cache/pilotfish/benchmarks`` and measures.
+The replies stay outside the repository, since they repeat the questions; delete the file there to record anew. Compute is counted as arithmetic, which no other work on the machine can disturb: two
 operations per parameter and token read or written. The seconds are recorded too.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.figures import RESULTS, Run, bootstrap
+from benchmarks.figures import Run, bootstrap
 from benchmarks.outcomes import interval
 from pilotfish.protocols import Model
 from pilotfish.route.deploy import setting_within
@@ -25,19 +25,16 @@ from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Exchange, Request
 
 SMALL, LARGE = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
-REPLIES = RESULTS / "live_replies.jsonl"
+REPLIES = Path.home() / ".cache" / "pilotfish" / "benchmarks" / "live_replies.jsonl"
 _PARAMETERS = {SMALL: 0.494e9, LARGE: 1.544e9}
-_PER_TASK = 100
+_GSM8K_SHARE = 0.5
+_PER_TASK = 120
 
 
 def questions(run: Run, n: int) -> list[tuple[str, str, str, int]]:
-    """Task, prompt, right answer and longest reply of ``n`` questions of each of three tasks."""
+    """Task, prompt, right answer and longest reply of ``n`` questions of two tasks and half as many of a slow third."""
     rng = np.random.default_rng(0)
     out = []
-    rows = list(run.rows("gsm8k/test.jsonl.gz"))
-    for i in rng.permutation(len(rows))[:n]:
-        prompt = f"{rows[i]['question']}\nSolve it in at most three short steps. End with '#### ' and the number."
-        out.append(("gsm8k", prompt, rows[i]["answer"].split("####")[1].strip(), 100))
     rows = list(run.rows("commonsenseqa/dev_rand_split.jsonl.gz"))
     for i in rng.permutation(len(rows))[:n]:
         asked = rows[i]["question"]
@@ -48,6 +45,12 @@ def questions(run: Run, n: int) -> list[tuple[str, str, str, int]]:
     for i in rng.permutation(len(rows))[:n]:
         prompt = f"Review: {rows[i]['text']}\nIs it positive or negative? Answer with one word."
         out.append(("sst2", prompt, "positive" if int(rows[i]["label"]) == 1 else "negative", 3))
+    rows = list(run.rows("gsm8k/test.jsonl.gz"))
+    for i in rng.permutation(len(rows))[: round(_GSM8K_SHARE * n)]:
+        prompt = (
+            f"{rows[i]['question']}\nSolve it in a few short steps, without headings. End with '#### ' and the number."
+        )
+        out.append(("gsm8k", prompt, rows[i]["answer"].split("####")[1].strip(), 256))
     return out
 
 
@@ -67,7 +70,7 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             known[row["query"], row["model"]] = row
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     asked = questions(run, n)
     for name in (SMALL, LARGE):
         missing = [q for q in asked if (q[1], name) not in known]
