@@ -1,8 +1,9 @@
 """A live cascade of two local models: the replies are recorded once as a table, every figure is worked out from it.
 
-``python -m benchmarks cascade --only live`` generates what is missing from ``~/.cache/pilotfish/benchmarks`` and measures.
-The replies stay outside the repository, since they repeat the questions; delete the file there to record anew. Compute is counted as arithmetic, which no other work on the machine can disturb: two
-operations per parameter and token read or written. The seconds are recorded too.
+``python -m benchmarks cascade --only live`` generates what is missing from the file of replies and measures. The file
+lies in ``~/.cache/pilotfish/benchmarks``, outside the repository, since it repeats the questions; delete it to record
+anew. Compute is counted as arithmetic, which no other work on the machine can disturb: two operations per parameter and
+token read or written. The seconds are recorded too.
 """
 
 from __future__ import annotations
