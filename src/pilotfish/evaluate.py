@@ -1,4 +1,4 @@
-"""Score given outputs by any scorers, compare two systems, and forecast a model: with intervals and honest baselines."""
+"""Score given outputs by any scorers, and compare two systems, with intervals and honest baselines."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from pilotfish.types import Exchange, Message, Reply, Request, TokenLogProb
 
 __all__ = ["Comparison", "Evaluation", "MetricRow", "Outputs", "compare_outputs", "evaluate", "read_outputs"]
 
-_KNOWN = frozenset(
-    ["id", "prompt", "messages", "output", "reference", "references", "samples", "context", "log_probs", "label", "human"]
-)
+_FIELDS = "id prompt messages output reference references samples context log_probs label human"
+_KNOWN = frozenset(_FIELDS.split())
 _FEW_LABELS = 20
 
 
@@ -154,7 +153,9 @@ def _log_probs(value: Any) -> tuple[TokenLogProb, ...]:
             else log_probs_of({"content": value})
         )
     except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"field 'log_probs' cannot be read ({error}): give numbers or an OpenAI content list") from None
+        raise InputError(
+            f"field 'log_probs' cannot be read ({error}): give numbers or an OpenAI content list"
+        ) from None
     if any(not t.log_prob <= 1e-6 for t in found):
         raise InputError("field 'log_probs' has a number above 0 or NaN: give natural log-probabilities")
     return found
@@ -164,7 +165,7 @@ def _number(row: Mapping[str, Any], name: str) -> float:
     value = row.get(name)
     if value is None:
         return float("nan")
-    if isinstance(value, bool) or isinstance(value, int | float):
+    if isinstance(value, bool | int | float):
         return float(value)
     raise InputError(f"field {name!r} is {value!r}: give a number")
 
@@ -226,12 +227,6 @@ class Evaluation:
     rows: list[MetricRow]
     majority: float | None
     failures: dict[str, str] = field(default_factory=dict)
-
-    def to_html(self, title: str = "Evaluation") -> str:
-        """Make the self-contained report page."""
-        from pilotfish.evaluation_page import evaluation_page
-
-        return evaluation_page(self, title)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row per output: its id and scores, None where there is none."""

@@ -56,7 +56,15 @@ def _number(value: float | None) -> str:
 
 
 def _table(rows: list[MetricRow]) -> str:
-    headers = ["metric", "mean", "no score", "AUROC of being right", "same length", "calibration error", "human (Spearman)"]
+    headers = [
+        "metric",
+        "mean",
+        "no score",
+        "AUROC of being right",
+        "same length",
+        "calibration error",
+        "human (Spearman)",
+    ]
     body = [
         [
             row.name + (" (baseline)" if row.name == "length" else ""),
@@ -70,8 +78,8 @@ def _table(rows: list[MetricRow]) -> str:
         for row in rows
     ]
     note = (
-        "Outputs without a score are counted and left out. A metric that is not above the length baseline has learned how "
-        "long answers are. Calibration errors are measured on halves that the calibration has not seen."
+        "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
+        "learned how long answers are. Calibration errors are measured on halves that the calibration has not seen."
     )
     return page.section("Metrics", page.table(headers, body, numeric=range(1, 7)), note=note)
 
@@ -98,9 +106,7 @@ def _reliability(rows: list[MetricRow], labels: FloatArray) -> str:
         series.append(
             page.Series(row.name, found.claimed.tolist(), found.true.tolist(), found.low.tolist(), found.high.tolist())
         )
-    drawn = page.chart(
-        series, x_label="claimed", y_label="right", percent_x=True, percent_y=True, y_range=(0, 1)
-    )
+    drawn = page.chart(series, x_label="claimed", y_label="right", percent_x=True, percent_y=True, y_range=(0, 1))
     note = "Each metric as a probability, calibrated on the other half of the labels; bands are 95 % intervals."
     return page.section("Reliability", drawn, note=note)
 

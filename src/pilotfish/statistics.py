@@ -106,9 +106,7 @@ class PairedTest:
     losses: int
 
 
-def paired_test(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, n_resamples: int = 5000, seed: int = 0
-) -> PairedTest:
+def paired_test(a: ArrayLike, b: ArrayLike, level: float = 0.95, n_resamples: int = 5000, seed: int = 0) -> PairedTest:
     """Compare two systems item by item: bootstrap interval of the difference and a sign-flip permutation test.
 
     Parameters
@@ -184,7 +182,7 @@ def auroc_interval(
 
 
 def wmt_kendall(better: ArrayLike, worse: ArrayLike) -> float:
-    """Kendall's tau as the WMT metrics task defines it: concordant minus discordant pairs over all; a tie is discordant.
+    """Kendall's tau as the WMT metrics task defines it: concordant minus discordant pairs over all, ties discordant.
 
     Parameters
     ----------

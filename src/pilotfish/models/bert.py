@@ -183,7 +183,9 @@ def _parsed(poolings: Sequence[str], n_layers: int) -> list[tuple[str, int]]:
     for pooling in poolings:
         match = re.fullmatch(r"(mean|max|tokens)(?:@(\d+))?", pooling)
         if match is None or int(match[2] or 0) > n_layers:
-            raise InputError(f"Pooling {pooling!r} is unknown: use mean, max or tokens, with @0 to @{n_layers} for a layer.")
+            raise InputError(
+                f"Pooling {pooling!r} is unknown: use mean, max or tokens, with @0 to @{n_layers} for a layer."
+            )
         parsed.append((match[1], n_layers if match[2] is None else int(match[2])))
     if not parsed:
         raise InputError("There are no poolings: give at least one, as mean.")

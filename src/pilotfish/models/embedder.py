@@ -105,7 +105,9 @@ class OnnxEmbedder:
     def window(self) -> int:
         """Most tokens that one run reads: ``max_length``, or the model's positions where those are fewer."""
         session = self._parts()[1]
-        return min(self.max_length, int(session.get_modelmeta().custom_metadata_map.get("n_positions", self.max_length)))
+        return min(
+            self.max_length, int(session.get_modelmeta().custom_metadata_map.get("n_positions", self.max_length))
+        )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text as the model reads it: special tokens included, cut at ``max_length``."""
@@ -119,7 +121,7 @@ class OnnxEmbedder:
         return _token_ids(self._whole, _checked(texts), special=False)
 
     def token_vectors(self, ids: Sequence[Sequence[int]]) -> list[_Vectors]:
-        """Unit vector of each token, (n_tokens, n_dimensions) a text, from token ids; texts of like length run together.
+        """Unit vector of each token, (n_tokens, n_dimensions) a text, from token ids; texts of like length together.
 
         Raises
         ------
@@ -128,7 +130,7 @@ class OnnxEmbedder:
         """
         _, session = self._parts()
         if len(session.get_outputs()[0].shape) != 3:
-            raise InputError(f"OnnxEmbedder poolings are {tuple(self.poolings)}: use ('tokens',) for vectors of tokens.")
+            raise InputError(f"OnnxEmbedder poolings are {tuple(self.poolings)}: use ('tokens',).")
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         vectors: list[_Vectors] = [np.empty((0, self.n_dimensions), dtype=np.float32)] * len(ids)
         for rows in _batches(lengths[lengths > 0]):

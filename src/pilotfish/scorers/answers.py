@@ -19,9 +19,9 @@ from pilotfish.scorers.quality import KernelQuality
 from pilotfish.types import Exchange
 
 __all__ = [
+    "EQUATION",
     "AnswerQuality",
     "CalibratedConfidence",
-    "EQUATION",
     "ExpectedWork",
     "MeanLogProb",
     "StatedConfidence",

@@ -74,7 +74,9 @@ def statements(text: str) -> list[Statement]:
             holds, shown = (a < b) == less, m.group()
             at = m.start(2) - m.start(), m.end(2) - m.start()
             found.append(
-                Statement(m.start(), m.end(), holds, shown if holds else shown[: at[0]] + _turned(m.group(2)) + shown[at[1] :])
+                Statement(
+                    m.start(), m.end(), holds, shown if holds else shown[: at[0]] + _turned(m.group(2)) + shown[at[1] :]
+                )
             )
     return sorted(found, key=lambda s: s.start)
 

@@ -122,7 +122,11 @@ class BertScore:
             pooling = "tokens" if self.layer is None else f"tokens@{self.layer}"
             name = _NAMES.get(str(self.encoder), self.encoder)
             self._embedder = OnnxEmbedder(
-                name, precision=self.precision, poolings=(pooling,), max_length=self.max_length, n_threads=self.n_threads
+                name,
+                precision=self.precision,
+                poolings=(pooling,),
+                max_length=self.max_length,
+                n_threads=self.n_threads,
             )
         return self._embedder
 

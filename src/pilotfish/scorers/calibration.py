@@ -124,7 +124,9 @@ class TemperatureCalibration:
         s, y = _pairs(scores, labels, "TemperatureCalibration")
         z = _log_odds(s)
         found = minimize_scalar(
-            lambda t: float(np.mean(np.logaddexp(0, z / np.exp(t)) - y * z / np.exp(t))), bounds=(-4, 4), method="bounded"
+            lambda t: float(np.mean(np.logaddexp(0, z / np.exp(t)) - y * z / np.exp(t))),
+            bounds=(-4, 4),
+            method="bounded",
         )
         self.temperature_ = float(np.exp(found.x))
         return self

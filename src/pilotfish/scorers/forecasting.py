@@ -43,7 +43,7 @@ def text_features(texts: Sequence[str]) -> FloatArray:
 
 
 class ProxyLM:
-    """Predict a model's score on a task from the scores of small proxies, the data, the model, and what its card states.
+    """Predict a model's score on a task from the scores of small proxies, the data, and the model's card.
 
     Gradient-boosted trees predict how far a model lies above a task's level, from the proxies' scores on the task, the
     features of its data and those of the model; they are left out where they do not help for known models held out. The
@@ -111,7 +111,7 @@ class ProxyLM:
         y = np.asarray(scores, dtype=np.float64)
         if y.shape != (len(models), len(tasks)) or len(data) != len(tasks) or len(models) < 2:
             raise InputError(
-                f"scores have shape {y.shape} for {len(models)} models and {len(tasks)} tasks: give one each, of 2 models."
+                f"scores have shape {y.shape} for {len(models)} models and {len(tasks)} tasks: give one each."
             )
         absent = sorted(set(proxies) - set(models)) + sorted(set(models) - set(cards))
         if absent or not proxies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -82,7 +83,7 @@ class Grounding:
         rows = [self._rows(item)[0] for item in items]
         kept = [i for i, row in enumerate(rows) if len(row)]
         if len(items) != y.size or len(set(y[kept].tolist())) < 2:
-            raise InputError(f"{len(kept)} answers with a context, {y.size} labels: give both supported and other ones.")
+            raise InputError(f"{len(kept)} answers with a context, {y.size} labels: give both kinds.")
         x = np.array([_joined(rows[i]) for i in kept])
         self.mean_, self.scale_ = x.mean(axis=0), x.std(axis=0) + 1e-9
         line = LogisticRegression(C=0.3, max_iter=500).fit((x - self.mean_) / self.scale_, y[kept])
@@ -114,13 +115,13 @@ class Grounding:
             return np.empty((0, 5)), [], []
         bags = [content_words(w) for w in pieces]
         sets = [set(bag) for bag in bags]
-        pairs = [set(zip(bag, bag[1:], strict=False)) for bag in bags]
+        pairs = [set(pairwise(bag)) for bag in bags]
         whole, whole_pairs = set().union(*sets), set().union(*pairs)
         rows, missing, asked, owner = [], [], [], []
         for k, (a, b) in enumerate(spans):
             text = item.reply.text[a:b]
             words = content_words(text)
-            two = list(zip(words, words[1:], strict=False))
+            two = list(pairwise(words))
             absent = missing_facts(text, item.context)
             overlap = np.array([_share(words, s) + _share(two, p) for s, p in zip(sets, pairs, strict=True)])
             rows.append(

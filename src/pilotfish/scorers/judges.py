@@ -108,14 +108,12 @@ class PairJudge:
         orders = [list(zip(first, second, strict=True))]
         if self.swap:
             orders.append(list(zip(second, first, strict=True)))
-        asked = [
-            _asked(
-                _PAIR.format(rubric=self.rubric, task=_cut(a.request.prompt), a=_cut(a.reply.text), b=_cut(b.reply.text)),
-                "AB",
-            )
+        prompts = [
+            _PAIR.format(rubric=self.rubric, task=_cut(x.request.prompt), a=_cut(x.reply.text), b=_cut(y.reply.text))
             for pairs in orders
-            for a, b in pairs
+            for x, y in pairs
         ]
+        asked = [_asked(prompt, "AB") for prompt in prompts]
         found = [_chances(reply, "AB") for reply in (self.model.generate(asked) if asked else [])]
         self.n_unreadable_ = sum(p is None for p in found)
         chances = np.array([math.nan if p is None else p[0] for p in found]).reshape(len(orders), len(first))

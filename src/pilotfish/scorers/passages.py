@@ -11,22 +11,17 @@ _END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d)]*(?:\s+|$)|\n+")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
 _NAME = re.compile(r"(?<![.!?\"'\s])\s+([A-Z][\w'-]+)")
 _WORD = re.compile(r"[^\W_]+")
-_SMALL = {
-    w: str(i)
-    for i, w in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
-    )
-}
-_MONTHS = "january february march april may june july august september october november december".split()
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-_CALENDAR = {w[:3]: w for w in (*_MONTHS, *_DAYS)} | {w: w for w in (*_MONTHS, *_DAYS)}
-_COMMON = frozenset(
-    "a an the and or but of to in on at by for from with as is are was were be been being it its this that these those he "
-    "she they we you i his her their our your him them us me my not no do does did has have had will would can could may "
-    "might shall should about into over after before between than then there here who whom which what when where why how "
-    "also more most some any each all both said say says one".split()
-)
+_DIGITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty"""
+_SMALL = {word: str(i) for i, word in enumerate(_DIGITS.split())}
+_DATES = """january february march april may june july august september october november december
+monday tuesday wednesday thursday friday saturday sunday"""
+_CALENDAR = {w[:3]: w for w in _DATES.split()} | {w: w for w in _DATES.split()}
+_PLAIN = """a an the and or but of to in on at by for from with as is are was were be been being it its this that these
+those he she they we you i his her their our your him them us me my not no do does did has have had will would can could
+may might shall should about into over after before between than then there here who whom which what when where why how
+also more most some any each all both said say says one"""
+_COMMON = frozenset(_PLAIN.split())
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -38,7 +33,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
     ['It rains.', 'Go home!']
     """
     spans, start = [], 0
-    for end in [m for m in _END.finditer(text)] + [None]:
+    for end in [*_END.finditer(text), None]:
         stop = len(text) if end is None else end.start()
         piece = text[start:stop]
         if piece.strip():

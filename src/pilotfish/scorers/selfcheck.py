@@ -13,7 +13,7 @@ from pilotfish.protocols import Embedder, FloatArray
 from pilotfish.scorers.answers import final_answer
 from pilotfish.scorers.entailment import Entailment
 from pilotfish.scorers.passages import sentences
-from pilotfish.types import Exchange, Reply
+from pilotfish.types import Exchange
 
 __all__ = ["SelfCheck", "SemanticEntropy", "clusters"]
 
@@ -21,9 +21,9 @@ __all__ = ["SelfCheck", "SemanticEntropy", "clusters"]
 class SelfCheck:
     """How well the samples recorded with an answer support its sentences; NaN without samples or text.
 
-    Without parts an n-gram model of the samples and the answer says how usual its least usual token is, in log-
-    probability. With an embedder it is the mean over samples of the greatest cosine with one of their sentences. With an
-    entailment model it is one minus the share of contradiction against entailment, over the samples.
+    Without parts an n-gram model of the samples and the answer says how usual its least usual token is, by its
+    log-probability. With an embedder it is the mean over samples of the greatest cosine with one of their sentences.
+    With an entailment model it is one minus the share of contradiction against entailment, over the samples.
 
     Parameters
     ----------
@@ -53,9 +53,7 @@ class SelfCheck:
     True
     """
 
-    def __init__(
-        self, embedder: Embedder | None = None, entailment: Entailment | None = None, order: int = 1
-    ) -> None:
+    def __init__(self, embedder: Embedder | None = None, entailment: Entailment | None = None, order: int = 1) -> None:
         self.embedder = embedder
         self.entailment = entailment
         self.order = order
@@ -165,7 +163,9 @@ class SemanticEntropy:
         if self.weights not in ("discrete", "likelihood", "rank"):
             raise InputError(f"SemanticEntropy weights is {self.weights!r}: use discrete, likelihood or rank.")
         self.detail_ = [self._clusters(item) if item.samples else [] for item in items]
-        return np.array([self._entropy(item, row) if row else math.nan for item, row in zip(items, self.detail_, strict=True)])
+        return np.array(
+            [self._entropy(item, row) if row else math.nan for item, row in zip(items, self.detail_, strict=True)]
+        )
 
     def _clusters(self, item: Exchange) -> list[int]:
         texts = [item.reply.text, *(s.text for s in item.samples)]

@@ -112,7 +112,7 @@ def train_entailment(
     folder : str or Path
         Where the model goes; written under another name, then renamed.
     base : str or Path
-        The encoder to start from.
+        The encoder to start from, or a folder written before, to go on from.
     n_epochs, learning_rate : int, float
         Passes over the examples; greatest step of Adam, which rises over a tenth of the steps and falls to 0.
     n_frozen : int
@@ -154,6 +154,9 @@ def train_entailment(
     for part in (model.embeddings, *model.encoder.layer[:n_frozen]):
         part.requires_grad_(False)
     head = torch.nn.Linear(2 * config.hidden_size, 3)
+    if (place / "head.safetensors").is_file():
+        begun = load_file(place / "head.safetensors")
+        head.load_state_dict({"weight": begun["weight"].T, "bias": begun["bias"]})
     tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
