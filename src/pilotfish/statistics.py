@@ -69,6 +69,13 @@ def _level(level: float) -> float:
     return level
 
 
+def _runs(n_resamples: int, x: ArrayLike) -> list[tuple[int, int]]:
+    """Shapes (resamples, items) of a bounded number of items that make up all resamples."""
+    n = np.size(x)
+    most = max(1, 1_000_000 // n)
+    return [(min(most, n_resamples - start), n) for start in range(0, n_resamples, most)]
+
+
 def mean_interval(x: ArrayLike, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean with its percentile bootstrap interval.
 
@@ -80,7 +87,7 @@ def mean_interval(x: ArrayLike, level: float = 0.95, n_resamples: int = 2000, se
     """
     values = _finite(x, "x")
     rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(0, values.size, values.size)].mean() for _ in range(n_resamples)])
+    means = np.concatenate([values[rng.integers(0, values.size, shape)].mean(axis=1) for shape in _runs(n_resamples, x)])
     low, high = np.quantile(means, [(1 - _level(level)) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), values.size)
 
@@ -131,7 +138,9 @@ def paired_test(a: ArrayLike, b: ArrayLike, level: float = 0.95, n_resamples: in
         raise InputError(f"a has {x.size} scores and b {y.size}: give one of each per item.")
     difference = x - y
     rng = np.random.default_rng(seed)
-    flipped = np.array([(difference * rng.choice((-1.0, 1.0), x.size)).mean() for _ in range(n_resamples)])
+    flipped = np.concatenate(
+        [(2 * rng.integers(0, 2, shape) - 1) @ difference / x.size for shape in _runs(n_resamples, x)]
+    )
     extreme = int((np.abs(flipped) >= abs(difference.mean()) - 1e-15).sum())
     return PairedTest(
         mean_interval(difference, level, n_resamples, seed),

@@ -152,7 +152,9 @@ class CausalReader:
     def _windows(self, begin: list[int], head: list[int], tokens: list[int]) -> Iterator[tuple[list[int], int, int]]:
         """Ids of each window, where its new tokens begin in it, and its number."""
         size = min(self.max_length, int(getattr(self._loaded()[1].config, "max_position_embeddings", self.max_length)))
-        head = begin + head[-max(size - len(begin) - max(size // 2, size - len(head)), 0) :] if head else begin
+        # What comes before keeps half of the window, or all that a short text leaves.
+        room = max(size // 2, size - len(tokens)) - len(begin)
+        head = begin + (head if len(head) <= room else head[len(head) - room :])
         whole = head + tokens
         done, at = max(len(head), 1), 0
         while done < len(whole):

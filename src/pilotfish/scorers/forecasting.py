@@ -119,6 +119,9 @@ class ProxyLM:
         at = [list(models).index(p) for p in proxies]
         if not np.isfinite(y[at]).all():
             raise InputError("A proxy lacks a score: run the proxies on every task first.")
+        empty = [m for m, row in zip(models, y, strict=True) if not np.isfinite(row).any()]
+        if empty or not np.isfinite(y).any(axis=0).all():
+            raise InputError(f"There is no score of {', '.join(empty) or 'a task'}: leave it out.")
         self.tasks_, self.data_, self.proxy_scores_ = tuple(tasks), np.asarray(data, dtype=np.float64), y[at]
         self.levels_, ability = _additive(y)
         where = [(i, j) for i in range(len(models)) for j in np.flatnonzero(np.isfinite(y[i]))]
@@ -194,7 +197,7 @@ def _boosted(x: FloatArray, y: FloatArray, models: IntArray, n_trees: int, seed:
     made = GradientBoostingRegressor(
         n_estimators=n_trees, max_depth=2, learning_rate=0.05, subsample=0.7, min_samples_leaf=5, random_state=seed
     )
-    held_out = cross_val_predict(made, x, y, groups=models, cv=GroupKFold(n_models))
+    held_out = cross_val_predict(made, x, y, groups=models, cv=GroupKFold(_LEAST_MODELS))
     return made.fit(x, y) if float(((y - held_out) ** 2).mean()) < float((y**2).mean()) else None
 
 

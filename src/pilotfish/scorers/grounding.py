@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -140,7 +140,7 @@ class Grounding:
         return table, spans, missing
 
 
-def _share(found: Sequence[object], known: set[object] | set[str]) -> float:
+def _share(found: Sequence[object], known: Collection[object]) -> float:
     return sum(x in known for x in found) / len(found) if found else 1.0
 
 

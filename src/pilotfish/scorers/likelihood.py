@@ -40,7 +40,7 @@ def _entropy(top: Sequence[tuple[str, float]]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | FloatArray) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
@@ -69,7 +69,7 @@ class NegativePerplexity:
             means = [_mean([t.log_prob for t in e.reply.log_probs]) for e in items]
         else:
             means = [_mean(r.log_probs) for r in self.reader.read([e.reply.text for e in items])]
-        return -np.exp(-np.array(means))
+        return np.asarray(-np.exp(-np.array(means)))
 
 
 class BartScore:
