@@ -35,10 +35,11 @@ def main(run: Run) -> None:
         return [k for k in range(len(models)) if k != i]
 
     nearest = [min(others(i), key=lambda k: abs(cards[models[k]][0] - cards[m][0])) for i, m in enumerate(models)]
+    paid = _paid(scores, models, tasks, data, cards, by_task, at, 3 if run.quick else 10)
     found = {
         "size alone": rmse(leave_one_out(scores, models, tasks, data, PROXIES, cards)),
         "size and stated scores": rmse(leave_one_out(scores, models, tasks, data, PROXIES, cards, STATED)),
-        f"and {N_PAID} paid answers a task": _paid(scores, models, tasks, data, cards, by_task, at, 3 if run.quick else 10),
+        f"and {N_PAID} paid answers a task": paid,
         "baseline: mean of the others, by task": rmse(np.array([scores[others(i)].mean(axis=0) for i in range(9)])),
         "baseline: mean of the others, all tasks": rmse(
             np.array([np.full(len(tasks), scores[others(i)].mean()) for i in range(9)])
@@ -63,7 +64,6 @@ def main(run: Run) -> None:
         proxies=list(PROXIES),
         **common,
     )
-    paid = found[f"and {N_PAID} paid answers a task"]
     run.figure("rmse_ratio_with_paid_answers", min(mean, near) / paid, rmse=paid, paid_answers=N_PAID, **common)
 
 

@@ -52,7 +52,7 @@ def _accuracy(chance: FloatArray, gold: FloatArray) -> float:
 
 
 def panel(run: Run) -> None:
-    """The panel, its reliabilities learned from 50 gold labels, against every single cheap judge, on adversarial sets."""
+    """The panel, taught by 50 gold labels, against every single cheap judge, on the adversarial sets."""
     found, gold, judges, subsets = _verdicts(run, adversarial=True)
     joined = _joined(found)
     seeds = range(10 if run.quick else 50)
@@ -77,7 +77,9 @@ def panel(run: Run) -> None:
     mirrored = made.predict(_joined(swapped))
     order_bias = float(np.abs(made.predict(joined) + mirrored - 1).max())
     print(f"{len(judges)} cheap judges (a model with a prompt), {gold.size} adversarial pairs, {N_GOLD} gold labels")
-    print(f"best single cheap judge: {judges[best]} {single[best]:.3f} both orders, {first[best]:.3f} first order alone")
+    print(
+        f"best single cheap judge: {judges[best]} {single[best]:.3f} both orders, {first[best]:.3f} first order alone"
+    )
     print(f"best single, turned round where it is mostly wrong: {judges[int(either.argmax())]} {either.max():.3f}")
     print(f"majority of all {np.mean(majority):.3f}; always one place {gold_only:.3f}; panel {np.mean(rows):.3f}")
     for subset, values in by_set.items():

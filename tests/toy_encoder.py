@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-WORDS = "a the man cat dog sleeps runs rests walks is not red blue green one two and on mat he it . 1 2 3".split()
+_TEXT = "a the man cat dog sleeps runs rests walks is not red blue green one two and on mat he it . 1 2 3"
+WORDS = _TEXT.split()
 
 
 def write_toy_encoder(folder: Path, size: int = 16, n_layers: int = 2, n_positions: int = 64) -> Path:
@@ -35,7 +36,10 @@ def write_toy_encoder(folder: Path, size: int = 16, n_layers: int = 2, n_positio
         layer = f"encoder.layer.{i}."
         for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
             shapes |= {f"{layer}{part}.weight": (size, size), f"{layer}{part}.bias": (size,)}
-        shapes |= {f"{layer}intermediate.dense.weight": (2 * size, size), f"{layer}intermediate.dense.bias": (2 * size,)}
+        shapes |= {
+            f"{layer}intermediate.dense.weight": (2 * size, size),
+            f"{layer}intermediate.dense.bias": (2 * size,),
+        }
         shapes |= {f"{layer}output.dense.weight": (size, 2 * size), f"{layer}output.dense.bias": (size,)}
         norms += [f"{layer}attention.output", f"{layer}output"]
     weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}

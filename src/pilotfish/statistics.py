@@ -87,7 +87,9 @@ def mean_interval(x: ArrayLike, level: float = 0.95, n_resamples: int = 2000, se
     """
     values = _finite(x, "x")
     rng = np.random.default_rng(seed)
-    means = np.concatenate([values[rng.integers(0, values.size, shape)].mean(axis=1) for shape in _runs(n_resamples, x)])
+    means = np.concatenate(
+        [values[rng.integers(0, values.size, shape)].mean(axis=1) for shape in _runs(n_resamples, x)]
+    )
     low, high = np.quantile(means, [(1 - _level(level)) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), values.size)
 

@@ -23,6 +23,13 @@ class Tokens:
         return {"input_ids": [2 + (ord(w[0]) * 7 + len(w)) % 28 for w in text.split()]}
 
 
+class Others(Tokens):
+    """Splits text otherwise."""
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [3]}
+
+
 class Loaded:
     """A tiny random model that is there already."""
 
@@ -98,7 +105,9 @@ def test_scores_of_readings():
     recall = max(mean("the cat sat", r) for r in item.references)
     for direction, value in (("precision", precision), ("recall", recall), ("f", (precision + recall) / 2)):
         assert BartScore(reader, direction, joint).score([item, empty])[0] == pytest.approx(value, abs=1e-5)
-    assert BartScore(reader, "faithfulness", joint).score([item])[0] == pytest.approx(mean("Say it.", "the cat sat"), abs=1e-5)
+    assert BartScore(reader, "faithfulness", joint).score([item])[0] == pytest.approx(
+        mean("Say it.", "the cat sat"), abs=1e-5
+    )
     log_probs, ranks, expected, variances = plain(loaded, [1, *reader.tokens_of("the cat sat")], 1)
     values = {
         "likelihood": log_probs.mean(),
@@ -132,8 +141,9 @@ def test_binoculars_is_a_ratio_of_perplexity_to_cross_entropy():
     found = Binoculars(performer, observer).score(items)
     assert found[0] == pytest.approx(-float(perplexity / crossed), rel=1e-5)
     assert math.isnan(found[1])
-    # A model crossed with itself has its own entropy: the ratio of a text it finds usual is near 1.
     other = CausalReader(Loaded(2))
-    other.model.tokens = type("Other", (Tokens,), {"__call__": lambda self, text, add_special_tokens=True: {"input_ids": [3]}})()
+    other.model.tokens = type(
+        "Other", (Tokens,), {"__call__": lambda self, text, add_special_tokens=True: {"input_ids": [3]}}
+    )()
     with pytest.raises(InputError, match="different tokens"):
         Binoculars(performer, other).score(items)

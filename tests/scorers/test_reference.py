@@ -127,6 +127,8 @@ def test_a_long_text_is_read_to_its_end(toy):
 def test_real_encoder_prefers_the_paraphrase():
     pulled("all-minilm-l6-v2")
     reference = "The committee approved the plan on Tuesday."
-    items = [exchange(t, reference) for t in ("On Tuesday the board accepted the proposal.", "Bananas are rich in iron.")]
+    items = [
+        exchange(t, reference) for t in ("On Tuesday the board accepted the proposal.", "Bananas are rich in iron.")
+    ]
     good, bad = BertScore("minilm", precision="int8").score(items)
     assert good > bad + 0.2

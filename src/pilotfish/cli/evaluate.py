@@ -68,7 +68,7 @@ def evaluate(
     console.print(grid)
     if done.majority is not None:
         console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
-    console.print("Low and high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
     for name in [row.name for row in done.rows if row.mean is None]:
         console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
     for name, why in done.failures.items():
@@ -108,30 +108,19 @@ def compare(
     scorers = make_metrics(_names(metrics), parts) if metrics else {}
     judges = [PairJudge(model) for model in _judges(judge)]
     done = compare_outputs(read_outputs(first), read_outputs(second), scorers, judges, level=interval / 100, seed=seed)
-    grid = Grid("metric", box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "first minus second",
-        f"{interval:g} % interval",
-        "p",
-        "wins",
-        "ties",
-        "losses",
-        "left out",
-        "verdict",
-    ):
-        grid.add_column(name, justify="right")
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("metric", no_wrap=True)
+    for name in ("difference", "low", "high", "p", "wins", "ties", "losses", "missing"):
+        grid.add_column(name, justify="right", no_wrap=True)
     for name, test in done.tests.items():
         d = test.difference
-        grid.add_row(
-            name,
-            f"{d.value:+.4g}",
-            f"{d.low:+.4g} to {d.high:+.4g}",
-            f"{test.p_value:.4f}",
-            *map(str, (test.wins, test.ties, test.losses, done.n_left_out[name])),
-            "baseline" if name == "length" else done.verdict(name),
-        )
+        counts = (test.wins, test.ties, test.losses, done.n_left_out[name])
+        numbers = [f"{v:+.4g}" for v in (d.value, d.low, d.high)]
+        grid.add_row(name, *numbers, f"{test.p_value:.4f}", *map(str, counts))
     console.print(grid)
-    console.print(f"{done.n} prompts that both answered.")
+    console.print(f"{done.n} prompts that both answered; first minus second, with {interval:g} % intervals.")
+    for name in done.tests:
+        console.print(f"{name}: {done.verdict(name)}{' (baseline)' if name == 'length' else ''}.")
 
 
 def forecast(

@@ -98,7 +98,14 @@ def missing_facts(sentence: str, context: Sequence[str]) -> list[str]:
         known |= {low, _SMALL.get(low, low), _CALENDAR.get(low, low)}
         if low.endswith("s"):
             known.add(low[:-1])
-    return [f for f in facts(sentence) if f not in known and f.removesuffix("'s") not in known and f + "s" not in known]
+    return [
+        f
+        for f in facts(sentence)
+        if f not in known
+        and f.removesuffix("'s") not in known
+        and f + "s" not in known
+        and f.removesuffix("s") not in known
+    ]
 
 
 def content_words(text: str) -> list[str]:
