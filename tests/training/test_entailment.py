@@ -71,7 +71,7 @@ def test_bad_examples_are_refused(tmp_path):
 
 def test_corrupted_examples_hold_or_do_not():
     document = " ".join(
-        f"In {1900 + k} the town of Ashford built bridge number {k + 3} over the river. Later Maria Holt opened it there."
+        f"In {1900 + k} the town of Ashford built bridge number {k + 3} on the river. Later Maria Holt opened it."
         for k in range(8)
     )
     made = corrupted([document, "Too short."], 80)
