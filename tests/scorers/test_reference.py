@@ -64,6 +64,12 @@ def test_odd_texts_and_missing_references_have_a_stated_score(toy):
         Rouge("rouge9").score([exchange("a", "a")])
 
 
+def test_a_text_of_a_hundred_thousand_words_has_a_score():
+    long = "word " * 100_000
+    for metric in (Bleu(), Chrf(), Rouge()):
+        assert np.isfinite(metric.score([exchange(long, "the cat sleeps"), exchange("the cat", long)])).all()
+
+
 def test_bertscore_is_its_formula(toy):
     answer, reference = "the cat sleeps", "a dog sleeps on the mat ."
     encoder = OnnxEmbedder(toy, poolings=("tokens",), max_length=64)

@@ -15,6 +15,7 @@ from pilotfish.types import Exchange
 
 __all__ = ["Bleu", "Chrf", "Length", "Rouge"]
 
+_MOST_WORDS = 3000
 _ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 
@@ -115,14 +116,15 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         tokens: list[str] = self.own.tokenize(text) if text.isascii() else _WORD.findall(text.lower())
-        return tokens
+        return tokens[:_MOST_WORDS]
 
 
 class Rouge:
     """ROUGE F-score of each answer, in [0, 1], against the reference it fits best.
 
     NaN where an answer has no reference; an empty answer scores 0. Text that is not plain ASCII is split into words of
-    any script, where the library alone would drop them.
+    any script, where the library alone would drop them. Of a longer text the first 3,000 words are looked at: the longest
+    common subsequence takes time by the product of the lengths.
 
     Parameters
     ----------
