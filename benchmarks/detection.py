@@ -25,7 +25,7 @@ _PUBLISHED = {
 
 
 def main(run: Run) -> None:
-    n_pairs = 6 if run.quick else 60
+    n_pairs = 6 if run.quick else 25
     published = {r["run"]: float(r["roc_auc"]) for r in run.rows("mgt_fastdetect/published_metrics.jsonl.gz")}
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in run.rows("mgt_fastdetect/pairs.jsonl.gz"):

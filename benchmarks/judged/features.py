@@ -17,7 +17,7 @@ from pilotfish.types import Exchange, Reply, Request
 __all__ = ["NAMES", "columns", "exchange", "pair_line", "ridge_by_fold", "source_columns"]
 
 Array = NDArray[np.float64]
-NAMES = ["bertscore", "precision", "recall", "middle layer", "chrF", "BLEU", "ROUGE-L", "sentence", "length", "words"]
+NAMES = ["bertscore", "precision", "recall", "chrF", "BLEU", "ROUGE-L", "sentence", "length", "words"]
 
 
 def exchange(text: str, references: Sequence[str], context: str = "") -> Exchange:
@@ -28,7 +28,6 @@ def columns(items: Sequence[Exchange]) -> Array:
     """Scores of every small metric, (n, n_metrics), as named in ``NAMES``."""
     score = BertScore(precision="int8", max_length=256)
     f1 = score.score(items)
-    middle = BertScore(precision="int8", max_length=256, layer=4).score(items)
     texts = list(dict.fromkeys(t for e in items for t in (e.reply.text, e.references[0])))
     vectors = dict(zip(texts, OnnxEmbedder(precision="int8").embed(texts), strict=True))
     near = [float(vectors[e.reply.text] @ vectors[e.references[0]]) for e in items]
@@ -36,7 +35,7 @@ def columns(items: Sequence[Exchange]) -> Array:
     words = [_words(e.reply.text, e.references[0]) for e in items]
     lexical = [metric.score(items) for metric in (Chrf(), Bleu(), Rouge())]
     detail = score.detail_
-    made = [f1, detail["precision"], detail["recall"], middle, *lexical, near, -np.abs(ratio), words]
+    made = [f1, detail["precision"], detail["recall"], *lexical, near, -np.abs(ratio), words]
     return np.column_stack(made)
 
 

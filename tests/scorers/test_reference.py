@@ -93,6 +93,14 @@ def test_bertscore_of_several_references_is_the_best_and_batches_do_not_matter(t
     assert np.allclose(score.score([exchange(a, *texts[:3]) for a in texts]), np.max(np.array(alone)[:, :3], axis=1))
 
 
+def test_many_pairs_and_long_texts_are_taken_in_parts(toy, monkeypatch):
+    items = [exchange(a, b) for a in ("the cat sleeps", "a dog runs .") for b in ("it is red", "the man walks", "one")]
+    whole = BertScore(toy).score(items)
+    monkeypatch.setattr("pilotfish.scorers.bertscore._PAIRS_AT_ONCE", 2)
+    monkeypatch.setattr("pilotfish.scorers.bertscore._ROWS_AT_ONCE", 3)
+    assert BertScore(toy).score(items) == pytest.approx(whole, abs=1e-6)
+
+
 def test_idf_weighs_and_rescaling_stretches(toy):
     references = ["the cat sleeps", "the dog runs", "the man walks", "the red mat"]
     weighed = BertScore(toy, idf=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pilotfish.methods import method
-from pilotfish.models.reading import Reader
+from pilotfish.models.reading import CausalReader, Reader
 from pilotfish.scorers.arithmetic import ArithmeticCheck
 from pilotfish.scorers.calibration import GroupCalibration
 from pilotfish.scorers.entailment import Entailment
 from pilotfish.scorers.grounding import Grounding
-from pilotfish.scorers.likelihood import MachineText
+from pilotfish.scorers.likelihood import Binoculars, MachineText
 
 # Evaluation: detectors and confidence.
 
@@ -56,6 +56,10 @@ def self_contradiction_numbers() -> ArithmeticCheck:
     needs="token probabilities",
     command="pilotfish evaluate outputs.jsonl --metrics text_detection --reader smollm2-135m-instruct",
 )
-def text_detection(reader: Reader, kind: str = "curvature") -> MachineText:
-    """Tell machine text from human by a small model's log-probabilities: likelihood, rank or curvature."""
+def text_detection(
+    reader: Reader, kind: str = "curvature", observer: CausalReader | None = None
+) -> MachineText | Binoculars:
+    """Tell machine text from human by a small model's likelihood, rank or curvature, or by the ratio of two models'."""
+    if observer is not None and isinstance(reader, CausalReader):
+        return Binoculars(reader, observer)
     return MachineText(reader, kind)

@@ -22,6 +22,8 @@ __all__ = ["BertScore"]
 _NAMES = {"minilm": "all-minilm-l6-v2"}
 _Vectors = NDArray[np.float32]
 _N_RANDOM_PAIRS = 500
+_PAIRS_AT_ONCE = 2000
+_ROWS_AT_ONCE = 1024
 
 
 class BertScore:
@@ -159,9 +161,13 @@ class BertScore:
         return joined
 
     def _matched(self, pairs: Sequence[tuple[str, str]], idf: dict[int, float] | None) -> FloatArray:
-        """Precision, recall and F1 of each pair of texts, (n, 3)."""
+        """Precision, recall and F1 of each pair of texts, (n, 3); a bounded number of vectors is held at once."""
+        parts = [self._part(pairs[k : k + _PAIRS_AT_ONCE], idf) for k in range(0, len(pairs), _PAIRS_AT_ONCE)]
+        return np.concatenate([np.empty((0, 3)), *parts])
+
+    def _part(self, pairs: Sequence[tuple[str, str]], idf: dict[int, float] | None) -> FloatArray:
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        known = dict(zip(texts, self._vectors(texts), strict=True)) if texts else {}
+        known = dict(zip(texts, self._vectors(texts), strict=True))
         unseen = self.idf_unseen_ if idf is not None else 1.0
         weights = {}
         for text, (ids, _) in known.items():
@@ -170,14 +176,24 @@ class BertScore:
             weights[text] = w / w.sum() if w.sum() > 0 else w
         out = np.zeros((len(pairs), 3))
         for row, (answer, reference) in zip(out, pairs, strict=True):
-            similar = known[answer][1] @ known[reference][1].T
-            row[0] = float(similar.max(axis=1) @ weights[answer])
-            row[1] = float(similar.max(axis=0) @ weights[reference])
+            own, other = _nearest(known[answer][1], known[reference][1])
+            row[0] = float(own @ weights[answer])
+            row[1] = float(other @ weights[reference])
             if not (weights[answer].any() and weights[reference].any()):
                 row[:2] = 0.0
             total = row[0] + row[1]
             row[2] = 2 * row[0] * row[1] / total if total > 0 else 0.0
         return out
+
+
+def _nearest(a: _Vectors, b: _Vectors) -> tuple[_Vectors, _Vectors]:
+    """Greatest cosine of each row of one with a row of the other, both ways, a block of rows at a time."""
+    own, other = [], np.full(len(b), -np.inf, dtype=np.float32)
+    for start in range(0, len(a), _ROWS_AT_ONCE):
+        similar = a[start : start + _ROWS_AT_ONCE] @ b.T
+        own.append(similar.max(axis=1))
+        other = np.maximum(other, similar.max(axis=0))
+    return np.concatenate(own), other
 
 
 def _rarity(ids: Sequence[Sequence[int]]) -> tuple[dict[int, float], float]:

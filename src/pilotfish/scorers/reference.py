@@ -115,6 +115,7 @@ class _Words:
         self.own = own
 
     def tokenize(self, text: str) -> list[str]:
+        text = text[: 10 * _MOST_WORDS]
         tokens: list[str] = self.own.tokenize(text) if text.isascii() else _WORD.findall(text.lower())
         return tokens[:_MOST_WORDS]
 
@@ -123,8 +124,8 @@ class Rouge:
     """ROUGE F-score of each answer, in [0, 1], against the reference it fits best.
 
     NaN where an answer has no reference; an empty answer scores 0. Text that is not plain ASCII is split into words of
-    any script, where the library alone would drop them. Of a longer text the first 3,000 words are looked at: the longest
-    common subsequence takes time by the product of the lengths.
+    any script, where the library alone would drop them. Of a long text the first 3,000 words and 30,000 characters are
+    looked at: the longest common subsequence takes time by the product of the lengths.
 
     Parameters
     ----------
