@@ -183,7 +183,8 @@ class MetricRow:
     n_missing : int
         Outputs without a score, left out of everything in this row.
     auroc : Interval or None
-        Chance to rank a right answer above a wrong one, where labels of both classes are known.
+        Chance to rank a right answer above a wrong one, where labels of both classes are known; length counts in its
+        better direction.
     auroc_matched : float or None
         The same among right and wrong answers of like length.
     error : float or None
@@ -297,13 +298,15 @@ def _row(name: str, scores: FloatArray, outputs: Outputs, lengths: FloatArray, s
     found: dict[str, Any] = {}
     y, s = outputs.labels[labelled], scores[labelled]
     if labelled.size and 0 < y.sum() < y.size:
-        found["auroc"] = auroc_interval(s, y, seed=seed)
+        # As a baseline, length counts in its better direction.
+        turned = -s if name == "length" and auroc(s, y) < 0.5 else s
+        found["auroc"] = auroc_interval(turned, y, seed=seed)
         matched = length_matched(lengths[labelled], y, seed=seed)
         if matched.size >= _FEW_LABELS:
-            found["auroc_matched"] = auroc(s[matched], y[matched])
+            found["auroc_matched"] = auroc(turned[matched], y[matched])
         if y.size >= 2 * _FEW_LABELS:
             p = np.full(scores.size, np.nan)
-            p[labelled] = _cross_calibrated(s, y, seed)
+            p[labelled] = _cross_calibrated(turned, y, seed)
             found["probabilities"], found["error"] = p, calibration_error(p[labelled], y)
     judged = has & np.isfinite(outputs.human)
     if judged.sum() > 2 and np.ptp(scores[judged]) > 0 and np.ptp(outputs.human[judged]) > 0:

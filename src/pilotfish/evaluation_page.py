@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +33,11 @@ def evaluation_page(done: Evaluation, title: str) -> str:
     if ranked:
         best = max(ranked, key=lambda r: r.auroc.value if r.auroc else 0.0)
         length = next(r for r in rows if r.name == "length")
-        note = f"length alone {length.auroc.value:.3f}" if length.auroc else "length tells nothing"
+        note = f"length alone, either way {length.auroc.value:.3f}" if length.auroc else "length tells nothing"
         headline.append((f"best AUROC: {best.name}", f"{best.auroc.value:.3f}" if best.auroc else "-", note))
     parts = [page.section("At a glance", page.cards(headline)), _table(rows)]
-    parts += [_spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None and row.name != "length"]
+    spreads = [_spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None]
+    parts.append(page.section("Distributions", f'<div class="two">{"".join(spreads)}</div>'))
     drawn = [row for row in rows if row.probabilities is not None and row.name != "length"]
     if drawn:
         parts.append(_reliability(drawn, outputs.labels))
@@ -79,35 +81,39 @@ def _table(rows: list[MetricRow]) -> str:
     ]
     note = (
         "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
-        "learned how long answers are. Calibration errors are measured on halves that the calibration has not seen."
+        "learned how long answers are; length counts in its better direction. Calibration errors are measured on "
+        "halves that the calibration has not seen."
     )
     return page.section("Metrics", page.table(headers, body, numeric=range(1, 7)), note=note)
 
 
 def _spread(name: str, scores: FloatArray) -> str:
     known = scores[np.isfinite(scores)]
+    head = f"<div><h3>{escape(name)}</h3>"
     if np.ptp(known) == 0:
-        same = page.table(["all outputs score"], [[f"{known[0]:.4g}"]])
-        return page.section(f"Distribution of {name}", same)
+        return head + page.table(["all outputs score"], [[f"{known[0]:.4g}"]]) + "</div>"
     counts, edges = np.histogram(known, bins=min(_N_BINS, max(4, known.size // 4)))
     x = np.repeat(edges, 2)
     y = np.concatenate([[0], np.repeat(counts, 2), [0]]).astype(float)
-    marks = [page.Mark(float(np.median(known)), "median")]
     line = page.Series("outputs", x.tolist(), y.tolist())
-    return page.section(f"Distribution of {name}", page.chart([line], x_label=name, y_label="outputs", marks=marks))
+    marks = [page.Mark(float(np.median(known)), "median")]
+    return head + page.chart([line], x_label="score", y_label="outputs", marks=marks) + "</div>"
 
 
 def _reliability(rows: list[MetricRow], labels: FloatArray) -> str:
     series = [page.Series("perfect", [0, 1], [0, 1])]
-    for row in rows[:5]:
+    ordered = sorted(rows, key=lambda r: -(r.auroc.value if r.auroc else 0.0))
+    for row in ordered[:4]:
         p = row.probabilities
         at = np.isfinite(p) & np.isfinite(labels)  # type: ignore[arg-type]
         found = reliability(p[at], labels[at])  # type: ignore[index]
-        series.append(
-            page.Series(row.name, found.claimed.tolist(), found.true.tolist(), found.low.tolist(), found.high.tolist())
-        )
+        band = (found.low.tolist(), found.high.tolist()) if row is ordered[0] else (None, None)
+        series.append(page.Series(row.name, found.claimed.tolist(), found.true.tolist(), *band))
     drawn = page.chart(series, x_label="claimed", y_label="right", percent_x=True, percent_y=True, y_range=(0, 1))
-    note = "Each metric as a probability, calibrated on the other half of the labels; bands are 95 % intervals."
+    note = (
+        "The four best metrics as probabilities, each calibrated on the other half of the labels; the band is the best "
+        "one's 95 % interval."
+    )
     return page.section("Reliability", drawn, note=note)
 
 
