@@ -15,6 +15,7 @@ REQUIREMENTS = {
     "tensorzero": ["tensorzero==2026.6.0"],
     "thinkless": ["thinkless==0.5.0"],
     "jevstiller": ["jevstiller==0.5.2"],
+    "bert-score": ["bert-score==0.3.13", "torch==2.13.0", "transformers==4.57.1"],
 }
 
 LITELLM_CONFIG = """\

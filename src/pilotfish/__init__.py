@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pilotfish import scorers as scorers
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
     from pilotfish.methods.build import Route as Route
@@ -147,6 +148,7 @@ __all__ = [
     "replay",
     "route_llm",
     "routing_benchmark",
+    "scorers",
     "selective_query",
     "smoothie",
     "stated_confidence",
@@ -159,6 +161,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "scorers":
+        return import_module("pilotfish.scorers")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'pilotfish' has no attribute {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import demo, methods, models, route, serve, tasks, traffic
+from pilotfish.cli import demo, evaluate, methods, models, route, serve, tasks, traffic
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,9 @@ for command in (
     serve.key,
     methods.methods,
     demo.demo,
+    evaluate.evaluate,
+    evaluate.compare,
+    evaluate.forecast,
 ):
     app.command()(command)
 app.command("import")(traffic.import_)

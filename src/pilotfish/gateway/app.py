@@ -13,6 +13,7 @@ import orjson
 
 from pilotfish.errors import LogError, PilotfishError
 from pilotfish.gateway.admission import Receive, Scope, Send, respond
+from pilotfish.gateway.checks import Checks, make_checks
 from pilotfish.gateway.config import GatewayConfig, UpstreamConfig
 from pilotfish.gateway.feedback import give_feedback
 from pilotfish.gateway.keys import REFRESH_SECONDS
@@ -63,6 +64,7 @@ class Gateway:
         self._pages = pages
         self._proxy: Proxy | None = None
         self._log: TrafficLog | None = None
+        self._checks: Checks | None = None
         self._chores: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +92,7 @@ class Gateway:
             config.log.path,
             config.log.durability,
             mask=PatternMasker() if config.log.mask else None,
-            on_written=self._written if self._make_answerer is not None else None,
+            on_written=self._written if self._make_answerer is not None or config.checks is not None else None,
         )
         upstream = Upstream(config.upstream, lambda: self.metrics.add("upstream_retries_total"), self._around())
         upstream.open()
@@ -103,6 +105,8 @@ class Gateway:
             # At the large model's own endpoint too it has a circuit breaker of its own.
             fallback = Upstream(UpstreamConfig(**{**config.upstream.model_dump(), **own}))
             fallback.open()
+        if config.checks is not None:
+            self._checks = make_checks(config.checks, log, self.metrics)
         answerer = self._make_answerer(log) if self._make_answerer is not None else None
         self._log = log
         self._proxy = Proxy(config, log, upstream, fallback, answerer, self.metrics)
@@ -127,6 +131,9 @@ class Gateway:
         if students is not None:
             await students.close(self.config.server.shutdown_timeout_s)
         try:
+            if self._checks is not None:
+                await asyncio.to_thread(self._log.flush)
+                await asyncio.to_thread(self._checks.close)
             await asyncio.to_thread(self._log.close)
         except LogError as error:
             _logger.error("%s", error)
@@ -145,6 +152,8 @@ class Gateway:
     def _written(self, calls: Any) -> None:
         if self._proxy is not None and self._proxy.students is not None:
             self._proxy.students.written(calls)
+        if self._checks is not None:
+            self._checks.written(calls)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:

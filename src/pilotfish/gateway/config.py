@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pilotfish.errors import ConfigError
 
 __all__ = [
+    "ChecksConfig",
     "FallbackConfig",
     "GatewayConfig",
     "KeyConfig",
@@ -183,6 +184,25 @@ class TakeoverConfig(_Section):
         return self
 
 
+class ChecksConfig(_Section):
+    """Scores of a share of the answered calls, worked out apart from them.
+
+    Parameters
+    ----------
+    metrics : list of str
+        Methods of ``pilotfish methods`` that score answers without references.
+    share : float
+        Share of the calls that is scored.
+    nli, reader : Path or None, str or None
+        The entailment model and the small language model that some of them need, as of ``pilotfish evaluate``.
+    """
+
+    metrics: Annotated[list[str], Field(min_length=1)]
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    nli: Path | None = None
+    reader: str | None = None
+
+
 class ModelConfig(_Section):
     """A local model that answers under the section's name.
 
@@ -263,6 +283,7 @@ class GatewayConfig(_Section):
     log: LogConfig = LogConfig()
     student: StudentConfig = StudentConfig()
     takeover: TakeoverConfig = TakeoverConfig()
+    checks: ChecksConfig | None = None
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
     keys: dict[str, KeyConfig] = Field(default_factory=dict)

@@ -64,7 +64,8 @@ def build_onnx(
         Of the matrix products.
     poolings : sequence of str
         ``mean`` or ``max`` over the tokens of the last layer, or with ``@3`` of the third, ``@0`` of the embeddings.
-        Several are joined, each of unit length; layers above the highest one pooled are left out.
+        Several are joined, each of unit length; layers above the highest one pooled are left out. ``tokens``, alone,
+        pools nothing: each token's unit vector, float32 (n, length, hidden_size).
     calibration : sequence of sequences of int, optional
         Token ids of typical texts, special tokens included, for the ranges of int8 activations; by default random
         tokens, which cost a little accuracy.
@@ -155,6 +156,9 @@ class _Graph:
         """Pool layers over the tokens to unit vectors, joined as ``embedding``."""
         from onnx import TensorProto
 
+        if pooled[0][0] == "tokens":
+            self.add("LpNormalization", [pooled[0][1]], "embedding", axis=2, p=2)
+            return
         mask = self.add("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
         row = self.add("Unsqueeze", [mask, self.constant("axis", np.array([1], np.int64))], "mask.row")
         parts = []
@@ -177,12 +181,16 @@ def _parsed(poolings: Sequence[str], n_layers: int) -> list[tuple[str, int]]:
     """The kind and the layer of each pooling."""
     parsed = []
     for pooling in poolings:
-        match = re.fullmatch(r"(mean|max)(?:@(\d+))?", pooling)
+        match = re.fullmatch(r"(mean|max|tokens)(?:@(\d+))?", pooling)
         if match is None or int(match[2] or 0) > n_layers:
-            raise InputError(f"Pooling {pooling!r} is unknown: use mean or max, with @0 to @{n_layers} for a layer.")
+            raise InputError(
+                f"Pooling {pooling!r} is unknown: use mean, max or tokens, with @0 to @{n_layers} for a layer."
+            )
         parsed.append((match[1], n_layers if match[2] is None else int(match[2])))
     if not parsed:
         raise InputError("There are no poolings: give at least one, as mean.")
+    if len(parsed) > 1 and any(kind == "tokens" for kind, _ in parsed):
+        raise InputError(f"Poolings are {', '.join(poolings)}: give tokens alone.")
     return parsed
 
 
@@ -265,7 +273,8 @@ def _encoder(
         helper.make_tensor_value_info(name, TensorProto.INT32, ["n", "length"])
         for name in ("input_ids", "attention_mask")
     ]
-    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", size * len(pooled)])]
+    shape = ["n", "length", size] if pooled[0][0] == "tokens" else ["n", size * len(pooled)]
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, shape)]
     made = helper.make_model(
         helper.make_graph(graph.nodes, "bert", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(_CONTRIB, 1)],

@@ -38,7 +38,7 @@ class OnnxEmbedder:
     poolings : sequence of str
         ``mean`` or ``max`` over the tokens of the last layer, or with ``@3`` of the third, ``@0`` of the embeddings.
         The vectors of several are joined, each of unit length; layers above the highest one pooled are not computed.
-        An ``.onnx`` file keeps its own.
+        An ``.onnx`` file keeps its own. With ``tokens``, alone, use :meth:`token_ids` and :meth:`token_vectors`.
     max_length : int
         Tokens kept of each text, special tokens included; at most as many as the model has positions. Of a longer text
         only the first ``128 * max_length`` characters are looked at.
@@ -70,12 +70,13 @@ class OnnxEmbedder:
         self.max_length = max_length
         self.n_threads = n_threads
         self._loaded: tuple[Any, Any] | None = None
+        self._whole: Any = None
         self._lock = threading.Lock()
 
     @property
     def n_dimensions(self) -> int:
         """Length of each vector."""
-        return int(self._parts()[1].get_outputs()[0].shape[1])
+        return int(self._parts()[1].get_outputs()[0].shape[-1])
 
     def embed(self, texts: Sequence[str]) -> _Vectors:
         """Embed a batch as an array (n, n_dimensions) of unit vectors, one for each pooling.
@@ -98,6 +99,50 @@ class OnnxEmbedder:
                 line[: lengths[row]] = ids[row]
             mask = (np.arange(longest) < lengths[rows, None]).astype(np.int32)
             vectors[rows] = session.run(["embedding"], {"input_ids": tokens, "attention_mask": mask})[0]
+        return vectors
+
+    @property
+    def window(self) -> int:
+        """Most tokens that one run reads: ``max_length``, or the model's positions where those are fewer."""
+        session = self._parts()[1]
+        return min(
+            self.max_length, int(session.get_modelmeta().custom_metadata_map.get("n_positions", self.max_length))
+        )
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as the model reads it: special tokens included, cut at ``max_length``."""
+        return _token_ids(self._parts()[0], _checked(texts), special=True)
+
+    def all_token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each whole text, without special tokens and never cut."""
+        folder = catalog.resolve(self.model)
+        if self._whole is None:
+            self._whole = _tokenizer((folder.parent if folder.is_file() else folder) / "tokenizer.json")
+        return _token_ids(self._whole, _checked(texts), special=False)
+
+    def token_vectors(self, ids: Sequence[Sequence[int]]) -> list[_Vectors]:
+        """Unit vector of each token, (n_tokens, n_dimensions) a text, from token ids; texts of like length together.
+
+        Raises
+        ------
+        InputError
+            When the model was not made with the pooling ``tokens``.
+        """
+        _, session = self._parts()
+        if len(session.get_outputs()[0].shape) != 3:
+            raise InputError(f"OnnxEmbedder poolings are {tuple(self.poolings)}: use ('tokens',).")
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        vectors: list[_Vectors] = [np.empty((0, self.n_dimensions), dtype=np.float32)] * len(ids)
+        for rows in _batches(lengths[lengths > 0]):
+            rows = np.flatnonzero(lengths > 0)[rows]
+            longest = int(lengths[rows].max())
+            tokens = np.zeros((rows.size, longest), dtype=np.int32)
+            for line, row in zip(tokens, rows, strict=True):
+                line[: lengths[row]] = ids[row]
+            mask = (np.arange(longest) < lengths[rows, None]).astype(np.int32)
+            found = session.run(["embedding"], {"input_ids": tokens, "attention_mask": mask})[0]
+            for row, part in zip(rows, found, strict=True):
+                vectors[row] = part[: lengths[row]]
         return vectors
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pilotfish.scorers.quality import KernelQuality
 from pilotfish.types import Exchange
 
 __all__ = [
+    "EQUATION",
     "AnswerQuality",
     "CalibratedConfidence",
     "ExpectedWork",
@@ -27,13 +28,14 @@ __all__ = [
     "VerbalisedConfidence",
     "answer_form",
     "final_answer",
+    "worked_out",
     "wrong_equations",
 ]
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _FINAL = re.compile(r"(?:####|answer is|answer:|\bA:)\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?|\(?[A-Ha-h]\)?\b)", re.IGNORECASE)
 _TAGGED = re.compile(r"<<([^=<>]+)=([^<>]+)>>")
-_EQUATION = re.compile(
+EQUATION = re.compile(
     r"((?:\$?\(?\d[\d,.]*%?\)?\s*[-+*/x\u00d7\u00f7]\s*)+\$?\(?\d[\d,.]*%?\)?)\s*=\s*\$?\s*(-?\d[\d,]*\.?\d*)"
 )
 
@@ -173,7 +175,7 @@ def final_answer(text: str) -> str:
         return last.strip("()").casefold()
 
 
-def _worked_out(expression: str) -> float | None:
+def worked_out(expression: str) -> float | None:
     """Value of sums and products of numbers; None for anything else."""
     plain = re.sub(r"(\d)%", r"\1/100", expression.replace("x", "*").replace("\u00d7", "*").replace("\u00f7", "/"))
     plain = plain.replace("$", "").replace(",", "").strip()
@@ -212,8 +214,8 @@ def wrong_equations(text: str) -> tuple[int, int]:
     (1, 1)
     """
     right = wrong = 0
-    for expression, result in [*_TAGGED.findall(text), *_EQUATION.findall(_TAGGED.sub("", text))]:
-        value = _worked_out(expression)
+    for expression, result in [*_TAGGED.findall(text), *EQUATION.findall(_TAGGED.sub("", text))]:
+        value = worked_out(expression)
         stated = _NUMBER.findall(result)
         if value is None or not stated:
             continue
@@ -357,7 +359,7 @@ def _work(answer: str) -> list[float]:
         size = math.log1p(abs(float(last)))
     except ValueError:
         size = 0.0
-    shown = [expression for expression, _ in [*_TAGGED.findall(answer), *_EQUATION.findall(answer)]]
+    shown = [expression for expression, _ in [*_TAGGED.findall(answer), *EQUATION.findall(answer)]]
     steps = len(set(re.findall(r"=\s*\$?\s*(-?\d[\d,.]*)", answer)))
     joined = " ".join(shown)
     return [float(steps), math.log1p(len(answer)), float("." in joined), float("/" in joined), size]

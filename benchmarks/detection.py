@@ -1,0 +1,83 @@
+"""Machine-text detection by a small language model, beside published figures of larger ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.figures import Run
+from pilotfish.errors import PilotfishError
+from pilotfish.models.reading import CausalReader, Reading
+from pilotfish.scorers.likelihood import MachineText
+from pilotfish.scorers.reference import Length
+from pilotfish.statistics import auroc, auroc_interval
+from pilotfish.types import Exchange, Reply, Request
+
+SCORER = "smollm2-135m-instruct"
+KINDS = ("curvature", "likelihood", "log_rank", "rank")
+_PUBLISHED = {
+    "curvature": "gpt-j-6B_gpt-neo-2.7B.sampling_discrepancy_analytic",
+    "likelihood": "gpt-neo-2.7B.likelihood",
+    "log_rank": "gpt-neo-2.7B.logrank",
+    "rank": "gpt-neo-2.7B.rank",
+}
+
+
+def main(run: Run) -> None:
+    n_pairs = 6 if run.quick else 25
+    published = {r["run"]: float(r["roc_auc"]) for r in run.rows("mgt_fastdetect/published_metrics.jsonl.gz")}
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in run.rows("mgt_fastdetect/pairs.jsonl.gz"):
+        groups.setdefault((row["domain"], row["model"]), []).append(row)
+    reader, rows = CausalReader(SCORER, max_length=256), []
+    for (domain, model), pairs in sorted(groups.items()):
+        if run.quick and domain != "xsum":
+            continue
+        part = pairs[:n_pairs]
+        items = [Exchange(Request.of("Write."), Reply(r[side][:900])) for side in ("human", "machine") for r in part]
+        labels = np.repeat([0.0, 1.0], len(part))
+        try:
+            readings = reader.read([e.reply.text for e in items])
+        except PilotfishError as error:
+            print(f"no language model: {error}")
+            return
+        known = _Known(readings)
+        found = {kind: MachineText(known, kind).score(items) for kind in KINDS}
+        length = auroc(Length().score(items), labels)
+        theirs = {kind: published.get(f"{domain}_{model}.{name}") for kind, name in _PUBLISHED.items()}
+        rows.append((found, labels, theirs, max(length, 1 - length)))
+        shown = ", ".join(f"{k} {auroc(s, labels):.3f} (published {_text(theirs[k])})" for k, s in found.items())
+        print(f"{domain}/{model}: {shown}; length {rows[-1][3]:.3f}", flush=True)
+    values = [auroc_interval(found["curvature"], labels, n_resamples=200) for found, labels, _, _ in rows]
+    theirs = [t["curvature"] for _, _, t, _ in rows if t["curvature"] is not None]
+    run.figure(
+        "detection_auroc",
+        float(np.mean([v.value for v in values])),
+        unit="mean AUROC of curvature",
+        better="higher",
+        n=sum(v.n for v in values),
+        low=float(np.mean([v.low for v in values])),
+        high=float(np.mean([v.high for v in values])),
+        peer="Fast-DetectGPT with 6B and 2.7B models, whole texts",
+        peer_value=float(np.mean(theirs)) if theirs else None,
+        peer_source="published (Bao et al. 2024, recorded with the data)",
+        likelihood=float(np.mean([auroc(found["likelihood"], labels) for found, labels, _, _ in rows])),
+        length_alone=float(np.mean([length for *_, length in rows])),
+        scorer=SCORER,
+        note="the first 900 characters of each text",
+    )
+
+
+class _Known:
+    """Readings that are there already."""
+
+    def __init__(self, readings: list[Reading]) -> None:
+        self.readings = readings
+
+    def read(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[Reading]:  # noqa: ARG002
+        return self.readings
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""Parts of the benchmarks of evaluation: human judgements, features of outputs, and the peer."""

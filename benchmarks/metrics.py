@@ -1,0 +1,245 @@
+"""Metrics with references: identity and speed beside bert-score, and agreement with human judgements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.figures import Run, bootstrap
+from benchmarks.judged.features import NAMES, columns, exchange, pair_line, ridge_by_fold, source_columns
+from benchmarks.judged.peer import bert_score
+from pilotfish.errors import PilotfishError
+from pilotfish.models import catalog
+from pilotfish.scorers.bertscore import BertScore
+from pilotfish.statistics import segment_correlation, system_correlation, wmt_kendall
+
+LANGUAGES = ("gu", "kk", "lt")
+# BERTScore with a large encoder, segment level, as published for to-English pairs.
+_PUBLISHED_WMT = {"gu": 0.292, "kk": 0.351, "lt": 0.381}
+_WMT_SOURCE = "published (Rei et al. 2020, arXiv:2009.09025, table of WMT19 into English)"
+_SUMMEVAL_SOURCE = "published (Zhong et al. 2022, arXiv:2210.07197, table 1: mean of four dimensions)"
+_DIMENSIONS = ("coherence", "consistency", "fluency", "relevance")
+
+
+def main(run: Run) -> None:
+    if run.wants("bertscore"):
+        identity(run)
+    if run.wants("bartscore"):
+        bartscore(run)
+    if run.wants("wmt19"):
+        wmt19(run)
+    if run.wants("summaries"):
+        summeval(run)
+        realsumm(run)
+
+
+def _sampled(run: Run, n: int, language: str) -> list[dict[str, object]]:
+    rows = list(run.rows(f"summ_mt_human/wmt19_{language}-en.jsonl.gz"))
+    if n >= len(rows):
+        return rows
+    return [rows[i] for i in np.sort(np.random.default_rng(0).permutation(len(rows))[:n])]
+
+
+def identity(run: Run) -> None:
+    """The same values as bert-score, and pairs per second, on short and on long texts, two threads each."""
+    short = [(r["better"]["sys"], r["ref"]) for r in _sampled(run, 150 if run.quick else 600, "lt")]
+    documents = list(run.rows("summ_mt_human/summeval.jsonl.gz"))[: 3 if run.quick else 10]
+    long = [
+        (str(s["sys_summ"]), " ".join(str(d["src"]).split()[:300]))
+        for d in documents
+        for s in list(d["sys_summs"].values())[:8]
+    ]
+    pairs = {"short": short, "long": long}
+    threads, repeats = 2, 1 if run.quick else 3
+    peer = bert_score(pairs, threads, repeats)
+    worst, ratios, int8 = 0.0, {}, {}
+    for name, part in pairs.items():
+        items = [exchange(a, [b]) for a, b in part]
+        seconds = {}
+        for precision in ("fp32", "int8"):
+            metric = BertScore(precision=precision, n_threads=threads)
+            metric.score(items[:2])
+            times = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                metric.score(items)
+                times.append(time.perf_counter() - started)
+            seconds[precision] = min(times)
+            if precision == "fp32":
+                exact = metric.detail_
+            else:
+                int8[name] = (metric.detail_["f1"], exact["f1"])
+        if peer is not None:
+            theirs = dict(zip(("precision", "recall", "f1"), np.array(peer[name]["scores"]), strict=True))
+            difference = max(float(np.abs(exact[k] - theirs[k]).max()) for k in theirs)
+            worst = max(worst, difference)
+            ratios[name] = peer[name]["seconds"] / seconds["fp32"]
+            print(
+                f"{name}: {len(part)} pairs, {len(part) / seconds['fp32']:.0f} pairs/s fp32, "
+                f"{len(part) / seconds['int8']:.0f} int8, bert-score {len(part) / peer[name]['seconds']:.0f}; "
+                f"largest difference {difference:.1e}"
+            )
+    n = len(short) + len(long)
+    told = {"peer": peer["version"], "peer_source": "measured"} if peer else {}
+    if peer is not None:
+        run.figure("bertscore_max_difference", worst, unit="score", better="lower", n=n, target=1e-4, **told)
+        for name, figure in (("short", "bertscore_speed_ratio"), ("long", "bertscore_speed_ratio_long")):
+            run.figure(
+                figure, ratios[name], unit="times its pairs/s", better="higher", n=len(pairs[name]), target=3.0, **told
+            )
+    mixed = [np.concatenate([int8[name][k] for name in pairs]) for k in (0, 1)]
+    loss = 1 - float(np.corrcoef(*mixed)[0, 1])
+    run.figure("bertscore_int8_correlation_loss", loss, unit="1 - Pearson", better="lower", n=n, target=0.005)
+    [graph] = catalog.resolve("all-minilm-l6-v2").glob("pilotfish-int8-tokens.onnx")
+    run.figure("bertscore_int8_megabytes", graph.stat().st_size / 1e6, unit="MB", better="lower", n=1, target=100)
+
+
+def bartscore(run: Run) -> None:
+    """Mean log-probabilities against transformers' own loss, one pair at a time."""
+    from pilotfish.models.reading import CausalReader
+    from pilotfish.scorers.likelihood import BartScore
+
+    rows = _sampled(run, 12 if run.quick else 60, "lt")
+    items = [exchange(str(r["better"]["sys"]), [str(r["ref"])]) for r in rows]
+    try:
+        reader = CausalReader("smollm2-135m-instruct")
+        ours = BartScore(reader, "precision").score(items)
+    except PilotfishError as error:
+        print(f"no language model: {error}")
+        return
+    import torch
+
+    tokenizer, model = reader.model._parts()  # type: ignore[union-attr]
+    theirs = []
+    for e in items:
+        head = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        given = head + tokenizer(e.references[0] + "\n\nIn other words: ", add_special_tokens=False)["input_ids"]
+        ids = given + tokenizer(e.reply.text, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            labels = torch.tensor([[-100] * len(given) + ids[len(given) :]])
+            theirs.append(-float(model(torch.tensor([ids]), labels=labels).loss))
+    difference = float(np.abs(ours - np.array(theirs)).max())
+    run.figure(
+        "bartscore_max_difference",
+        difference,
+        unit="nats per token",
+        better="lower",
+        n=len(items),
+        peer="transformers' loss",
+        peer_source="measured",
+        target=1e-3,
+    )
+
+
+def wmt19(run: Run) -> None:
+    """Segment-level Kendall on three language pairs; the combination is learned on the two others: no system shared."""
+    better, worse = {}, {}
+    for language in LANGUAGES:
+        rows = _sampled(run, 250 if run.quick else 4000, language)
+        made = {(str(r[s]["sys"]), str(r["ref"])) for r in rows for s in ("better", "worse")}
+        keys = sorted(made)
+        table = dict(zip(keys, columns([exchange(text, [ref]) for text, ref in keys]), strict=True))
+        better[language] = np.array([table[str(r["better"]["sys"]), str(r["ref"])] for r in rows])
+        worse[language] = np.array([table[str(r["worse"]["sys"]), str(r["ref"])] for r in rows])
+    found: dict[str, list[float]] = {name: [] for name in (*NAMES, "combination")}
+    wins = []
+    for language in LANGUAGES:
+        others = [x for x in LANGUAGES if x != language]
+        line = pair_line(*(np.concatenate([part[x] for x in others]) for part in (better, worse)))
+        b, w = better[language] @ line, worse[language] @ line
+        found["combination"].append(wmt_kendall(b, w))
+        wins.append(np.where(b > w, 1.0, -1.0))
+        for k, name in enumerate(NAMES):
+            found[name].append(wmt_kendall(better[language][:, k], worse[language][:, k]))
+    print(f"{'WMT19 segment Kendall':24s} {'gu-en':>7s} {'kk-en':>7s} {'lt-en':>7s} {'mean':>7s}")
+    for name, values in found.items():
+        print(f"{name:24s} " + " ".join(f"{v:7.3f}" for v in (*values, float(np.mean(values)))))
+    print(f"{'BERTScore, published':24s} " + " ".join(f"{_PUBLISHED_WMT[x]:7.3f}" for x in LANGUAGES))
+    half = [bootstrap(w) for w in wins]
+    run.figure(
+        "wmt19_kendall",
+        float(np.mean(found["combination"])),
+        unit="mean segment Kendall (WMT)",
+        better="higher",
+        n=sum(map(len, wins)),
+        low=float(np.mean([h[0] for h in half])),
+        high=float(np.mean([h[1] for h in half])),
+        peer="BERTScore, large encoder",
+        peer_value=float(np.mean(list(_PUBLISHED_WMT.values()))),
+        peer_source=_WMT_SOURCE,
+        bertscore_minilm=float(np.mean(found["bertscore"])),
+        chrf=float(np.mean(found["chrF"])),
+        bleu=float(np.mean(found["BLEU"])),
+        by_pair=dict(zip(LANGUAGES, (round(v, 4) for v in found["combination"]), strict=True)),
+        note="learned on the two other language pairs, whose systems are others",
+    )
+
+
+def _grid(run: Run, name: str, n: int, scored: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray], list[str]]:
+    """Columns (n_segments, n_systems, d) and human scores (n_segments, n_systems) of a set of summaries."""
+    documents = list(run.rows(f"summ_mt_human/{name}.jsonl.gz"))[:n]
+    systems = sorted(documents[0]["sys_summs"])
+    items = [
+        exchange(str(d["sys_summs"][s]["sys_summ"]), d.get("ref_summs") or [d["ref_summ"]], str(d["src"]))
+        for d in documents
+        for s in systems
+    ]
+    made = np.column_stack([columns(items), source_columns(items)])
+    human = {k: np.array([[d["sys_summs"][s]["scores"][k] for s in systems] for d in documents]) for k in scored}
+    return made.reshape(len(documents), len(systems), -1), human, systems
+
+
+def summeval(run: Run) -> None:
+    """Summary-level Kendall on four dimensions; the combination is learned on the other systems."""
+    made, human, systems = _grid(run, "summeval", 20 if run.quick else 100, _DIMENSIONS)
+    folds = np.random.default_rng(0).permutation(len(systems)) % 4
+    print(f"{'SummEval Kendall':24s} " + " ".join(f"{d[:9]:>10s}" for d in _DIMENSIONS) + "       mean     system")
+    rows: dict[str, list[float]] = {}
+    for k, name in enumerate(NAMES):
+        rows[name] = [segment_correlation(made[..., k], human[d]).value for d in _DIMENSIONS]
+        told = np.mean([system_correlation(made[..., k], human[d]) for d in _DIMENSIONS])
+        print(f"{name:24s} " + " ".join(f"{v:10.3f}" for v in (*rows[name], np.mean(rows[name]), told)))
+    learned = {d: ridge_by_fold(made, human[d], folds) for d in _DIMENSIONS}
+    found = [segment_correlation(learned[d], human[d]) for d in _DIMENSIONS]
+    told = np.mean([system_correlation(learned[d], human[d]) for d in _DIMENSIONS])
+    values = [f.value for f in found]
+    print(f"{'combination':24s} " + " ".join(f"{v:10.3f}" for v in (*values, np.mean(values), told)))
+    run.figure(
+        "summeval_kendall",
+        float(np.mean(values)),
+        unit="mean summary-level Kendall of four dimensions",
+        better="higher",
+        n=found[0].n,
+        low=float(np.mean([f.low for f in found])),
+        high=float(np.mean([f.high for f in found])),
+        peer="BERTScore, large encoder",
+        peer_value=0.175,
+        peer_source=_SUMMEVAL_SOURCE,
+        bertscore_minilm=float(np.mean(rows["bertscore"])),
+        rouge=float(np.mean(rows["ROUGE-L"])),
+        note="four folds of systems; the combination is scored on systems it was not learned from",
+    )
+
+
+def realsumm(run: Run) -> None:
+    """Summary-level Kendall with lite pyramid recall."""
+    made, human, systems = _grid(run, "realsumm", 20 if run.quick else 100, ("litepyramid_recall",))
+    truth = human["litepyramid_recall"]
+    folds = np.random.default_rng(0).permutation(len(systems)) % 4
+    found = segment_correlation(ridge_by_fold(made, truth, folds), truth)
+    by_name = {name: segment_correlation(made[..., k], truth).value for k, name in enumerate(NAMES)}
+    print("REALSumm Kendall: " + ", ".join(f"{name} {v:.3f}" for name, v in by_name.items()))
+    run.figure(
+        "realsumm_kendall",
+        found.value,
+        unit="summary-level Kendall",
+        better="higher",
+        n=found.n,
+        low=found.low,
+        high=found.high,
+        bertscore_minilm=by_name["bertscore"],
+        rouge=by_name["ROUGE-L"],
+        note="four folds of systems",
+    )

@@ -1,0 +1,213 @@
+"""How sure a small model's answers are: real generations, AUROC of being right, calibration on average and by group.
+
+Generations are kept outside the repository, in the cache beside the models, and made a few at a time: stop and start
+again as often as wanted. ``--only make`` makes more; every other part scores what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import Run
+from pilotfish.models import catalog
+from pilotfish.models.gguf import GGUFModel
+from pilotfish.protocols import FloatArray
+from pilotfish.scorers.agreement import Agreement
+from pilotfish.scorers.answers import MeanLogProb, final_answer
+from pilotfish.scorers.calibration import GroupCalibration, PlattCalibration, calibration_error, grouping_loss
+from pilotfish.scorers.likelihood import NegativePerplexity, TokenEntropy
+from pilotfish.scorers.reference import Length
+from pilotfish.scorers.selfcheck import SelfCheck, SemanticEntropy
+from pilotfish.statistics import auroc_interval
+from pilotfish.types import Exchange, Reply, Request, TokenLogProb
+
+MODEL = "qwen2.5-coder-0.5b-instruct"
+N_SAMPLES = 5
+_LETTER = "Answer with the letter only."
+_LINE = "Write the calculation with its result on one line, such as 3 + 4 = 7, and nothing else."
+_STEPS = "Solve it in at most four short steps. End with 'The answer is ' and the number."
+_LENGTHS = {"commonsenseqa": 2, "svamp": 30, "gsm8k": 160}
+# Of the set whose answers are long, one question for so many of the others.
+_SHORT_A_LONG = 4
+
+
+def main(run: Run) -> None:
+    n_each = 20 if run.quick else 500
+    # A full run generates for as long as it may, and goes on where the last one stopped.
+    seconds = 20.0 if run.quick else 480.0
+    if "make" in run.only:
+        seconds = 420.0
+    if run.wants("make"):
+        make(run, n_each, seconds)
+    if run.only != {"make"}:
+        score(run)
+
+
+def _place() -> Path:
+    return catalog.cache_dir("x").parent.parent / "benchmarks" / "uncertainty.jsonl"
+
+
+def questions(run: Run, n_each: int) -> Iterator[dict[str, str]]:
+    """Questions of the three sets in turn, fewer of the set whose answers are long."""
+    sets: dict[str, list[dict[str, str]]] = {"commonsenseqa": [], "svamp": [], "gsm8k": []}
+    for row in run.rows("commonsenseqa/dev_rand_split.jsonl.gz"):
+        asked = row["question"]
+        options = "\n".join(f"{c['label']}. {c['text']}" for c in asked["choices"])
+        prompt = (
+            f"{asked['stem']}\n{options}\nThink in one short sentence, then end with 'The answer is ' and the letter."
+        )
+        sets["commonsenseqa"].append({"prompt": prompt, "gold": row["answerKey"].lower()})
+    for row in run.rows("svamp/svamp.jsonl.gz"):
+        gold = final_answer(str(row["Answer"]))
+        sets["svamp"].append({"prompt": f"{row['Body']} {row['Question']}\n{_LINE}", "gold": gold})
+    for row in run.rows("gsm8k/test.jsonl.gz"):
+        sets["gsm8k"].append({"prompt": f"{row['question']}\n{_STEPS}", "gold": final_answer(row["answer"])})
+    chosen = {
+        name: [{"set": name, **rows[i]} for i in np.random.default_rng(0).permutation(len(rows))[:n_each]]
+        for name, rows in sets.items()
+    }
+    steps = {"commonsenseqa": _SHORT_A_LONG, "svamp": _SHORT_A_LONG, "gsm8k": 1}
+    while any(chosen.values()):
+        for name, n in steps.items():
+            yield from chosen[name][:n]
+            del chosen[name][:n]
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    if not _place().is_file():
+        return {}
+    rows = []
+    for line in _place().read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # a line that a stop cut off
+    return {row["prompt"]: row for row in rows}
+
+
+def make(run: Run, n_each: int, seconds: float) -> None:
+    """Generate an answer and five samples to each question, appended one by one."""
+    known, n_made = _known(), 0
+    todo = [row for row in questions(run, n_each) if row["prompt"] not in known]
+    started = time.monotonic()
+    _place().parent.mkdir(parents=True, exist_ok=True)
+    n_threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or None
+    with (
+        GGUFModel(MODEL, n_ctx=1024, n_parallel=6, n_threads=n_threads) as model,
+        _place().open("a", encoding="utf-8") as out,
+    ):
+        for row in todo:
+            if time.monotonic() - started > seconds:
+                break
+            held = {"choices": list("ABCDE")} if row["set"] == "commonsenseqa" else {}
+            ask = Request.of(row["prompt"], max_tokens=_LENGTHS[row["set"]], log_probs=5, extra=held)
+            replies = model.generate(
+                [ask.replace(temperature=0.0), *(ask.replace(temperature=0.7, seed=k + 1) for k in range(N_SAMPLES))]
+            )
+            made = [
+                {"text": r.text, "log_probs": [[t.log_prob, *(p for _, p in t.top)] for t in r.log_probs]}
+                for r in replies
+            ]
+            out.write(json.dumps({**row, "replies": made}) + "\n")
+            out.flush()
+            n_made += 1
+    spent = time.monotonic() - started
+    print(f"made {n_made} in {spent:.0f} s, {len(known) + n_made} in all; {len(todo) - n_made} to go")
+
+
+def _kept(reply: Reply) -> dict[str, Any]:
+    tokens = [[t.log_prob, *(log_prob for _, log_prob in t.top)] for t in reply.log_probs]
+    return {"text": reply.text, "log_probs": tokens}
+
+
+def _reply(made: dict[str, Any]) -> Reply:
+    tokens = tuple(TokenLogProb("", min(0.0, p), tuple(("", q) for q in top)) for p, *top in made["log_probs"])
+    return Reply(made["text"], log_probs=tokens)
+
+
+def score(run: Run) -> None:
+    """AUROC of every scorer and of a line through them; calibration and grouping loss on halves not learned from."""
+    rows = list(_known().values())
+    if run.quick:
+        rows = rows[:200]
+    labels = np.array([float(final_answer(r["replies"][0]["text"]) == r["gold"]) for r in rows])
+    if len(rows) < 40 or labels.min() == labels.max():
+        print(f"{len(rows)} generations are too few: run 'python -m benchmarks uncertainty --only make' first")
+        return
+    items = []
+    for row in rows:
+        first, *samples = map(_reply, row["replies"])
+        items.append(Exchange(Request.of(row["prompt"]), first, (), samples))
+    scorers = {
+        "length": Length(),
+        "mean log-prob": MeanLogProb(),
+        "least log-prob": MeanLogProb(least=True),
+        "perplexity": NegativePerplexity(),
+        "token entropy": TokenEntropy(),
+        "agreement": Agreement(),
+        "selfcheck n-gram": SelfCheck(),
+        "semantic entropy": SemanticEntropy(),
+        "semantic entropy, likelihood": SemanticEntropy(weights="likelihood"),
+    }
+    table = np.column_stack([s.score(items) for s in scorers.values()])
+    table = np.where(np.isfinite(table), table, np.nanmean(table, axis=0))
+    sets = sorted({r["set"] for r in rows})
+    kinds = np.array([[float(r["set"] == s) for s in sets] for r in rows])
+    joined, confidence, by_group = _crossed(table[:, 1:], labels, kinds)
+    for name in sets:
+        at = np.array([r["set"] == name for r in rows])
+        print(f"{name}: {at.sum()} answers, {labels[at].mean():.1%} right")
+    found = {name: auroc_interval(table[:, k], labels) for k, name in enumerate(scorers)}
+    found["line through all but length"] = auroc_interval(joined, labels)
+    for name, value in found.items():
+        inside = []
+        for s in sets:
+            at = np.array([r["set"] == s for r in rows])
+            column = joined if name.startswith("line") else table[:, list(scorers).index(name)]
+            if 0 < labels[at].sum() < at.sum():
+                inside.append(f"{s} {auroc_interval(column[at], labels[at], n_resamples=2).value:.3f}")
+        print(f"{name:30s} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}]  {', '.join(inside)}")
+    best = found["line through all but length"]
+    flipped = max(found["length"].value, 1 - found["length"].value)
+    common = {"n": len(rows), "model": MODEL, "samples": N_SAMPLES}
+    run.figure(
+        "auroc", best.value, unit="AUROC of being right", better="higher", low=best.low, high=best.high,
+        mean_log_prob=found["mean log-prob"].value, semantic_entropy=found["semantic entropy"].value, **common,
+    )  # fmt: skip
+    run.figure("auroc_length_only", flipped, unit="AUROC, better direction", better="lower", **common)
+    names = [r["set"] for r in rows]
+    run.figure(
+        "ece", calibration_error(confidence, labels), unit="expected calibration error", better="lower", target=0.05,
+        **common,
+    )  # fmt: skip
+    run.figure(
+        "grouping_loss", grouping_loss(by_group, labels, names), unit="squared probability", better="lower",
+        before=grouping_loss(confidence, labels, names), ece=calibration_error(by_group, labels), **common,
+    )  # fmt: skip
+
+
+def _crossed(table: FloatArray, labels: FloatArray, kinds: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """A line, its calibration, and its calibration by group, each item's from folds that do not hold it."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
+    joined, plain, grouped = (np.empty(labels.size) for _ in range(3))
+    x = (table - table.mean(axis=0)) / (table.std(axis=0) + 1e-9)
+    for learn, apply in StratifiedKFold(5, shuffle=True, random_state=0).split(x, labels):
+        inner = np.empty(learn.size)
+        for a, b in StratifiedKFold(4, shuffle=True, random_state=1).split(x[learn], labels[learn]):
+            line = LogisticRegression(C=0.1).fit(x[learn][a], labels[learn][a])
+            inner[b] = line.decision_function(x[learn][b])
+        line = LogisticRegression(C=0.1).fit(x[learn], labels[learn])
+        joined[apply] = line.decision_function(x[apply])
+        plain[apply] = PlattCalibration().fit(inner, labels[learn]).predict(joined[apply])
+        groups = GroupCalibration(min_leaf=20).fit(inner, labels[learn], kinds[learn])
+        grouped[apply] = groups.predict(joined[apply], kinds[apply])
+    return joined, plain, grouped

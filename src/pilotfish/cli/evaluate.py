@@ -1,0 +1,209 @@
+"""Commands on evaluation: score outputs, compare two systems, forecast a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pilotfish.errors import InputError, missing_extra
+
+if TYPE_CHECKING:
+    from pilotfish.evaluate import Evaluation
+    from pilotfish.protocols import Model
+
+__all__ = ["compare", "evaluate", "forecast"]
+
+Metrics = Annotated[str, typer.Option("--metrics", "-m", help="names, comma-separated, of 'pilotfish methods'")]
+Nli = Annotated[str, typer.Option("--nli", help="entailment model: a folder, or a name of the hub")]
+Judge = Annotated[str, typer.Option("--judge", help="small, or names of the catalog or GGUF files, comma-separated")]
+Reader = Annotated[str, typer.Option("--reader", help="small language model that reads texts, by name or file")]
+Vectors = Annotated[str, typer.Option("--embedder", help="static, minilm, or a folder")]
+_SMALL_JUDGE = "smollm2-135m-instruct"
+
+
+def evaluate(
+    outputs: Annotated[Path, typer.Argument(help="JSON lines: output, prompt, references, samples, context, label")],
+    metrics: Metrics = "rouge,chrf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="scores: .parquet, .csv or .jsonl")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
+    nli: Nli = "",
+    judge: Judge = "",
+    reader: Reader = "",
+    embedder: Vectors = "",
+    encoder: Annotated[str, typer.Option("--encoder", help="encoder of bertscore")] = "minilm",
+    seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
+) -> None:
+    """Score given outputs; nothing is generated. Length and majority baselines stand beside every metric."""
+    from rich.table import Table as Grid
+
+    from pilotfish.cli.output import console, write_text
+    from pilotfish.evaluate import evaluate as run
+    from pilotfish.evaluate import read_outputs
+    from pilotfish.evaluation_page import evaluation_page
+    from pilotfish.methods.build import make_metrics
+
+    if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
+        raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
+    scorers = make_metrics(_names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder})
+    done = run(read_outputs(outputs), scorers, seed=seed)
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("metric", no_wrap=True)
+    for name in ("mean", "low", "high", "missing", "AUROC", "matched", "ECE", "human"):
+        grid.add_column(name, justify="right")
+    for row in done.rows:
+        mean = row.mean
+        grid.add_row(
+            row.name,
+            "-" if mean is None else f"{mean.value:.4g}",
+            "-" if mean is None else f"{mean.low:.4g}",
+            "-" if mean is None else f"{mean.high:.4g}",
+            str(row.n_missing),
+            "-" if row.auroc is None else f"{row.auroc.value:.3f}",
+            _shown(row.auroc_matched),
+            _shown(row.error),
+            _shown(row.human),
+        )
+    console.print(grid)
+    if done.majority is not None:
+        console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
+    console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    for name in [row.name for row in done.rows if row.mean is None]:
+        console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
+    for name, why in done.failures.items():
+        console.print(f"Not measured: {name}. {why}")
+    if out is not None:
+        _write_scores(out, done)
+        console.print(f"Wrote {out}.")
+    if report is not None:
+        write_text(report, evaluation_page(done, f"Evaluation of {outputs.name}"))
+        console.print(f"Wrote {report}.")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="outputs of the first system, JSON lines")],
+    second: Annotated[Path, typer.Argument(help="outputs of the second, with the same ids or in the same order")],
+    metrics: Annotated[str, typer.Option("--metrics", "-m", help="names, comma-separated; none by default")] = "",
+    judge: Judge = "",
+    interval: Annotated[float, typer.Option("--interval", help="confidence in percent")] = 95.0,
+    nli: Nli = "",
+    reader: Reader = "",
+    embedder: Vectors = "",
+    seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
+) -> None:
+    """Say whether one system's outputs are better than another's, by metrics and judges, with intervals."""
+    from rich.table import Table as Grid
+
+    from pilotfish.cli.output import console
+    from pilotfish.evaluate import compare_outputs, read_outputs
+    from pilotfish.methods.build import make_metrics
+    from pilotfish.scorers.judges import PairJudge
+
+    if not 50 <= interval < 100:
+        raise InputError(f"--interval is {interval:g}: give a confidence of 50 to 99.9 percent.")
+    if not metrics and not judge:
+        raise InputError("There is nothing to compare by: give --metrics or --judge.")
+    parts = _parts(nli, "", reader, embedder)
+    scorers = make_metrics(_names(metrics), parts) if metrics else {}
+    judges = [PairJudge(model) for model in _judges(judge)]
+    done = compare_outputs(read_outputs(first), read_outputs(second), scorers, judges, level=interval / 100, seed=seed)
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("metric", no_wrap=True)
+    for name in ("difference", "low", "high", "p", "wins", "ties", "losses", "missing"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for name, test in done.tests.items():
+        d = test.difference
+        counts = (test.wins, test.ties, test.losses, done.n_left_out[name])
+        numbers = [f"{v:+.4g}" for v in (d.value, d.low, d.high)]
+        grid.add_row(name, *numbers, f"{test.p_value:.4f}", *map(str, counts))
+    console.print(grid)
+    console.print(f"{done.n} prompts that both answered; first minus second, with {interval:g} % intervals.")
+    for name in done.tests:
+        console.print(f"{name}: {done.verdict(name)}{' (baseline)' if name == 'length' else ''}.")
+
+
+def forecast(
+    model_card: Annotated[Path, typer.Option("--model-card", help="TOML: parameters, [stated] scores, [models] sizes")],
+    proxies: Annotated[str, typer.Option("--proxies", help="small models with scores on every task, comma-separated")],
+    task: Annotated[Path, typer.Option("--task", help="JSON lines: query, task, scores of known models")],
+) -> None:
+    """Forecast how a large model would do on tasks, from small proxies and its card, before paying for it."""
+    from rich.table import Table as Grid
+
+    from pilotfish.cli.output import console
+    from pilotfish.forecast import forecast as run
+
+    done = run(model_card, _names(proxies), task)
+    grid = Grid("task", box=None, pad_edge=False, header_style="bold")
+    for name in ("forecast", "low", "high", "mean of known models", "nearest in size"):
+        grid.add_column(name, justify="right")
+    for row in done.rows:
+        grid.add_row(row.task, *(f"{v:.3f}" for v in (row.value, row.low, row.high, row.mean, row.nearest)))
+    console.print(grid)
+    console.print(done.note)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _judges(text: str) -> list[Model]:
+    from pilotfish.models.gguf import GGUFModel
+
+    return [GGUFModel(_SMALL_JUDGE if name == "small" else name, n_ctx=4096) for name in _names(text)]
+
+
+def _parts(nli: str, judge: str, reader: str, embedder: str) -> dict[str, Any]:
+    """The parts that options name; nothing is loaded before it is used."""
+    parts: dict[str, Any] = {}
+    if nli:
+        from pilotfish.scorers.entailment import HubEntailment, SmallEntailment
+
+        own = (Path(nli).expanduser() / "head.safetensors").is_file()
+        parts["entailment"] = SmallEntailment(Path(nli).expanduser()) if own else HubEntailment(nli)
+    if judge:
+        parts["judge"] = _judges(judge)[0]
+    if reader:
+        from pilotfish.models.reading import CausalReader
+
+        parts["reader"] = CausalReader(reader)
+    if embedder:
+        from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
+
+        named = {"static": StaticEmbedder, "minilm": OnnxEmbedder}
+        parts["embedder"] = named[embedder]() if embedder in named else OnnxEmbedder(embedder)
+    return parts
+
+
+def _write_scores(path: Path, done: Evaluation) -> None:
+    import csv
+    import io
+    import json
+    import os
+
+    from pilotfish.cli.output import write_text
+
+    rows = done.to_rows()
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise missing_extra("pyarrow", "parquet", "Writing parquet") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_name(f".{path.name}.{os.getpid()}")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), half)
+        half.replace(path)
+    elif path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
+    else:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,407 @@
+"""Score given outputs by any scorers, and compare two systems, with intervals and honest baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pilotfish.errors import InputError, PilotfishError
+from pilotfish.protocols import FloatArray, Scorer
+from pilotfish.scorers.calibration import IsotonicCalibration, PlattCalibration, calibration_error
+from pilotfish.scorers.judges import PairJudge
+from pilotfish.scorers.reference import Length
+from pilotfish.statistics import (
+    Interval,
+    PairedTest,
+    auroc,
+    auroc_interval,
+    length_matched,
+    mean_interval,
+    paired_test,
+)
+from pilotfish.types import Exchange, Message, Reply, Request, TokenLogProb
+
+__all__ = ["Comparison", "Evaluation", "MetricRow", "Outputs", "compare_outputs", "evaluate", "read_outputs"]
+
+_FIELDS = "id prompt messages output reference references samples context log_probs label human"
+_KNOWN = frozenset(_FIELDS.split())
+_FEW_LABELS = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """Texts to score, with what is known of them.
+
+    Parameters
+    ----------
+    items : list of Exchange
+        What was asked and answered, with references, samples and context.
+    ids : list of str
+        Names of the rows.
+    labels : ndarray (n,)
+        1 where an answer is right, 0 where wrong, NaN where unknown.
+    human : ndarray (n,)
+        Human scores, NaN where unknown.
+    """
+
+    items: list[Exchange]
+    ids: list[str]
+    labels: FloatArray
+    human: FloatArray
+
+    @classmethod
+    def of(cls, items: Sequence[Exchange], labels: FloatArray | None = None) -> Outputs:
+        """Wrap exchanges.
+
+        Examples
+        --------
+        >>> Outputs.of([Exchange(Request.of("2 + 2?"), Reply("4"))]).ids
+        ['0']
+        """
+        unknown = np.full(len(items), np.nan)
+        known = unknown if labels is None else np.asarray(labels, dtype=np.float64)
+        if known.shape != unknown.shape:
+            raise InputError(f"labels have shape {known.shape} for {len(items)} items: give one per item.")
+        return cls(list(items), [str(i) for i in range(len(items))], known, unknown)
+
+
+def read_outputs(path: str | Path) -> Outputs:
+    """Read outputs from JSON lines.
+
+    Each line has ``output`` (the text to score) and, where known, ``id``, ``prompt`` or ``messages``, ``reference`` or
+    ``references``, ``samples`` (other outputs to the same prompt), ``context`` (documents), ``log_probs`` (numbers, or
+    the ``content`` list of an OpenAI reply), ``label`` (1 right, 0 wrong) and ``human`` (a score).
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read, is empty, or a line is wrong; the sentence names the line and the field.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give a file of JSON lines in UTF-8.") from error
+    items, ids, labels, human = [], [], [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise InputError("it is no JSON object")
+            items.append(_exchange(row))
+            labels.append(_number(row, "label"))
+            human.append(_number(row, "human"))
+            if np.isfinite(labels[-1]) and labels[-1] not in (0.0, 1.0):
+                raise InputError(f"label is {labels[-1]:g}: give 0 or 1")
+        except (ValueError, PilotfishError) as error:
+            raise InputError(f"{path} line {number}: {str(error).rstrip('.')}.") from error
+        ids.append(str(row.get("id", number)))
+    if not items:
+        raise InputError(f"{path} has no outputs: give one JSON object a line.")
+    repeated = len(ids) - len(set(ids))
+    if repeated:
+        raise InputError(f"{path} has {repeated} repeated values of 'id': give each line its own.")
+    return Outputs(items, ids, np.array(labels), np.array(human))
+
+
+def _exchange(row: Mapping[str, Any]) -> Exchange:
+    unknown = sorted(set(row) - _KNOWN)
+    if unknown:
+        raise InputError(f"field {unknown[0]!r} is unknown: use {', '.join(sorted(_KNOWN))}")
+    output = row.get("output")
+    if not isinstance(output, str):
+        raise InputError(f"field 'output' is {output!r}: give the text to score")
+    if "messages" in row:
+        request = Request(tuple(Message.from_json(m) for m in row["messages"]))
+    else:
+        request = Request.of(_text(row.get("prompt", ""), "prompt"))
+    references = _texts(row, "references") or _texts(row, "reference")
+    samples = tuple(Reply(text) for text in _texts(row, "samples"))
+    reply = Reply(output, log_probs=_log_probs(row.get("log_probs")))
+    return Exchange(request, reply, references, samples, _texts(row, "context"))
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"field {name!r} is a {type(value).__name__}: give text")
+    return value
+
+
+def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = row.get(name)
+    if value is None:
+        return ()
+    return tuple(_text(text, name) for text in (value if isinstance(value, list) else [value]))
+
+
+def _log_probs(value: Any) -> tuple[TokenLogProb, ...]:
+    if value is None:
+        return ()
+    from pilotfish.models.completions import log_probs_of
+
+    try:
+        found = (
+            tuple(TokenLogProb("", float(v)) for v in value)
+            if all(isinstance(v, int | float) for v in value)
+            else log_probs_of({"content": value})
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"field 'log_probs' cannot be read ({error}): give numbers or an OpenAI content list"
+        ) from None
+    if any(not t.log_prob <= 1e-6 for t in found):
+        raise InputError("field 'log_probs' has a number above 0 or NaN: give natural log-probabilities")
+    return found
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool | int | float):
+        return float(value)
+    raise InputError(f"field {name!r} is {value!r}: give a number")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One metric over all outputs.
+
+    Parameters
+    ----------
+    name : str
+        The metric.
+    mean : Interval or None
+        Mean over the outputs that have a score; None where none has.
+    n_missing : int
+        Outputs without a score, left out of everything in this row.
+    auroc : Interval or None
+        Chance to rank a right answer above a wrong one, where labels of both classes are known; length counts in its
+        better direction.
+    auroc_matched : float or None
+        The same among right and wrong answers of like length.
+    error : float or None
+        Expected calibration error of the score as a probability, calibrated on other halves of the labelled answers.
+    probabilities : ndarray (n,) or None
+        Those probabilities, NaN where there are none.
+    human : float or None
+        Spearman correlation with the human scores.
+    """
+
+    name: str
+    mean: Interval | None
+    n_missing: int
+    auroc: Interval | None = None
+    auroc_matched: float | None = None
+    error: float | None = None
+    probabilities: FloatArray | None = None
+    human: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """Scores of outputs by several metrics, the length of the outputs always among them.
+
+    Parameters
+    ----------
+    outputs : Outputs
+        What was scored.
+    scores : dict of str to ndarray (n,)
+        By metric; NaN where an output has no score.
+    rows : list of MetricRow
+        One a metric, ``length`` last.
+    majority : float or None
+        Share of right answers of the class seen most: what saying the same of every answer would reach.
+    failures : dict of str to str
+        Metrics that could not be run, and why.
+    """
+
+    outputs: Outputs
+    scores: dict[str, FloatArray]
+    rows: list[MetricRow]
+    majority: float | None
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row per output: its id and scores, None where there is none."""
+        return [
+            {"id": name, **{m: float(s[i]) if np.isfinite(s[i]) else None for m, s in self.scores.items()}}
+            for i, name in enumerate(self.outputs.ids)
+        ]
+
+
+def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed: int = 0) -> Evaluation:
+    """Score outputs; NaN never enters a mean: outputs without a score are counted and left out.
+
+    Parameters
+    ----------
+    outputs : Outputs
+        What to score; nothing is generated.
+    scorers : mapping of str to Scorer of Exchange
+        By name. One whose package or model is missing is left out, and the reason stated; when all fail, the first
+        reason is raised.
+    seed : int
+        Of the bootstrap and of the halves that calibrate each other.
+
+    Raises
+    ------
+    InputError
+        When there is nothing to score.
+    PilotfishError
+        When every scorer fails.
+
+    Examples
+    --------
+    >>> from pilotfish.scorers.reference import Length
+    >>> done = evaluate(Outputs.of([Exchange(Request.of("2 + 2?"), Reply("4"))]), {"characters": Length()})
+    >>> [row.name for row in done.rows]
+    ['characters', 'length']
+    """
+    if not outputs.items:
+        raise InputError("There are no outputs to score: give at least one.")
+    scores: dict[str, FloatArray] = {}
+    failed: dict[str, PilotfishError] = {}
+    for name, scorer in scorers.items():
+        try:
+            found = np.asarray(scorer.score(outputs.items), dtype=np.float64)
+        except PilotfishError as error:
+            failed[name] = error
+            continue
+        if found.shape != (len(outputs.items),):
+            raise InputError(f"Scorer {name!r} gave shape {found.shape} for {len(outputs.items)} outputs: one each.")
+        scores[name] = np.where(np.isfinite(found), found, np.nan)
+    if failed and not scores:
+        raise next(iter(failed.values()))
+    scores["length"] = Length().score(outputs.items)
+    known = np.isfinite(outputs.labels)
+    share = float(outputs.labels[known].mean()) if known.any() else None
+    return Evaluation(
+        outputs,
+        scores,
+        [_row(name, s, outputs, scores["length"], seed) for name, s in scores.items()],
+        None if share is None else max(share, 1 - share),
+        {name: str(error) for name, error in failed.items()},
+    )
+
+
+def _row(name: str, scores: FloatArray, outputs: Outputs, lengths: FloatArray, seed: int) -> MetricRow:
+    has = np.isfinite(scores)
+    mean = mean_interval(scores[has], seed=seed) if has.any() else None
+    labelled = np.flatnonzero(has & np.isfinite(outputs.labels))
+    found: dict[str, Any] = {}
+    y, s = outputs.labels[labelled], scores[labelled]
+    if labelled.size and 0 < y.sum() < y.size:
+        # As a baseline, length counts in its better direction.
+        turned = -s if name == "length" and auroc(s, y) < 0.5 else s
+        found["auroc"] = auroc_interval(turned, y, seed=seed)
+        matched = length_matched(lengths[labelled], y, seed=seed)
+        if matched.size >= _FEW_LABELS:
+            found["auroc_matched"] = auroc(turned[matched], y[matched])
+        if y.size >= 2 * _FEW_LABELS:
+            p = np.full(scores.size, np.nan)
+            p[labelled] = _cross_calibrated(turned, y, seed)
+            found["probabilities"], found["error"] = p, calibration_error(p[labelled], y)
+    judged = has & np.isfinite(outputs.human)
+    if judged.sum() > 2 and np.ptp(scores[judged]) > 0 and np.ptp(outputs.human[judged]) > 0:
+        from scipy.stats import spearmanr
+
+        found["human"] = float(spearmanr(scores[judged], outputs.human[judged])[0])
+    return MetricRow(name, mean, int((~has).sum()), **found)
+
+
+def _cross_calibrated(scores: FloatArray, labels: FloatArray, seed: int) -> FloatArray:
+    """Probabilities, each half calibrated on the other; a line of few labels is Platt's."""
+    halves = np.random.default_rng(seed).permutation(scores.size) % 2
+    out = np.empty(scores.size)
+    for half in (0, 1):
+        learn, apply = halves != half, halves == half
+        calibrator = IsotonicCalibration() if learn.sum() >= 200 else PlattCalibration()
+        out[apply] = calibrator.fit(scores[learn], labels[learn]).predict(scores[apply])
+    return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Two systems on the same prompts.
+
+    Parameters
+    ----------
+    tests : dict of str to PairedTest
+        By metric: the first system minus the second, higher is better; ``judge`` counts from 0.5.
+    n : int
+        Prompts both answered.
+    n_left_out : dict of str to int
+        Prompts without a score of both, by metric.
+    level : float
+        Confidence of the intervals.
+    """
+
+    tests: dict[str, PairedTest]
+    n: int
+    n_left_out: dict[str, int]
+    level: float
+
+    def verdict(self, name: str) -> str:
+        """Say in words what one metric shows."""
+        found = self.tests[name].difference
+        if found.low > 0 or found.high < 0:
+            return f"{'first' if found.low > 0 else 'second'} is better"
+        return "no difference shown"
+
+
+def compare_outputs(
+    first: Outputs,
+    second: Outputs,
+    scorers: Mapping[str, Scorer[Exchange]],
+    judges: Sequence[PairJudge] = (),
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two systems' outputs, paired by id, with the length of the outputs beside every metric.
+
+    Parameters
+    ----------
+    first, second : Outputs
+        Outputs of the two systems to the same prompts.
+    scorers : mapping of str to Scorer of Exchange
+        Metrics of single outputs.
+    judges : sequence of PairJudge
+        Judges of pairs; the mean of their preferences is the metric ``judge``.
+    level : float
+        Confidence of the intervals.
+
+    Raises
+    ------
+    InputError
+        When the two share no id, or no pair has a score.
+    """
+    at = {name: i for i, name in enumerate(second.ids)}
+    pairs = [(i, at[name]) for i, name in enumerate(first.ids) if name in at]
+    if not pairs:
+        raise InputError("The two files share no 'id': give both the same ids, or none and the same order.")
+    a, b = [first.items[i] for i, _ in pairs], [second.items[j] for _, j in pairs]
+    found: dict[str, tuple[FloatArray, FloatArray]] = {
+        name: (scorer.score(a), scorer.score(b)) for name, scorer in {**scorers, "length": Length()}.items()
+    }
+    if judges:
+        verdicts = np.array([judge.compare(a, b) for judge in judges])
+        counted = np.isfinite(verdicts)
+        mean = np.where(counted, verdicts, 0).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)
+        found["judge"] = (mean, np.full(len(pairs), 0.5))
+    tests, left_out = {}, {}
+    for name, (x, y) in found.items():
+        both = np.isfinite(x) & np.isfinite(y)
+        left_out[name] = int((~both).sum())
+        if both.any():
+            tests[name] = paired_test(x[both], y[both], level, seed=seed)
+    if set(tests) == {"length"} and found.keys() != {"length"}:
+        raise InputError("No pair has a score of both outputs: check the references, or that the judge answers.")
+    return Comparison(tests, len(pairs), left_out, level)

@@ -1,0 +1,137 @@
+"""The report page of an evaluation: what was found, how it is spread, and the worst outputs first."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pilotfish import page
+from pilotfish.scorers.calibration import reliability
+
+if TYPE_CHECKING:
+    from pilotfish.evaluate import Evaluation, MetricRow
+    from pilotfish.protocols import FloatArray
+    from pilotfish.statistics import Interval
+
+__all__ = ["evaluation_page"]
+
+_N_WORST = 10
+_N_SHOWN = 280
+_N_BINS = 24
+
+
+def evaluation_page(done: Evaluation, title: str) -> str:
+    """Make the page."""
+    outputs, rows = done.outputs, done.rows
+    labelled = np.isfinite(outputs.labels)
+    headline = [("outputs", f"{len(outputs.items):,}", f"{int(labelled.sum()):,} with a label")]
+    if done.majority is not None:
+        headline.append(("right", f"{np.nanmean(outputs.labels):.1%}", f"majority baseline {done.majority:.1%}"))
+    ranked = [row for row in rows if row.auroc is not None and row.name != "length"]
+    if ranked:
+        best = max(ranked, key=lambda r: r.auroc.value if r.auroc else 0.0)
+        length = next(r for r in rows if r.name == "length")
+        note = f"length alone, either way {length.auroc.value:.3f}" if length.auroc else "length tells nothing"
+        headline.append((f"best AUROC: {best.name}", f"{best.auroc.value:.3f}" if best.auroc else "-", note))
+    parts = [page.section("At a glance", page.cards(headline)), _table(rows)]
+    spreads = [_spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None]
+    parts.append(page.section("Distributions", f'<div class="two">{"".join(spreads)}</div>'))
+    drawn = [row for row in rows if row.probabilities is not None and row.name != "length"]
+    if drawn:
+        parts.append(_reliability(drawn, outputs.labels))
+    parts += [_worst(done, row.name) for row in rows if row.mean is not None and row.name != "length"]
+    if done.failures:
+        listed = page.table(["metric", "why it is missing"], [[k, v] for k, v in done.failures.items()])
+        parts.append(page.section("Not measured", listed))
+    said = f"{len(outputs.items):,} outputs, {len(rows) - 1} metrics; intervals are 95 % bootstrap intervals"
+    return page.page(title, said, *parts)
+
+
+def _interval(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(rows: list[MetricRow]) -> str:
+    headers = [
+        "metric",
+        "mean",
+        "no score",
+        "AUROC of being right",
+        "same length",
+        "calibration error",
+        "human (Spearman)",
+    ]
+    body = [
+        [
+            row.name + (" (baseline)" if row.name == "length" else ""),
+            _interval(row.mean),
+            str(row.n_missing),
+            _interval(row.auroc),
+            _number(row.auroc_matched),
+            _number(row.error),
+            _number(row.human),
+        ]
+        for row in rows
+    ]
+    note = (
+        "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
+        "learned how long answers are; length counts in its better direction. Calibration errors are measured on "
+        "halves that the calibration has not seen."
+    )
+    return page.section("Metrics", page.table(headers, body, numeric=range(1, 7)), note=note)
+
+
+def _spread(name: str, scores: FloatArray) -> str:
+    known = scores[np.isfinite(scores)]
+    head = f"<div><h3>{escape(name)}</h3>"
+    if np.ptp(known) == 0:
+        return head + page.table(["all outputs score"], [[f"{known[0]:.4g}"]]) + "</div>"
+    counts, edges = np.histogram(known, bins=min(_N_BINS, max(4, known.size // 4)))
+    x = np.repeat(edges, 2)
+    y = np.concatenate([[0], np.repeat(counts, 2), [0]]).astype(float)
+    line = page.Series("outputs", x.tolist(), y.tolist())
+    marks = [page.Mark(float(np.median(known)), "median")]
+    return head + page.chart([line], x_label="score", y_label="outputs", marks=marks) + "</div>"
+
+
+def _reliability(rows: list[MetricRow], labels: FloatArray) -> str:
+    series = [page.Series("perfect", [0, 1], [0, 1])]
+    ordered = sorted(rows, key=lambda r: -(r.auroc.value if r.auroc else 0.0))
+    for row in ordered[:4]:
+        p = row.probabilities
+        at = np.isfinite(p) & np.isfinite(labels)  # type: ignore[arg-type]
+        found = reliability(p[at], labels[at])  # type: ignore[index]
+        band = (found.low.tolist(), found.high.tolist()) if row is ordered[0] else (None, None)
+        series.append(page.Series(row.name, found.claimed.tolist(), found.true.tolist(), *band))
+    drawn = page.chart(series, x_label="claimed", y_label="right", percent_x=True, percent_y=True, y_range=(0, 1))
+    note = (
+        "The four best metrics as probabilities, each calibrated on the other half of the labels; the band is the best "
+        "one's 95 % interval."
+    )
+    return page.section("Reliability", drawn, note=note)
+
+
+def _worst(done: Evaluation, name: str) -> str:
+    scores = done.scores[name]
+    order = [int(i) for i in np.argsort(scores) if np.isfinite(scores[i])][:_N_WORST]
+    rows = []
+    for i in order:
+        item, label = done.outputs.items[i], done.outputs.labels[i]
+        right = "" if not np.isfinite(label) else ("right" if label else "wrong")
+        reference = item.references[0] if item.references else ""
+        rows.append(
+            [done.outputs.ids[i], f"{scores[i]:.4g}", right]
+            + [_short(text) for text in (item.request.prompt, item.reply.text, reference)]
+        )
+    headers = ["id", "score", "label", "prompt", "output", "reference"]
+    return page.section(f"Worst by {name}", page.table(headers, rows, numeric=[1]))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _N_SHOWN else text[:_N_SHOWN] + " ..."

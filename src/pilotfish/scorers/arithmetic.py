@@ -1,0 +1,119 @@
+"""Numbers that contradict themselves, found and mended by exact arithmetic: sums, products and comparisons."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+
+from pilotfish.protocols import FloatArray
+from pilotfish.scorers.answers import EQUATION, worked_out
+from pilotfish.types import Exchange
+
+__all__ = ["ArithmeticCheck", "Statement", "mended", "statements"]
+
+_N = r"(-?\d[\d,]*(?:\.\d+)?)"
+_SIGN = re.compile(rf"{_N}\s*([<>])\s*{_N}(?![\d.]*\s*[-+*/=])")
+_WORDS = re.compile(
+    rf"{_N}\s+(is\s+(?:greater|larger|bigger|more|higher|less|smaller|lower|fewer)\s+than)\s+{_N}", re.IGNORECASE
+)
+_LESS = re.compile(r"less|smaller|lower|fewer", re.IGNORECASE)
+_OPPOSITE = {"greater": "less", "larger": "smaller", "bigger": "smaller", "more": "less", "higher": "lower"}
+_OPPOSITE |= {"less": "greater", "smaller": "larger", "lower": "higher", "fewer": "more"}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A checked statement about numbers.
+
+    Parameters
+    ----------
+    start, end : int
+        Its characters.
+    holds : bool
+        Whether it is true.
+    mended : str
+        The statement as it should be.
+    """
+
+    start: int
+    end: int
+    holds: bool
+    mended: str
+
+
+def statements(text: str) -> list[Statement]:
+    """Find equations and comparisons of numbers, and check them.
+
+    Examples
+    --------
+    >>> [(s.holds, s.mended) for s in statements("9.11 > 9.9, and 3 * 4 = 13.")]
+    [(False, '9.11 < 9.9'), (False, '3 * 4 = 12')]
+    """
+    found = []
+    for m in EQUATION.finditer(text):
+        value, said = worked_out(m.group(1)), m.group(2)
+        if value is None or not math.isfinite(value):
+            continue
+        stated = float(said.replace(",", "").rstrip("."))
+        holds = abs(value - stated) <= max(0.011, 0.001 * abs(stated))
+        end = m.end() - (1 if said.endswith(".") else 0)
+        shown = text[m.start() : end]
+        right = f"{value:.10g}"
+        found.append(Statement(m.start(), end, holds, shown if holds else shown[: m.start(2) - m.start()] + right))
+    for pattern in (_SIGN, _WORDS):
+        for m in pattern.finditer(text):
+            a, b = (Decimal(m.group(k).replace(",", "")) for k in (1, 3))
+            if a == b:
+                continue
+            less = m.group(2) == "<" or bool(_LESS.search(m.group(2)))
+            holds, shown = (a < b) == less, m.group()
+            at = m.start(2) - m.start(), m.end(2) - m.start()
+            found.append(
+                Statement(
+                    m.start(), m.end(), holds, shown if holds else shown[: at[0]] + _turned(m.group(2)) + shown[at[1] :]
+                )
+            )
+    return sorted(found, key=lambda s: s.start)
+
+
+def _turned(word: str) -> str:
+    if word in "<>":
+        return "<" if word == ">" else ">"
+    return " ".join(_OPPOSITE.get(w.casefold(), w) for w in word.split())
+
+
+def mended(text: str) -> str:
+    """The text with every false statement about numbers put right; statements that lie within another are left.
+
+    Examples
+    --------
+    >>> mended("9.11 is greater than 9.9 because 2 + 2 = 5.")
+    '9.11 is less than 9.9 because 2 + 2 = 4.'
+    """
+    out, at = [], 0
+    for s in statements(text):
+        if not s.holds and s.start >= at:
+            out += [text[at : s.start], s.mended]
+            at = s.end
+    return "".join([*out, text[at:]])
+
+
+class ArithmeticCheck:
+    """Share of an answer's statements about numbers that hold; NaN where it makes none.
+
+    Examples
+    --------
+    >>> from pilotfish.types import Reply, Request
+    >>> ArithmeticCheck().score([Exchange(Request.of("?"), Reply("2 + 2 = 4 and 9.11 > 9.9"))])
+    array([0.5])
+    """
+
+    def score(self, items: Sequence[Exchange]) -> FloatArray:
+        """Score answers, (n,), in [0, 1]."""
+        checked = [[s.holds for s in statements(e.reply.text)] for e in items]
+        return np.array([float(np.mean(row)) if row else math.nan for row in checked])

@@ -1,0 +1,291 @@
+"""From any score to a probability that can be believed: on average, and within every group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+
+from pilotfish.errors import InputError, NotFittedError
+from pilotfish.protocols import FloatArray
+
+__all__ = [
+    "Calibrator",
+    "GroupCalibration",
+    "IsotonicCalibration",
+    "PlattCalibration",
+    "Reliability",
+    "TemperatureCalibration",
+    "calibration_error",
+    "grouping_loss",
+    "reliability",
+]
+
+
+class Calibrator(Protocol):
+    """Anything that turns scores into probabilities."""
+
+    def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
+        """Learn from scores (n,) and whether each answer was right, 1 or 0."""
+        ...
+
+    def predict(self, scores: FloatArray) -> FloatArray:
+        """Probability of being right, (n,)."""
+        ...
+
+
+def _pairs(scores: FloatArray, labels: FloatArray, name: str) -> tuple[FloatArray, FloatArray]:
+    s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if s.shape != y.shape or s.ndim != 1 or s.size < 2:
+        raise InputError(f"{name} got scores of shape {s.shape} and labels of {y.shape}: give at least 2 of each.")
+    if not np.isfinite(s).all() or not np.isin(y, (0.0, 1.0)).all():
+        raise InputError(f"{name} got scores that are not finite, or labels other than 0 and 1: leave those out first.")
+    return s, y
+
+
+def _is_fitted(part: object, name: str) -> None:
+    if not hasattr(part, name):
+        raise NotFittedError(f"{type(part).__name__} was used before fit: call fit(scores, labels) first.")
+
+
+class IsotonicCalibration:
+    """The best probability that never falls as the score rises; labels of one class give that class's share.
+
+    References
+    ----------
+    Zadrozny and Elkan 2002.
+
+    Examples
+    --------
+    >>> IsotonicCalibration().fit(np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 1])).predict(np.array([0.0, 9.0]))
+    array([0., 1.])
+    """
+
+    def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
+        """Learn from scores (n,) and labels (n,)."""
+        from sklearn.isotonic import IsotonicRegression
+
+        line = IsotonicRegression(out_of_bounds="clip").fit(*_pairs(scores, labels, "IsotonicCalibration"))
+        self.at_, self.probability_ = line.X_thresholds_, line.y_thresholds_
+        return self
+
+    def predict(self, scores: FloatArray) -> FloatArray:
+        """Probability of being right, (n,)."""
+        _is_fitted(self, "at_")
+        return np.asarray(np.interp(scores, self.at_, self.probability_))
+
+
+class PlattCalibration:
+    """The logistic of a line through the score, fitted to labels softened by one count each.
+
+    References
+    ----------
+    Platt 1999, section 2.2.
+    """
+
+    def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
+        """Learn from scores (n,) and labels (n,)."""
+        from scipy.optimize import minimize
+
+        s, y = _pairs(scores, labels, "PlattCalibration")
+        n_right = y.sum()
+        target = np.where(y == 1, (n_right + 1) / (n_right + 2), 1 / (y.size - n_right + 2))
+        self.centre_, self.scale_ = float(s.mean()), float(s.std()) or 1.0
+        x = (s - self.centre_) / self.scale_
+
+        def loss(w: FloatArray) -> float:
+            z = w[0] * x + w[1]
+            return float(np.mean(np.logaddexp(0, z) - target * z))
+
+        self.slope_, self.intercept_ = (float(v) for v in minimize(loss, np.zeros(2), method="BFGS").x)
+        return self
+
+    def predict(self, scores: FloatArray) -> FloatArray:
+        """Probability of being right, (n,)."""
+        _is_fitted(self, "slope_")
+        z = self.slope_ * (np.asarray(scores) - self.centre_) / self.scale_ + self.intercept_
+        return np.asarray(1 / (1 + np.exp(-z)))
+
+
+class TemperatureCalibration:
+    """Stretch or shrink the log-odds of a probability by one number.
+
+    References
+    ----------
+    Guo et al. 2017 (arXiv:1706.04599), section 4.
+    """
+
+    def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
+        """Learn from probabilities (n,) and labels (n,)."""
+        from scipy.optimize import minimize_scalar
+
+        s, y = _pairs(scores, labels, "TemperatureCalibration")
+        z = _log_odds(s)
+        found = minimize_scalar(
+            lambda t: float(np.mean(np.logaddexp(0, z / np.exp(t)) - y * z / np.exp(t))),
+            bounds=(-4, 4),
+            method="bounded",
+        )
+        self.temperature_ = float(np.exp(found.x))
+        return self
+
+    def predict(self, scores: FloatArray) -> FloatArray:
+        """Probability of being right, (n,)."""
+        _is_fitted(self, "temperature_")
+        return np.asarray(1 / (1 + np.exp(-_log_odds(np.asarray(scores)) / self.temperature_)))
+
+
+def _log_odds(p: FloatArray) -> FloatArray:
+    if p.size and (p.min() < 0 or p.max() > 1):
+        raise InputError("TemperatureCalibration got numbers outside [0, 1]: give probabilities, or use another one.")
+    clipped = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(clipped / (1 - clipped)))
+
+
+class GroupCalibration:
+    """Calibrate within groups that a small tree finds: where the confidence errs in one way for one kind of item.
+
+    The tree splits items by their features so that the residual of an ordinary isotonic calibration differs between the
+    leaves. Each leaf gets an isotonic line of its own, drawn towards the common one by its size.
+
+    Parameters
+    ----------
+    n_leaves : int
+        Most leaves.
+    min_leaf : int
+        Fewest items of a leaf.
+    shrinkage : float
+        Items' worth of the common line in every leaf's.
+
+    Attributes
+    ----------
+    n_groups_ : int
+        Leaves found.
+
+    References
+    ----------
+    Chen et al. 2024 (arXiv:2402.04957): reconfidencing from the grouping loss perspective.
+    """
+
+    def __init__(self, n_leaves: int = 8, min_leaf: int = 30, shrinkage: float = 20.0) -> None:
+        self.n_leaves = n_leaves
+        self.min_leaf = min_leaf
+        self.shrinkage = shrinkage
+
+    def fit(self, scores: FloatArray, labels: FloatArray, features: FloatArray) -> Self:
+        """Learn from scores (n,), labels (n,) and features (n, d), such as one column per topic."""
+        from sklearn.tree import DecisionTreeRegressor
+
+        s, y = _pairs(scores, labels, "GroupCalibration")
+        if features.shape[0] != s.size or not np.isfinite(features).all():
+            raise InputError(f"features have shape {features.shape} for {s.size} scores: give a finite row per score.")
+        self.common_ = IsotonicCalibration().fit(s, y)
+        tree = DecisionTreeRegressor(max_leaf_nodes=self.n_leaves, min_samples_leaf=self.min_leaf, random_state=0)
+        self.tree_ = tree.fit(features, y - self.common_.predict(s))
+        leaves = self.tree_.apply(features)
+        self.lines_ = {
+            int(leaf): (IsotonicCalibration().fit(s[leaves == leaf], y[leaves == leaf]), int((leaves == leaf).sum()))
+            for leaf in np.unique(leaves)
+        }
+        self.n_groups_ = len(self.lines_)
+        return self
+
+    def groups(self, features: FloatArray) -> FloatArray:
+        """Leaf of each item, (n,)."""
+        _is_fitted(self, "tree_")
+        return np.asarray(self.tree_.apply(features))
+
+    def predict(self, scores: FloatArray, features: FloatArray) -> FloatArray:
+        """Probability of being right, (n,)."""
+        leaves = self.groups(features)
+        out = self.common_.predict(scores)
+        for leaf, (line, n) in self.lines_.items():
+            at = leaves == leaf
+            share = n / (n + self.shrinkage)
+            out[at] = share * line.predict(np.asarray(scores)[at]) + (1 - share) * out[at]
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reliability:
+    """What was claimed and what came true, by bins of equal size.
+
+    Parameters
+    ----------
+    claimed, true : ndarray (n_bins,)
+        Mean probability, and share of right answers.
+    low, high : ndarray (n_bins,)
+        95 % interval of that share (Clopper-Pearson).
+    n : ndarray of int (n_bins,)
+        Items.
+    """
+
+    claimed: FloatArray
+    true: FloatArray
+    low: FloatArray
+    high: FloatArray
+    n: FloatArray
+
+
+def reliability(probabilities: FloatArray, labels: FloatArray, n_bins: int = 10) -> Reliability:
+    """Compare claimed probabilities with what came true; equal claims stay in one bin.
+
+    Examples
+    --------
+    >>> found = reliability(np.array([0.2, 0.2, 0.8, 0.8]), np.array([0, 0, 1, 1]), n_bins=2)
+    >>> found.claimed.tolist(), found.true.tolist()
+    ([0.2, 0.8], [0.0, 1.0])
+    """
+    from pilotfish.bounds import binomial_lower, binomial_upper
+
+    p, y = _pairs(probabilities, labels, "reliability")
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, n_bins + 1)[1:-1]))
+    bins = np.searchsorted(edges, p, side="left")
+    rows = [(p[bins == b].mean(), y[bins == b].sum(), (bins == b).sum()) for b in np.unique(bins)]
+    claimed, right, n = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    return Reliability(claimed, right / n, binomial_lower(right, n, 0.025), binomial_upper(right, n, 0.025), n)
+
+
+def calibration_error(probabilities: FloatArray, labels: FloatArray, n_bins: int = 10) -> float:
+    """Expected calibration error: mean distance of claim and truth over bins of equal size.
+
+    References
+    ----------
+    Naeini et al. 2015; with bins of equal size, Nixon et al. 2019 (arXiv:1904.01685).
+    """
+    found = reliability(probabilities, labels, n_bins)
+    return float(np.average(np.abs(found.claimed - found.true), weights=found.n))
+
+
+def grouping_loss(probabilities: FloatArray, labels: FloatArray, groups: Sequence[object], n_bins: int = 5) -> float:
+    """Lower estimate of the grouping loss: how much the truth varies between groups that got the same confidence.
+
+    Within each bin of confidence, the variance between the groups' shares of right answers, less what chance alone
+    would give (the two-sample debiasing of the paper); 0 where groups tell nothing.
+
+    References
+    ----------
+    Perez-Lebel et al. 2023 (arXiv:2210.16315), eq. 9.
+
+    Examples
+    --------
+    >>> p, y = np.full(400, 0.5), np.repeat([0.0, 1.0], 200)
+    >>> round(grouping_loss(p, y, ["a"] * 200 + ["b"] * 200), 2)
+    0.25
+    """
+    p, y = _pairs(probabilities, labels, "grouping_loss")
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, n_bins + 1)[1:-1]))
+    bins = np.searchsorted(edges, p, side="left")
+    names = np.unique(np.asarray([str(g) for g in groups]), return_inverse=True)[1]
+    total = 0.0
+    for b in np.unique(bins):
+        rows = bins == b
+        mean = y[rows].mean()
+        for g in np.unique(names[rows]):
+            part = y[rows & (names == g)]
+            chance = part.var(ddof=1) / part.size if part.size > 1 else 0.0
+            if part.size > 1:
+                total += part.size * ((part.mean() - mean) ** 2 - chance)
+    return max(0.0, float(total / p.size))

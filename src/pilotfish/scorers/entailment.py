@@ -1,0 +1,146 @@
+"""Does one text follow from another: a small cross-encoder, trained here or from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pilotfish.errors import InputError, ModelError, missing_extra
+from pilotfish.models.bert import Precision
+from pilotfish.models.embedder import OnnxEmbedder
+from pilotfish.protocols import FloatArray
+
+__all__ = ["Entailment", "HubEntailment", "SmallEntailment", "joined"]
+
+
+class Entailment(Protocol):
+    """Anything that tells whether a hypothesis follows from a premise."""
+
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
+        """Probabilities (n, 3) of entailment, neither and contradiction, for pairs of premise and hypothesis."""
+        ...
+
+
+def joined(premise: str, hypothesis: str) -> str:
+    """The one text that the small cross-encoder reads: hypothesis first, so that a long premise is what is cut.
+
+    Examples
+    --------
+    >>> joined("A man sleeps.", "He rests.")
+    'He rests. [SEP] A man sleeps.'
+    """
+    return " [SEP] ".join(text.replace("[SEP]", " ").strip() for text in (hypothesis, premise))
+
+
+class SmallEntailment:
+    """A fine-tuned BERT encoder with a linear head, run by onnxruntime.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Written by :func:`pilotfish.training.entailment.train_entailment`.
+    precision : {"fp32", "int8"}
+        Of the encoder.
+    n_threads : int, optional
+        Threads; all cores by default.
+    """
+
+    def __init__(self, folder: str | Path, *, precision: Precision = "fp32", n_threads: int | None = None) -> None:
+        self.folder = folder
+        self.precision = precision
+        self.n_threads = n_threads
+        self._loaded: tuple[OnnxEmbedder, Any] | None = None
+
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
+        """Probabilities (n, 3) of entailment, neither and contradiction.
+
+        Raises
+        ------
+        ModelError
+            When the folder holds no such model.
+        """
+        if not len(pairs):
+            return np.empty((0, 3))
+        encoder, head = self._parts()
+        logits = encoder.embed([joined(*pair) for pair in pairs]) @ head["weight"] + head["bias"]
+        logits = np.asarray(logits, dtype=np.float64) - logits.max(axis=1, keepdims=True)
+        return np.asarray(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+
+    def _parts(self) -> tuple[OnnxEmbedder, Any]:
+        if self._loaded is None:
+            from safetensors.numpy import load_file
+
+            place = Path(self.folder) / "head.safetensors"
+            if not place.is_file():
+                raise ModelError(f"{self.folder} has no head.safetensors: give a folder that train_entailment wrote.")
+            encoder = OnnxEmbedder(
+                Path(self.folder),
+                precision=self.precision,
+                poolings=("mean", "max"),
+                max_length=256,
+                n_threads=self.n_threads,
+            )
+            self._loaded = encoder, load_file(place)
+        return self._loaded
+
+
+class HubEntailment:
+    """A cross-encoder for natural language inference through transformers, such as cross-encoder/nli-deberta-v3-small.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder saved by transformers, or a repository of the hub; its labels must name entailment, neutral and
+        contradiction, or be two.
+    batch_size : int
+        Pairs read at once.
+    """
+
+    def __init__(self, model: str | Path, *, batch_size: int = 16) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self._loaded: tuple[Any, Any, list[int]] | None = None
+
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
+        """Probabilities (n, 3) of entailment, neither and contradiction; two labels leave contradiction at 0.
+
+        Raises
+        ------
+        MissingExtraError
+            When torch or transformers is not installed.
+        """
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise missing_extra(error.name or "torch", "torch", "Reading with a cross-encoder") from None
+        if self._loaded is None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(self.model, use_safetensors=True)
+            self._loaded = tokenizer, model.eval(), _order(model.config.id2label)
+        tokenizer, model, order = self._loaded
+        rows = [np.empty((0, 3))]
+        for start in range(0, len(pairs), self.batch_size):
+            premises, hypotheses = zip(*pairs[start : start + self.batch_size], strict=True)
+            read = tokenizer(
+                list(premises), list(hypotheses), truncation="only_first", padding=True, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                p = torch.softmax(model(**read).logits.float(), dim=-1).double().numpy()[:, order]
+            rows.append(np.pad(p, ((0, 0), (0, 3 - p.shape[1]))))
+        return np.concatenate(rows)
+
+
+def _order(labels: dict[int, str]) -> list[int]:
+    """Columns of entailment, neither and contradiction among a model's labels."""
+    columns = {}
+    for i, label in labels.items():
+        name = label.casefold().replace("-", "_")
+        kind = "neither" if name.startswith(("not", "neutral")) else name[:6]
+        columns[kind] = int(i)
+    if not {"entail", "neither"} <= set(columns):
+        raise InputError(f"The model's labels are {sorted(labels.values())}: give one trained for inference.")
+    return [columns[kind] for kind in ("entail", "neither", "contra") if kind in columns]

@@ -1,0 +1,113 @@
+"""Sentences of a text with their places, and the facts that can be looked up in another text by rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+__all__ = ["content_words", "facts", "missing_facts", "sentences", "windows"]
+
+_END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d)]*(?:\s+|$)|\n+")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
+_NAME = re.compile(r"(?<![.!?\"'\s])\s+([A-Z][\w'-]+)")
+_WORD = re.compile(r"[^\W_]+")
+_DIGITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty"""
+_SMALL = {word: str(i) for i, word in enumerate(_DIGITS.split())}
+_DATES = """january february march april may june july august september october november december
+monday tuesday wednesday thursday friday saturday sunday"""
+_CALENDAR = {w[:3]: w for w in _DATES.split()} | {w: w for w in _DATES.split()}
+_PLAIN = """a an the and or but of to in on at by for from with as is are was were be been being it its this that these
+those he she they we you i his her their our your him them us me my not no do does did has have had will would can could
+may might shall should about into over after before between than then there here who whom which what when where why how
+also more most some any each all both said say says one"""
+_COMMON = frozenset(_PLAIN.split())
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Start and end of each sentence, by characters; line breaks end sentences too.
+
+    Examples
+    --------
+    >>> [("It rains. Go home!")[a:b] for a, b in sentences("It rains. Go home!")]
+    ['It rains.', 'Go home!']
+    """
+    spans, start = [], 0
+    for end in [*_END.finditer(text), None]:
+        stop = len(text) if end is None else end.start()
+        piece = text[start:stop]
+        if piece.strip():
+            left = start + len(piece) - len(piece.lstrip())
+            spans.append((left, left + len(piece.strip())))
+        start = len(text) if end is None else end.end()
+    return spans
+
+
+def windows(text: str, n_characters: int = 700) -> list[str]:
+    """Runs of whole sentences of about so many characters, each starting where the last one's second half does."""
+    spans = sentences(text)
+    made: list[str] = []
+    first = 0
+    while first < len(spans):
+        last = first
+        while last + 1 < len(spans) and spans[last + 1][1] - spans[first][0] <= n_characters:
+            last += 1
+        made.append(text[spans[first][0] : spans[last][1]][: 4 * n_characters])
+        if last + 1 >= len(spans):
+            break
+        first = max(first + 1, (first + last + 1) // 2 + 1)
+    return made
+
+
+def facts(sentence: str) -> list[str]:
+    """Numbers, dates and names of a sentence, in the form in which they are compared; the first word is no name.
+
+    Examples
+    --------
+    >>> facts("On 3 May two men left Lisbon with 1,200 euros.")
+    ['3', '1200', 'may', '2', 'lisbon']
+    """
+    found = [_plain(m) for m in _NUMBER.findall(sentence)]
+    words = _WORD.findall(sentence)
+    found += [_CALENDAR[w.casefold()] for w in words if w[0].isupper() and w.casefold() in _CALENDAR]
+    found += [_SMALL[w.casefold()] for w in words if w.casefold() in _SMALL and w.casefold() not in ("one", "zero")]
+    found += [n.casefold() for n in _NAME.findall(sentence) if n.casefold() not in _CALENDAR and n != "I"]
+    return list(dict.fromkeys(found))
+
+
+def _plain(number: str) -> str:
+    plain = number.replace(",", "")
+    try:
+        return f"{float(plain):g}" if plain.count(".") <= 1 and len(plain) < 15 else plain
+    except ValueError:
+        return plain
+
+
+def missing_facts(sentence: str, context: Sequence[str]) -> list[str]:
+    """Facts of a sentence that no document of the context has.
+
+    Examples
+    --------
+    >>> missing_facts("The bridge in Porto has 4 arches.", ["The Porto bridge has five arches."])
+    ['4']
+    """
+    text = " ".join(context)
+    known = {_plain(m) for m in _NUMBER.findall(text)}
+    for word in _WORD.findall(text):
+        low = word.casefold()
+        known |= {low, _SMALL.get(low, low), _CALENDAR.get(low, low)}
+        if low.endswith("s"):
+            known.add(low[:-1])
+    return [
+        f
+        for f in facts(sentence)
+        if f not in known
+        and f.removesuffix("'s") not in known
+        and f + "s" not in known
+        and f.removesuffix("s") not in known
+    ]
+
+
+def content_words(text: str) -> list[str]:
+    """Words that carry meaning, in lower case and in order."""
+    return [w for w in (x.casefold() for x in _WORD.findall(text)) if w not in _COMMON]

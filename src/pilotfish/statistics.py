@@ -1,0 +1,301 @@
+"""Whether a difference is real: intervals, paired tests, agreement with humans, and length held equal.
+
+Every function refuses NaN: leave out what has no score, and say how many that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from pilotfish.errors import InputError
+from pilotfish.protocols import FloatArray, IntArray
+
+__all__ = [
+    "Interval",
+    "PairedTest",
+    "auroc",
+    "auroc_interval",
+    "length_matched",
+    "mean_interval",
+    "paired_test",
+    "segment_correlation",
+    "system_correlation",
+    "wmt_kendall",
+]
+
+_CORRELATIONS: dict[str, Callable[..., tuple[float, float]]] = {
+    "kendall": stats.kendalltau,
+    "spearman": stats.spearmanr,
+    "pearson": stats.pearsonr,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its confidence interval.
+
+    Parameters
+    ----------
+    value, low, high : float
+        The estimate and the ends.
+    n : int
+        Items it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def _finite(x: ArrayLike, name: str) -> FloatArray:
+    values = np.asarray(x, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise InputError(f"{name} has shape {values.shape}: give at least one number, shape (n,).")
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise InputError(f"{bad} of {values.size} values of {name} are NaN or infinite: leave those items out first.")
+    return values
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise InputError(f"level is {level}: give a confidence between 0 and 1, such as 0.95.")
+    return level
+
+
+def _runs(n_resamples: int, x: ArrayLike) -> list[tuple[int, int]]:
+    """Shapes (resamples, items) of a bounded number of items that make up all resamples."""
+    n = np.size(x)
+    most = max(1, 1_000_000 // n)
+    return [(min(most, n_resamples - start), n) for start in range(0, n_resamples, most)]
+
+
+def mean_interval(x: ArrayLike, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean with its percentile bootstrap interval.
+
+    Examples
+    --------
+    >>> found = mean_interval([0.0, 1.0] * 50)
+    >>> found.value, 0.38 < found.low < 0.45 < 0.55 < found.high < 0.62
+    (0.5, True)
+    """
+    values = _finite(x, "x")
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [values[rng.integers(0, values.size, shape)].mean(axis=1) for shape in _runs(n_resamples, x)]
+    )
+    low, high = np.quantile(means, [(1 - _level(level)) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high), values.size)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """The difference of two systems on the same items.
+
+    Parameters
+    ----------
+    difference : Interval
+        Mean of the first minus the second.
+    p_value : float
+        Chance of so large a mean difference, either way, if the two were interchangeable on every item.
+    wins, ties, losses : int
+        Items on which the first is better, equal, worse.
+    """
+
+    difference: Interval
+    p_value: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired_test(a: ArrayLike, b: ArrayLike, level: float = 0.95, n_resamples: int = 5000, seed: int = 0) -> PairedTest:
+    """Compare two systems item by item: bootstrap interval of the difference and a sign-flip permutation test.
+
+    Parameters
+    ----------
+    a, b : array (n,)
+        Scores of the same items.
+    level : float
+        Confidence of the interval.
+
+    References
+    ----------
+    Koehn 2004 (paired bootstrap); Dror et al. 2018, The hitchhiker's guide to testing statistical significance in NLP.
+
+    Examples
+    --------
+    >>> found = paired_test(np.arange(30) + 1.0, np.arange(30))
+    >>> found.difference.value, found.p_value < 0.001, found.wins
+    (1.0, True, 30)
+    """
+    x, y = _finite(a, "a"), _finite(b, "b")
+    if x.shape != y.shape:
+        raise InputError(f"a has {x.size} scores and b {y.size}: give one of each per item.")
+    difference = x - y
+    rng = np.random.default_rng(seed)
+    flipped = np.concatenate(
+        [(2 * rng.integers(0, 2, shape) - 1) @ difference / x.size for shape in _runs(n_resamples, x)]
+    )
+    extreme = int((np.abs(flipped) >= abs(difference.mean()) - 1e-15).sum())
+    return PairedTest(
+        mean_interval(difference, level, n_resamples, seed),
+        (extreme + 1) / (n_resamples + 1),
+        int((difference > 0).sum()),
+        int((difference == 0).sum()),
+        int((difference < 0).sum()),
+    )
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Chance that a positive item has a higher score than a negative one; a tie counts half.
+
+    Raises
+    ------
+    InputError
+        When labels are not 0 and 1, or all are the same.
+
+    Examples
+    --------
+    >>> auroc([0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1])
+    0.875
+    """
+    s, y = _finite(scores, "scores"), _finite(labels, "labels")
+    if s.shape != y.shape or not np.isin(y, (0.0, 1.0)).all():
+        raise InputError(f"scores have shape {s.shape} and labels {y.shape}: give one label of 0 or 1 per score.")
+    n_positive = int(y.sum())
+    if n_positive in (0, y.size):
+        raise InputError(f"All {y.size} labels are {int(y[0])}: give items of both classes.")
+    ranks = stats.rankdata(s)[y == 1].sum()
+    return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * (y.size - n_positive)))
+
+
+def auroc_interval(
+    scores: ArrayLike, labels: ArrayLike, level: float = 0.95, n_resamples: int = 500, seed: int = 0
+) -> Interval:
+    """AUROC with its bootstrap interval; each class is resampled by itself."""
+    value = auroc(scores, labels)
+    s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    found = []
+    for _ in range(n_resamples):
+        at = np.concatenate([rng.choice(positive, positive.size), rng.choice(negative, negative.size)])
+        found.append(auroc(s[at], y[at]))
+    low, high = np.quantile(found, [(1 - _level(level)) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), s.size)
+
+
+def wmt_kendall(better: ArrayLike, worse: ArrayLike) -> float:
+    """Kendall's tau as the WMT metrics task defines it: concordant minus discordant pairs over all, ties discordant.
+
+    Parameters
+    ----------
+    better, worse : array (n_pairs,)
+        The metric's scores of the translation that humans found better, and of the worse one.
+
+    References
+    ----------
+    Ma et al. 2019, Results of the WMT19 metrics shared task, section 5.2.
+
+    Examples
+    --------
+    >>> wmt_kendall([0.9, 0.8, 0.5, 0.7], [0.1, 0.2, 0.5, 0.6])
+    0.5
+    """
+    b, w = _finite(better, "better"), _finite(worse, "worse")
+    if b.shape != w.shape:
+        raise InputError(f"better has {b.size} scores and worse {w.size}: give one of each per pair.")
+    concordant = int((b > w).sum())
+    return (2 * concordant - b.size) / b.size
+
+
+def _judged(scores: ArrayLike, human: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    s, h = np.asarray(scores, dtype=np.float64), np.asarray(human, dtype=np.float64)
+    if s.shape != h.shape or s.ndim != 2:
+        raise InputError(f"scores have shape {s.shape} and human {h.shape}: give both as (n_segments, n_systems).")
+    for name, x in (("scores", s), ("human", h)):
+        if not np.isfinite(x).all():
+            raise InputError(f"{int((~np.isfinite(x)).sum())} values of {name} are NaN or infinite: leave them out.")
+    return s, h
+
+
+def system_correlation(scores: ArrayLike, human: ArrayLike, kind: str = "kendall") -> float:
+    """Correlation of the systems' mean scores with their mean human scores.
+
+    Parameters
+    ----------
+    scores, human : array (n_segments, n_systems)
+        A metric's and humans' scores of the same outputs.
+    kind : {"kendall", "spearman", "pearson"}
+        Which correlation.
+
+    Examples
+    --------
+    >>> system_correlation([[1, 2, 3], [2, 3, 4]], [[1, 1, 2], [2, 1, 3]], "spearman")
+    0.5
+    """
+    s, h = _judged(scores, human)
+    return float(_CORRELATIONS[_kind(kind)](s.mean(axis=0), h.mean(axis=0))[0])
+
+
+def segment_correlation(scores: ArrayLike, human: ArrayLike, kind: str = "kendall") -> Interval:
+    """Mean over segments of the correlation among systems, with its bootstrap interval.
+
+    Segments on which the metric or the humans find all systems equal have no correlation and are left out; ``n`` counts
+    the others.
+
+    Raises
+    ------
+    InputError
+        When no segment is left.
+    """
+    s, h = _judged(scores, human)
+    told = [i for i in range(s.shape[0]) if np.ptp(s[i]) > 0 and np.ptp(h[i]) > 0]
+    if not told:
+        raise InputError("On every segment all systems have the same score: there is nothing to correlate.")
+    return mean_interval([_CORRELATIONS[_kind(kind)](s[i], h[i])[0] for i in told])
+
+
+def _kind(kind: str) -> str:
+    if kind not in _CORRELATIONS:
+        raise InputError(f"kind is {kind!r}: use one of {', '.join(_CORRELATIONS)}.")
+    return kind
+
+
+def length_matched(lengths: ArrayLike, labels: ArrayLike, n_bins: int = 10, seed: int = 0) -> IntArray:
+    """Items, as many positive as negative in each tenth of the lengths, so that length tells nothing.
+
+    Parameters
+    ----------
+    lengths, labels : array (n,)
+        How long each item is, and its label, 0 or 1.
+
+    Returns
+    -------
+    ndarray of int, (k,)
+        The items kept, in order.
+
+    Examples
+    --------
+    >>> kept = length_matched([1, 1, 1, 9, 9, 9], [1, 0, 0, 1, 1, 0], n_bins=2)
+    >>> kept.size
+    4
+    """
+    x, y = _finite(lengths, "lengths"), _finite(labels, "labels")
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, n_bins + 1)[1:-1]))
+    bins = np.searchsorted(edges, x, side="right")
+    rng = np.random.default_rng(seed)
+    kept: list[int] = []
+    for b in np.unique(bins):
+        by_class: Sequence[IntArray] = [np.flatnonzero((bins == b) & (y == label)) for label in (0, 1)]
+        size = min(part.size for part in by_class)
+        for part in by_class:
+            kept += rng.permutation(part)[:size].tolist()
+    return np.array(sorted(kept), dtype=np.int64)

@@ -1,0 +1,274 @@
+"""The evaluate verb, its files, its page and its commands, from bad input to a whole run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pilotfish.cli import app
+from pilotfish.errors import InputError, MissingExtraError, ModelError, PilotfishError
+from pilotfish.evaluate import Outputs, compare_outputs, evaluate, read_outputs
+from pilotfish.evaluation_page import evaluation_page
+from pilotfish.forecast import forecast
+from pilotfish.methods import cards, find
+from pilotfish.methods.build import make_metrics
+from pilotfish.models.fake import FakeModel
+from pilotfish.scorers.judges import PairJudge
+from pilotfish.scorers.reference import Length
+from pilotfish.types import Exchange, Reply, Request
+
+ROWS = {
+    "reference_based": {"bleu", "rouge", "bertscore", "bartscore"},
+    "reference_free": {
+        "selfcheck", "semantic_entropy", "mean_log_prob", "proxy_lm", "llm_judge", "small_judges", "token_entropy",
+    },
+    "repair": {"hallucination_detector", "reconfidencing", "self_contradiction_numbers"},
+    "competition": {"text_detection"},
+}  # fmt: skip
+
+
+class Given:
+    """Scores by a list."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score(self, items):
+        return np.array(self.scores[: len(items)], dtype=float)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+
+
+def outputs(n=60, labels=True):
+    items = [Exchange(Request.of(f"q{i}"), Reply("word " * (1 + i % 7)), (f"word {i}",)) for i in range(n)]
+    return Outputs.of(items, np.arange(n) % 2.0 if labels else None)
+
+
+def test_every_row_of_the_methods_is_there():
+    for group, slugs in ROWS.items():
+        assert {card.slug for card in cards(group)} >= slugs
+        for slug in slugs:
+            assert find(slug).command.startswith(("pilotfish", "python"))
+    made = make_metrics(["bleu", "semantic_entropy"], {"entailment": None, "unused": 1})
+    assert list(made) == ["bleu", "semantic_entropy"]
+    for names, said in ((["bartscore"], "needs --reader"), (["reconfidencing"], "does not score"), ([], "no metrics")):
+        with pytest.raises(InputError, match=said):
+            make_metrics(names)
+
+
+def test_missing_scores_are_counted_and_never_enter_a_mean():
+    scores = [0.5, math.nan, math.inf, 1.0] + [0.75] * 56
+    done = evaluate(outputs(), {"given": Given(scores)})
+    row, length = done.rows
+    assert row.n_missing == 2
+    assert row.mean.value == pytest.approx(np.mean([0.5, 1.0] + [0.75] * 56))
+    assert row.mean.n == 58
+    assert length.name == "length"
+    assert done.to_rows()[1]["given"] is None
+    none = evaluate(outputs(), {"none": Given([math.nan] * 60)})
+    assert none.rows[0].mean is None
+    assert none.rows[0].n_missing == 60
+
+
+def test_labels_bring_baselines_calibration_and_matched_length():
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.7).astype(float)
+    items = [Exchange(Request.of("q"), Reply("x" * int(5 + 40 * y + rng.integers(0, 60)))) for y in labels]
+    good = labels + rng.normal(0, 0.7, 400)
+    lengths = [len(e.reply.text) for e in items]
+    done = evaluate(Outputs.of(items, labels), {"good": Given(good), "copy of length": Given(lengths)})
+    by_name = {row.name: row for row in done.rows}
+    assert done.majority == pytest.approx(max(labels.mean(), 1 - labels.mean()))
+    assert by_name["good"].auroc.value > 0.8
+    assert by_name["copy of length"].auroc.value == by_name["length"].auroc.value > 0.7
+    assert by_name["copy of length"].auroc_matched < 0.6 < by_name["good"].auroc_matched
+    assert by_name["good"].error < 0.1
+    page = evaluation_page(done, "A <title>")
+    for said in ("A &lt;title&gt;", "Reliability", "Worst by good", "length (baseline)", "majority baseline"):
+        assert said in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_one_class_identical_outputs_and_no_labels_still_make_a_page():
+    items = [Exchange(Request.of("q"), Reply("same"))] * 5
+    for known in (np.ones(5), None):
+        done = evaluate(Outputs.of(items, known), {"given": Given([0.5] * 5)})
+        assert done.rows[0].auroc is None
+        assert done.rows[0].probabilities is None
+        assert "all outputs score" in evaluation_page(done, "x")
+    with pytest.raises(InputError, match="no outputs to score"):
+        evaluate(Outputs.of([]), {"given": Given([])})
+
+
+def test_a_scorer_that_fails_is_told_and_all_failing_is_an_error():
+    class Fails:
+        def score(self, items):
+            raise ModelError("No model here.")
+
+    done = evaluate(outputs(4), {"fails": Fails(), "length again": Length()})
+    assert done.failures == {"fails": "No model here."}
+    assert "No model here." in evaluation_page(done, "x")
+    with pytest.raises(ModelError):
+        evaluate(outputs(4), {"fails": Fails()})
+    with pytest.raises(InputError, match="gave shape"):
+        evaluate(outputs(4), {"short": Given([1.0])})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "x"}, "line 1: field 'output' is None"),
+        ({"output": "x", "label": 2}, "label is 2"),
+        ({"output": "x", "answer": "y"}, "field 'answer' is unknown"),
+        ({"output": "x", "references": [1]}, "field 'references' is a int"),
+        ({"output": "x", "log_probs": [0.5]}, "above 0 or NaN"),
+        ({"output": "x", "log_probs": [{"token": "a"}]}, "cannot be read"),
+        ({"output": "x", "human": "good"}, "field 'human' is 'good'"),
+        ({"output": "x", "prompt": 3}, "field 'prompt' is a int"),
+        ([1], "no JSON object"),
+    ],
+)
+def test_a_wrong_line_is_one_sentence(tmp_path, row, said):
+    with pytest.raises(InputError, match=said):
+        read_outputs(write(tmp_path / "o.jsonl", [row]))
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    for text, said in ((b"", "no outputs"), (b"{", "line 1"), (b"\xff\xfe", "cannot be read")):
+        (tmp_path / "o.jsonl").write_bytes(text)
+        with pytest.raises(InputError, match=said):
+            read_outputs(tmp_path / "o.jsonl")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_outputs(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="repeated"):
+        read_outputs(write(tmp_path / "o.jsonl", [{"id": 1, "output": "a"}, {"id": 1, "output": "b"}]))
+
+
+def test_everything_of_a_line_is_read(tmp_path):
+    row = {
+        "id": "a", "messages": [{"role": "user", "content": "Hi"}], "output": "Hello", "reference": "Hello!",
+        "samples": ["Hey"], "context": "A document.", "log_probs": [-0.5, -1], "label": True, "human": 4,
+    }  # fmt: skip
+    found = read_outputs(write(tmp_path / "o.jsonl", [row]))
+    [item] = found.items
+    assert (item.request.prompt, item.references, item.context) == ("Hi", ("Hello!",), ("A document.",))
+    assert [t.log_prob for t in item.reply.log_probs] == [-0.5, -1.0]
+    assert (found.labels[0], found.human[0], found.ids) == (1.0, 4.0, ["a"])
+
+
+def test_comparison_pairs_by_id_and_counts_what_it_leaves_out():
+    first, second = outputs(40), outputs(50)
+    better = np.where(np.arange(50) == 3, np.nan, 1.0)
+    scores = iter([Given(better).score(first.items), Given(np.zeros(50)).score(first.items)])
+    both = type("Both", (), {"score": lambda self, items: next(scores)})()
+    judge = PairJudge(FakeModel("A"))
+    done = compare_outputs(first, second, {"given": both}, [judge])
+    assert done.n == 40
+    assert done.n_left_out["given"] == 1
+    assert done.verdict("given") == "first is better"
+    assert done.verdict("length") == "no difference shown"
+    assert done.tests["judge"].difference.value == 0.0
+    silent = PairJudge(FakeModel("I refuse."))
+    with pytest.raises(InputError, match="No pair has a score"):
+        compare_outputs(first, second, {}, [silent])
+    other = Outputs(second.items, [f"x{i}" for i in range(50)], second.labels, second.human)
+    with pytest.raises(InputError, match="share no 'id'"):
+        compare_outputs(first, other, {})
+
+
+@pytest.fixture
+def files(tmp_path):
+    rows = [
+        {"id": i, "prompt": "Say the number.", "output": f"The number is {i % 3}.", "reference": f"The number is {i}.",
+         "samples": ["The number is 0.", f"It is {i % 3}."], "label": int(i < 3)}
+        for i in range(30)
+    ]  # fmt: skip
+    write(tmp_path / "a.jsonl", rows)
+    write(tmp_path / "b.jsonl", [{**r, "output": r["reference"]} for r in rows])
+    return tmp_path
+
+
+def test_the_command_scores_and_writes_everything(files):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names = "rouge,chrf,selfcheck,semantic_entropy,mean_log_prob"
+    out, report = files / "scores.parquet", files / "deep" / "report.html"
+    done = run("evaluate", files / "a.jsonl", "--metrics", names, "-o", out, "--report", report)
+    assert done.exit_code == 0
+    assert "No output has a score by mean_log_prob" in done.stdout
+    assert "Majority baseline: 90.0%" in done.stdout
+    table = parquet.read_table(out)
+    assert table.num_rows == 30
+    assert set(table.column_names) == {"id", *names.split(","), "length"}
+    assert "Worst by rouge" in report.read_text(encoding="utf-8")
+    for suffix in ("csv", "jsonl"):
+        target = files / f"scores.{suffix}"
+        assert run("evaluate", files / "a.jsonl", "-o", target).exit_code == 0
+        assert len(target.read_text().splitlines()) == 30 + (suffix == "csv")
+    assert not list(files.glob(".*"))
+    with pytest.raises(InputError, match=r"ends in \.parquet"):
+        run("evaluate", files / "a.jsonl", "-o", files / "scores.txt")
+
+
+def test_the_command_compares(files):
+    done = run("compare", files / "b.jsonl", files / "a.jsonl", "--metrics", "chrf", "--interval", "90")
+    assert done.exit_code == 0
+    assert "first is better" in " ".join(done.stdout.split())
+    for words, said in ((("--interval", "9"), "--interval is 9"), ((), "nothing to compare by")):
+        with pytest.raises(InputError, match=said):
+            run("compare", files / "a.jsonl", files / "b.jsonl", *words)
+
+
+def test_the_command_forecasts(tmp_path):
+    sizes = {"small1-1b": 0.4, "small2-2b": 0.5, "mid-7b": 0.6, "big-30b": 0.7, "large-70b": 0.8}
+    rows = [
+        {"query": f"question {i}?", "task": task, "scores": {m: min(1.0, s + shift) for m, s in sizes.items()}}
+        for task, shift in (("easy", 0.1), ("hard", -0.3), ("middle", 0.0))
+        for i in range(4)
+    ]
+    tasks = write(tmp_path / "t.jsonl", rows)
+    card = tmp_path / "large.toml"
+    card.write_text("parameters = 60e9\n[stated]\neasy = 0.85\n", encoding="utf-8")
+    words = ("forecast", "--model-card", card, "--proxies", "small1-1b,small2-2b", "--task", tasks)
+    done = run(*words)
+    assert done.exit_code == 0
+    assert "90 %" in done.stdout
+    found = {row.task: row for row in forecast(card, ["small1-1b", "small2-2b"], tasks).rows}
+    assert found["easy"].value == 0.85
+    assert found["hard"].value < found["middle"].value < found["easy"].value
+    assert found["hard"].low <= found["hard"].value <= found["hard"].high
+    for text, said in (("", "no 'parameters'"), ("x =", "cannot be read"), ("parameters = -1", "no 'parameters'")):
+        card.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=said):
+            run(*words)
+    card.write_text("parameters = 7e9", encoding="utf-8")
+    with pytest.raises(InputError, match="Proxy 'none' has no score"):
+        forecast(card, ["none"], tasks)
+    for row, said in (({"task": "x"}, "line 1 is wrong"), ({"query": "", "task": "x", "scores": {"a": 7}}, "outside")):
+        with pytest.raises(InputError, match=said):
+            forecast(card, ["a"], write(tmp_path / "bad.jsonl", [row]))
+    nameless = write(tmp_path / "n.jsonl", [{"query": "q", "task": "x", "scores": {"a": 0.5, "b": 0.5}}])
+    with pytest.raises(InputError, match="size of model 'a' is unknown"):
+        forecast(card, ["a"], nameless)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    import sys
+
+    item = [Exchange(Request.of("q"), Reply("a"), ("a",))]
+    for module, name in (("sacrebleu", "bleu"), ("rouge_score.rouge_scorer", "rouge")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtraError, match=r"pilotfish\[metrics\]"):
+            make_metrics([name])[name].score(item)
+    assert issubclass(MissingExtraError, PilotfishError)

@@ -1,0 +1,108 @@
+"""Statistics: hand-computed values, coverage over seeds, and refusal of NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pilotfish.errors import InputError
+from pilotfish.statistics import (
+    auroc,
+    auroc_interval,
+    length_matched,
+    mean_interval,
+    paired_test,
+    segment_correlation,
+    system_correlation,
+    wmt_kendall,
+)
+
+
+def test_mean_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(100):
+        found = mean_interval(rng.normal(1.0, 1.0, 60), n_resamples=300, seed=seed)
+        hits += found.low <= 1.0 <= found.high
+    assert 86 <= hits <= 100
+
+
+def test_paired_test_finds_a_difference_and_none_where_there_is_none():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=80)
+    found = paired_test(base + 0.5 + rng.normal(0, 0.3, 80), base)
+    assert found.p_value < 0.01
+    assert found.difference.low > 0.3
+    p_values = [paired_test(rng.normal(size=20), rng.normal(size=20), n_resamples=200).p_value for _ in range(120)]
+    assert sum(p < 0.05 for p in p_values) <= 15
+    equal = paired_test([1.0, 2.0], [1.0, 2.0])
+    assert (equal.p_value, equal.ties, equal.difference.value) == (1.0, 2, 0.0)
+
+
+def test_paired_test_is_exact_on_a_small_case():
+    # Three equal differences: of the 8 sign patterns only +++ and --- are as extreme.
+    assert paired_test([1, 1, 1], [0, 0, 0], n_resamples=4000).p_value == pytest.approx(0.25, abs=0.03)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=4, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_auroc_is_the_share_of_ordered_pairs(rows):
+    s, y = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], float)
+    if y.min() == y.max():
+        with pytest.raises(InputError, match="both classes"):
+            auroc(s, y)
+        return
+    wins = [(a > b) + 0.5 * (a == b) for a in s[y == 1] for b in s[y == 0]]
+    assert auroc(s, y) == pytest.approx(np.mean(wins))
+    assert auroc(-s, y) == pytest.approx(1 - np.mean(wins))
+    found = auroc_interval(s, y, n_resamples=20)
+    assert found.low <= found.high
+
+
+def test_wmt_kendall_counts_ties_as_discordant():
+    assert wmt_kendall([1, 1, 1, 1], [0, 0, 1, 2]) == 0.0
+    assert wmt_kendall([1.0], [1.0]) == -1.0
+
+
+def test_correlations_with_humans_against_scipy():
+    rng = np.random.default_rng(1)
+    human = rng.normal(size=(12, 6))
+    scores = human + rng.normal(size=(12, 6))
+    for kind, function in (("kendall", stats.kendalltau), ("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
+        by_segment = np.mean([function(s, h)[0] for s, h in zip(scores, human, strict=True)])
+        assert segment_correlation(scores, human, kind).value == pytest.approx(by_segment)
+        assert system_correlation(scores, human, kind) == pytest.approx(function(scores.mean(0), human.mean(0))[0])
+    scores[3] = 1.0
+    assert segment_correlation(scores, human).n == 11
+
+
+def test_length_matching_takes_the_length_out():
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(1, 100, 2000).astype(float)
+    labels = (rng.random(2000) < lengths / 100).astype(float)
+    assert auroc(lengths, labels) > 0.7
+    kept = length_matched(lengths, labels, n_bins=20)
+    assert labels[kept].mean() == 0.5
+    assert abs(auroc(lengths[kept], labels[kept]) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: mean_interval([1.0, float("nan")]), "1 of 2 values of x are NaN"),
+        (lambda: mean_interval([]), "at least one number"),
+        (lambda: mean_interval([1.0], level=95), "level is 95"),
+        (lambda: paired_test([1.0], [1.0, 2.0]), "a has 1 scores and b 2"),
+        (lambda: auroc([1.0, 2.0], [0, 2]), "one label of 0 or 1"),
+        (lambda: wmt_kendall([1.0], [float("inf")]), "worse are NaN or infinite"),
+        (lambda: segment_correlation([[1.0, 1.0]], [[1.0, 2.0]]), "nothing to correlate"),
+        (lambda: segment_correlation([[1.0, np.nan]], [[1.0, 2.0]]), "NaN or infinite"),
+        (lambda: system_correlation([[1.0, 2.0]], [[1.0, 2.0]], "tau"), "kind is 'tau'"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, said):
+    with pytest.raises(InputError, match=said):
+        call()
