@@ -80,7 +80,7 @@ def beside_llmrouter(run: Run, make_policy: Callable[[], RoutePolicy], embedder:
         test = test.subset(range(0, test.n_queries, 3))
     best = int(train.scores.mean(axis=0).argmax())
     best_cost = float(test.costs[:, best].mean())
-    step = 6 if run.quick else 1
+    step = 10 if run.quick else 1
     splits = {
         "no shared query": [i for i in range(0, len(rows), step) if rows[i]["query"] not in held],
         "published split": list(range(0, len(rows), step)),
@@ -187,10 +187,10 @@ def beside_routellm(
     table = mmlu(run)
     prompts = long_prompts(table.queries)
     splits, arrays, ours, tests = [], {"timed.npy": embedder.embed(prompts)}, [], []
-    for seed in range(1 if run.quick else 5):
+    for seed in range(2 if run.quick else 3):
         fit, _, test = table.split((0.7, 0.1, 0.2), seed=seed)
         if run.quick:
-            test = test.subset(range(500))
+            test = test.subset(range(250))
         taught = fit.subset(range(N_LABELS))
         weak, strong = taught.scores.T
         winners = np.where(strong > weak, "model_a", np.where(weak > strong, "model_b", "tie"))
