@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Run, bootstrap
 from benchmarks.outcomes import STRONG, WEAK, interval, llmrouter9, mmlu
+from benchmarks.routers.peers import beside_llmrouter, beside_routellm
+from benchmarks.routers.timing import long_prompts, milliseconds
 from pilotfish.errors import DownloadError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.protocols import Embedder
@@ -65,7 +67,20 @@ def main(run: Run) -> None:
     if run.wants("nine"):
         nine_models(run, fast, full)
     if run.wants("latency"):
-        latency(run, fast)
+        latency(run, fast, full)
+    if run.wants("peers") and full:
+        beside_llmrouter(run, lambda: _nine_policy(full), full[-1])
+        beside_routellm(run, lambda: KernelQuality(PromptFeatures(embedders=full)), lambda: _uncached(fast), full[-1])
+
+
+def _nine_policy(used: list[Embedder]) -> RoutePolicy:
+    scorer = KernelQuality(PromptFeatures(embedders=used), n_landmarks=2000, second_stage=False)
+    return RoutePolicy("kernel", scorer, n_settings=60)
+
+
+def _uncached(used: list[Embedder]) -> KernelQuality:
+    """A router that embeds every prompt, for timing."""
+    return KernelQuality(PromptFeatures(embedders=[e.embedder if isinstance(e, Remembered) else e for e in used]))
 
 
 def two_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
@@ -225,8 +240,7 @@ def _nine(
     fitted: ReplyTable, test: ReplyTable, used: list[Embedder], best_score: float, best_cost: float
 ) -> tuple[float, float, float, float, float]:
     learn, tune = fitted.split((0.8, 0.2), seed=0)
-    scorer = KernelQuality(PromptFeatures(embedders=used), n_landmarks=2000, second_stage=False)
-    policy = RoutePolicy("kernel", scorer, n_settings=60)
+    policy = _nine_policy(used)
     policy.fit(learn)
     scores, costs = policy.predicted(tune.queries)
     rows = np.arange(tune.n_queries)
@@ -284,26 +298,22 @@ def _tfidf_ridge(fitted: ReplyTable, test: ReplyTable) -> float:
     return float(test.scores[np.arange(test.n_queries), predicted.argmax(axis=1)].mean())
 
 
-def latency(run: Run, fast: list[Embedder]) -> None:
+def latency(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     """Time the router on 500-token prompts, one at a time, on one core, and its fitting."""
     from threadpoolctl import threadpool_limits
 
     table = mmlu(run)
     n = 4000 if run.quick else table.n_queries
     part = table.subset(range(n)) if run.quick else table
+    prompts = long_prompts(table.queries)
     with threadpool_limits(1):
+        router = _uncached(fast)
         started = time.perf_counter()
-        router = KernelQuality(PromptFeatures(embedders=[e.embedder for e in fast])).fit(  # type: ignore[attr-defined]
-            part.queries, part.scores, [WEAK, STRONG]
-        )
+        router.fit(part.queries, part.scores, [WEAK, STRONG])
         fitting = time.perf_counter() - started
-        words = " ".join(table.queries[:200]).split()
-        prompts = [" ".join(words[k : k + 380]) for k in range(0, 380 * 30, 190)]
-        times = []
-        for prompt in prompts * 4:
-            started = time.perf_counter()
-            router.predict([prompt])
-            times.append((time.perf_counter() - started) * 1000)
+    times = milliseconds(router, prompts)
+    few = table.subset(range(1500))
+    with_encoder = milliseconds(_uncached(full).fit(few.queries, few.scores, [WEAK, STRONG]), prompts)
     low, high = bootstrap(np.array(times))
     print(f"fitting {n} rows on one core: {fitting:.1f} s")
     run.figure(
@@ -316,5 +326,7 @@ def latency(run: Run, fast: list[Embedder]) -> None:
         n=len(times),
         fit_seconds=fitting,
         fit_rows=n,
+        with_encoder_ms=None if run.quick else float(np.median(with_encoder)),
         target=2.0,
+        note="static vectors; low and high are of the mean",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -16,7 +17,32 @@ REQUIREMENTS = {
     "thinkless": ["thinkless==0.5.0"],
     "jevstiller": ["jevstiller==0.5.2"],
     "bert-score": ["bert-score==0.3.13", "torch==2.13.0", "transformers==4.57.1"],
+    "llmrouter": [
+        "llmrouter-lib==0.4.0",
+        "torch==2.13.0",
+        "transformers",
+        "torch-geometric",
+        "pandas",
+        "scikit-learn",
+        "pyyaml",
+        "tqdm",
+        "pydantic",
+        "pillow",
+    ],
+    "routellm": [
+        "routellm==0.2.0",
+        "torch==2.13.0",
+        "transformers",
+        "datasets",
+        "openai",
+        "pandas",
+        "scikit-learn",
+        "pyyaml",
+        "tqdm",
+    ],
 }
+# Installed without what they ask for, most of which serves chats: what their routers import is listed after them.
+LEAN = {"llmrouter", "routellm"}
 
 LITELLM_CONFIG = """\
 model_list:
@@ -52,9 +78,18 @@ def interpreter(name: str) -> Path | None:
     if python.exists():
         return python
     print(f"installing {' '.join(REQUIREMENTS[name])} under {folder}", file=sys.stderr)
-    venv.create(folder, with_pip=True)
-    done = subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS[name]], check=False)
-    return python if done.returncode == 0 else None
+    first, *rest = REQUIREMENTS[name]
+    steps = [rest, ["--no-deps", first]] if name in LEAN else [REQUIREMENTS[name]]
+    try:
+        venv.create(folder, with_pip=True)
+        for step in steps:
+            subprocess.run([python, "-m", "pip", "install", "-q", *step], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"{name} cannot be installed: {error}", file=sys.stderr)
+        # Half an environment would be taken for a whole one by the next run.
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return python
 
 
 def version(name: str) -> str:

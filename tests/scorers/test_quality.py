@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,8 +19,8 @@ from pilotfish.scorers.preferences import (
     bradley_terry,
     factor_loss,
 )
-from pilotfish.scorers.prompts import PromptFeatures
-from pilotfish.scorers.quality import Column, Gap, KernelQuality, NeighbourQuality, _gauss, _gram, _ridge
+from pilotfish.scorers.prompts import PromptFeatures, form_of
+from pilotfish.scorers.quality import Column, Gap, KernelQuality, NeighbourQuality, _gauss, _ridge
 from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
 from pilotfish.types import Reply
 
@@ -87,7 +89,7 @@ def test_ridge_equals_the_reference_and_its_leave_one_out_is_exact():
     x, y = rng.normal(size=(30, 3)), rng.normal(size=(30, 1))
     landmarks = x.astype(np.float32)
     kernel = _gauss(x, landmarks, 0.5)
-    weights, held_out = _ridge(kernel, _gram(landmarks, 0.5), y)
+    weights, held_out = _ridge(kernel, _gauss(landmarks, landmarks, 0.5), y)
     errors = {}
     for penalty in np.geomspace(0.3, 300, 16):
         alone = np.empty(30)
@@ -199,3 +201,49 @@ def test_model_tagger_asks_each_prompt_once():
     tagger = ModelTagger(model)
     assert tagger("x") == tagger("x") == {"algebra", "number theory"}
     assert model.n == 1
+
+
+# The cues written out as expressions, one per number of form_of from the 21st on.
+CUES = (
+    r"\bhow (many|much)\b",
+    r"\b(calculate|compute|find|evaluate|solve|what is the value)\b",
+    r"\b(not|except|false|least)\b",
+    r"\b(all|none|both|neither) of\b|\bi and ii\b|\biii\b",
+    r"\bwhich of the following\b",
+    r"\bstatement\b",
+    r"\b(valid|argument|premise|conclusion|predicate|logic)\b",
+    r"\b(prove|theorem|group|ring|field|matrix|integral|vector)\b",
+    r"\b(moral|wrong|ethic\w*|right)\b",
+    r"\b(plaintiff|defendant|contract|court|statute|liable)\b",
+    r"\b(patient|year-old|symptom\w*|diagnosis|blood)\b",
+    r"\b(passage|according to|author|text)\b",
+    r"\b(percent|ratio|average|profit|interest|rate)\b|%",
+    r"\b(best|most|likely|main|primary)\b",
+    r"\b(explain|why|describe|discuss)\b",
+    r"\b(write|story|poem|essay|email|letter)\b",
+    r"\b(function|python|code|program|algorithm)\b",
+    r"\b(clue|puzzle|person|house|left|next to)\b",
+    r"\b(suppose|assume|given|let)\b",
+    r"\b(hour|minute|day|week|year)s?\b",
+    r"\bif\b",
+    r"___?|\bblank\b",
+)
+PIECES = sorted(
+    {w for cue in CUES for w in re.findall(r"[a-z]+(?: [a-z]+)*|%", re.sub(r"\\[bw]\*?|[()|?_]", ";", cue))}
+    | {"how many", "none of", "i and ii", "what is the value", "year-old", "ethical", "symptoms", "hours", "__", "_"}
+    | {"knot", "however", "awhile", "blanks", "somewhat", "next", "toe", "(A)", "12", "A.", "\n", "{x}", "3 / 4"}
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from([" ", "", "-", ". ", "\n"])), max_size=12))
+@settings(max_examples=400, deadline=None)
+def test_form_counts_characters_and_finds_cues_as_written_out(parts):
+    prompt = "".join(piece + gap for piece, gap in parts)
+    for text in (prompt, prompt.upper()):
+        form = form_of(text)
+        assert form[20:] == [float(re.search(cue, text, re.IGNORECASE) is not None) for cue in CUES]
+        n = max(len(text), 1)
+        assert form[6] == sum(c.isdigit() for c in text) / n
+        assert form[8] == sum(c.isupper() for c in text) / n
+        assert form[9] == sum(not c.isalnum() and not c.isspace() for c in text) / n
+        assert form[13] == sum(any(c.isdigit() for c in line) for line in text.split("\n")) / len(text.split("\n"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -21,31 +22,40 @@ _WORD = re.compile(r"(?u)\b\w+\b")
 _OPTION = re.compile(r"(?m)^\s*\(?[A-H1-8][.):]\s")
 _FORMULA = re.compile(r"[=^\\<>+$]|\b\d+\s*/\s*\d+\b")
 _CODE = re.compile(r"\bdef |\bclass |\breturn\b|\bassert\b|[{};]\s*$|```", re.MULTILINE)
-_CUES = (
-    r"\bhow (many|much)\b",
-    r"\b(calculate|compute|find|evaluate|solve|what is the value)\b",
-    r"\b(not|except|false|least)\b",
-    r"\b(all|none|both|neither) of\b|\bi and ii\b|\biii\b",
-    r"\bwhich of the following\b",
-    r"\bstatement\b",
-    r"\b(valid|argument|premise|conclusion|predicate|logic)\b",
-    r"\b(prove|theorem|group|ring|field|matrix|integral|vector)\b",
-    r"\b(moral|wrong|ethic\w*|right)\b",
-    r"\b(plaintiff|defendant|contract|court|statute|liable)\b",
-    r"\b(patient|year-old|symptom\w*|diagnosis|blood)\b",
-    r"\b(passage|according to|author|text)\b",
-    r"\b(percent|ratio|average|profit|interest|rate)\b|%",
-    r"\b(best|most|likely|main|primary)\b",
-    r"\b(explain|why|describe|discuss)\b",
-    r"\b(write|story|poem|essay|email|letter)\b",
-    r"\b(function|python|code|program|algorithm)\b",
-    r"\b(clue|puzzle|person|house|left|next to)\b",
-    r"\b(suppose|assume|given|let)\b",
-    r"\b(hour|minute|day|week|year)s?\b",
-    r"\bif\b",
-    r"___?|\bblank\b",
+# What each is: words of which any will do, and phrases of which any will do, the latter with what must be around them.
+# Sets of words and searches for literals take a tenth of the time of the same cues as expressions.
+_CUES: tuple[tuple[frozenset[str], tuple[str, ...], re.Pattern[str] | None], ...] = tuple(
+    (frozenset(words.split()), phrases, re.compile(around) if around else None)
+    for words, phrases, around in (
+        ("", ("how many", "how much"), r"\bhow m(any|uch)\b"),
+        ("calculate compute find evaluate solve", ("what is the value",), r"\bwhat is the value\b"),
+        ("not except false least", (), ""),
+        (
+            "iii",
+            ("all of", "none of", "both of", "neither of", "i and ii"),
+            r"\b((all|none|both|neither) of|i and ii)\b",
+        ),
+        ("", ("which of the following",), r"\bwhich of the following\b"),
+        ("statement", (), ""),
+        ("valid argument premise conclusion predicate logic", (), ""),
+        ("prove theorem group ring field matrix integral vector", (), ""),
+        ("moral wrong right", ("ethic",), r"\bethic"),
+        ("plaintiff defendant contract court statute liable", (), ""),
+        ("patient diagnosis blood", ("year-old", "symptom"), r"\b(year-old\b|symptom)"),
+        ("passage author text", ("according to",), r"\baccording to\b"),
+        ("percent ratio average profit interest rate", ("%",), ""),
+        ("best most likely main primary", (), ""),
+        ("explain why describe discuss", (), ""),
+        ("write story poem essay email letter", (), ""),
+        ("function python code program algorithm", (), ""),
+        ("clue puzzle person house left", ("next to",), r"\bnext to\b"),
+        ("suppose assume given let", (), ""),
+        ("hour hours minute minutes day days week weeks year years", (), ""),
+        ("if", (), ""),
+        ("blank", ("__",), ""),
+    )
 )
-_CUE = tuple(re.compile(cue, re.IGNORECASE) for cue in _CUES)
+_CODE_WORDS = frozenset(("def", "class", "return", "assert"))
 
 
 def form_of(prompt: str) -> list[float]:
@@ -57,33 +67,49 @@ def form_of(prompt: str) -> list[float]:
     True
     """
     n = max(len(prompt), 1)
+    lowered = prompt.lower()
     lines = prompt.split("\n")
-    words = _WORD.findall(prompt.lower())
+    words = _WORD.findall(lowered)
+    distinct = set(words)
+    # Each distinct character is looked at once: a long prompt has as few of them as a short one.
+    counts = Counter(prompt)
+    digits = {c for c in counts if c.isdigit()}
+    n_digits = sum(counts[c] for c in digits)
     options = [len(line) for line in lines if _OPTION.match(line)]
     stem = lines[0]
     longest, shortest = max(options, default=0), min(options, default=0)
+    formulas = len(_FORMULA.findall(prompt)) if not counts.keys().isdisjoint("=^\\<>+$/") else 0
+    code = 0
+    if not (counts.keys().isdisjoint("{};`") and distinct.isdisjoint(_CODE_WORDS)):
+        code = len(_CODE.findall(prompt))
     return [
         math.log1p(n),
         math.log1p(len(stem)),
         math.log1p(len(lines)),
         math.log1p(len(words)),
-        len(set(words)) / max(len(words), 1),
+        len(distinct) / max(len(words), 1),
         sum(map(len, words)) / max(len(words), 1),
-        sum(c.isdigit() for c in prompt) / n,
-        math.log1p(sum(c.isdigit() for c in prompt)),
-        sum(c.isupper() for c in prompt) / n,
-        sum(not c.isalnum() and not c.isspace() for c in prompt) / n,
+        n_digits / n,
+        math.log1p(n_digits),
+        sum(k for c, k in counts.items() if c.isupper()) / n,
+        sum(k for c, k in counts.items() if not c.isalnum() and not c.isspace()) / n,
         float(len(options)),
         math.log1p(sum(options) / max(len(options), 1)),
         math.log1p(longest) - math.log1p(shortest),
-        float(sum(any(c.isdigit() for c in line) for line in lines) / len(lines)),
+        float(sum(not digits.isdisjoint(line) for line in lines) / len(lines)) if digits else 0.0,
         float(stem.rstrip().endswith("?")),
         float(stem.rstrip().endswith(":")),
         float(stem.rstrip().endswith(".")),
         float(stem.count(".")),
-        math.log1p(len(_FORMULA.findall(prompt))),
-        math.log1p(len(_CODE.findall(prompt))),
-        *(float(cue.search(prompt) is not None) for cue in _CUE),
+        math.log1p(formulas),
+        math.log1p(code),
+        *(
+            float(
+                not distinct.isdisjoint(wanted)
+                or (any(p in lowered for p in phrases) and (around is None or around.search(lowered) is not None))
+            )
+            for wanted, phrases, around in _CUES
+        ),
     ]
 
 

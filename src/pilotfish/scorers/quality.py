@@ -145,10 +145,10 @@ class KernelQuality:
         x = self.features_.transform(prompts)
         rng = np.random.default_rng(self.seed)
         chosen = rng.permutation(len(prompts))[: self.n_landmarks]
-        self.landmarks_ = x[np.sort(chosen)].astype(np.float32)
+        self._span(x[np.sort(chosen)].astype(np.float32))
         self.mean_ = np.nanmean(y, axis=0)
         self.range_ = np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)])
-        self.weights_, held_out = _ridge(self._kernel(x), _gram(self.landmarks_, self.gamma), y - self.mean_)
+        self.weights_, held_out = _ridge(self._kernel(x), self._kernel(self.landmarks_), y - self.mean_)
         self.centre_, self.whiten_ = np.zeros(len(models)), np.zeros((len(models), 0))
         self.anchors_, self.bend_ = np.zeros((0, 0), dtype=np.float32), np.zeros((0, len(models)))
         if self.second_stage and len(models) > 1:
@@ -167,8 +167,13 @@ class KernelQuality:
     def _bent(self, first: FloatArray) -> FloatArray:
         return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
 
+    def _span(self, landmarks: NDArray[np.float32]) -> None:
+        # Widened and squared once: to do so on every call would take most of a prediction's time.
+        self.landmarks_ = landmarks.astype(np.float64)
+        self.squares_ = (self.landmarks_**2).sum(axis=1)
+
     def _kernel(self, x: FloatArray) -> FloatArray:
-        return _gauss(x, self.landmarks_, self.gamma)
+        return _gauss(x, self.landmarks_, self.gamma, self.squares_)
 
     def predict(self, prompts: Sequence[str]) -> FloatArray:
         """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
@@ -183,8 +188,9 @@ class KernelQuality:
         """Write what was learned as plain arrays."""
         own = {
             name: getattr(self, f"{name}_")
-            for name in ("landmarks", "mean", "range", "weights", "centre", "whiten", "anchors", "bend")
+            for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend")
         }
+        own["landmarks"] = self.landmarks_.astype(np.float32)
         own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
         return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
 
@@ -192,7 +198,8 @@ class KernelQuality:
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], features: PromptFeatures | None = None) -> KernelQuality:
         """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any."""
         made = cls(features, gamma=float(arrays["gamma"]))
-        for name in ("landmarks", "mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
+        made._span(arrays["landmarks"])
+        for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
             setattr(made, f"{name}_", arrays[name])
         made.models_ = tuple(str(m) for m in arrays["models"])
         parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
@@ -234,17 +241,15 @@ def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, 
     return weights, held_out
 
 
-def _gauss(x: FloatArray, landmarks: NDArray[np.float32], gamma: float) -> FloatArray:
-    squares = (x**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1)[None] - 2 * x @ landmarks.T
-    return np.asarray(np.exp(-gamma * np.maximum(squares, 0)))
-
-
-def _gram(landmarks: NDArray[np.float32], gamma: float) -> FloatArray:
-    return _gauss(landmarks.astype(np.float64), landmarks, gamma)
+def _gauss(x: FloatArray, landmarks: FloatArray, gamma: float, squares: FloatArray | None = None) -> FloatArray:
+    own = (landmarks**2).sum(axis=1) if squares is None else squares
+    distances = (x**2).sum(axis=1)[:, None] + own[None] - 2 * (x @ landmarks.T)
+    return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
 
 
 def _second(z: FloatArray | NDArray[np.float32], anchors: NDArray[np.float32]) -> FloatArray:
-    return _gauss(np.asarray(z, dtype=np.float64), anchors, 0.1) + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
+    kernel = _gauss(np.asarray(z, dtype=np.float64), anchors.astype(np.float64), 0.1)
+    return kernel + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
 
 
 class NeighbourQuality:

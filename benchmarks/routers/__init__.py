@@ -1,0 +1,1 @@
+"""Other routers, measured beside ours: each runs in a virtual environment of its own."""
