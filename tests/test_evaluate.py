@@ -62,6 +62,9 @@ def test_every_row_of_the_methods_is_there():
             assert find(slug).command.startswith(("pilotfish", "python"))
     made = make_metrics(["bleu", "semantic_entropy"], {"entailment": None, "unused": 1})
     assert list(made) == ["bleu", "semantic_entropy"]
+    judge = FakeModel("4")
+    make_metrics(["llm_judge"], {"judge": judge, "rubric": "Shorter is better."})["llm_judge"].score(outputs(1).items)
+    assert judge.calls[0].prompt.startswith("Shorter is better.")
     for names, said in ((["bartscore"], "needs --reader"), (["reconfidencing"], "does not score"), ([], "no metrics")):
         with pytest.raises(InputError, match=said):
             make_metrics(names)
