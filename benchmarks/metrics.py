@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.figures import Run, bootstrap
-from benchmarks.judged.features import NAMES, columns, exchange, pair_line, ridge_by_fold, source_columns
+from benchmarks.judged.features import N_METRICS, NAMES, columns, exchange, pair_line, ridge_by_fold, source_columns
 from benchmarks.judged.peer import bert_score
 from pilotfish.errors import PilotfishError
 from pilotfish.models import catalog
@@ -18,7 +18,7 @@ from pilotfish.statistics import segment_correlation, system_correlation, wmt_ke
 LANGUAGES = ("gu", "kk", "lt")
 # BERTScore with a large encoder, segment level, as published for to-English pairs.
 _PUBLISHED_WMT = {"gu": 0.292, "kk": 0.351, "lt": 0.381}
-_WMT_SOURCE = "published (Rei et al. 2020, arXiv:2009.09025, table of WMT19 into English)"
+_WMT_SOURCE = "published (Rei et al. 2020, arXiv:2009.09025, WMT19 into English; its chrF row is reproduced here)"
 _SUMMEVAL_SOURCE = "published (Zhong et al. 2022, arXiv:2210.07197, table 1: mean of four dimensions)"
 _DIMENSIONS = ("coherence", "consistency", "fluency", "relevance")
 
@@ -147,8 +147,8 @@ def wmt19(run: Run) -> None:
     wins = []
     for language in LANGUAGES:
         others = [x for x in LANGUAGES if x != language]
-        line = pair_line(*(np.concatenate([part[x] for x in others]) for part in (better, worse)))
-        b, w = better[language] @ line, worse[language] @ line
+        line = pair_line(*(np.concatenate([part[x][:, :N_METRICS] for x in others]) for part in (better, worse)))
+        b, w = better[language][:, :N_METRICS] @ line, worse[language][:, :N_METRICS] @ line
         found["combination"].append(wmt_kendall(b, w))
         wins.append(np.where(b > w, 1.0, -1.0))
         for k, name in enumerate(NAMES):

@@ -41,6 +41,12 @@ class Given:
         return np.array(self.scores[: len(items)], dtype=float)
 
 
+def iter_scores(*scores):
+    """Scores the first call with the first list, the second with the second."""
+    left = iter(scores)
+    return type("Both", (), {"score": lambda self, items: np.array(next(left), dtype=float)})()
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return path
@@ -62,6 +68,9 @@ def test_every_row_of_the_methods_is_there():
             assert find(slug).command.startswith(("pilotfish", "python"))
     made = make_metrics(["bleu", "semantic_entropy"], {"entailment": None, "unused": 1})
     assert list(made) == ["bleu", "semantic_entropy"]
+    judge = FakeModel("4")
+    make_metrics(["llm_judge"], {"judge": judge, "rubric": "Shorter is better."})["llm_judge"].score(outputs(1).items)
+    assert judge.calls[0].prompt.startswith("Shorter is better.")
     for names, said in ((["bartscore"], "needs --reader"), (["reconfidencing"], "does not score"), ([], "no metrics")):
         with pytest.raises(InputError, match=said):
             make_metrics(names)
@@ -171,8 +180,7 @@ def test_everything_of_a_line_is_read(tmp_path):
 def test_comparison_pairs_by_id_and_counts_what_it_leaves_out():
     first, second = outputs(40), outputs(50)
     better = np.where(np.arange(50) == 3, np.nan, 1.0)
-    scores = iter([Given(better).score(first.items), Given(np.zeros(50)).score(first.items)])
-    both = type("Both", (), {"score": lambda self, items: next(scores)})()
+    both = iter_scores(better[:40], np.zeros(40))
     judge = PairJudge(FakeModel("A"))
     done = compare_outputs(first, second, {"given": both}, [judge])
     assert done.n == 40
@@ -180,6 +188,9 @@ def test_comparison_pairs_by_id_and_counts_what_it_leaves_out():
     assert done.verdict("given") == "first is better"
     assert done.verdict("length") == "no difference shown"
     assert done.tests["judge"].difference.value == 0.0
+    few = compare_outputs(outputs(2), outputs(2), {"given": iter_scores([1.0, 0.9], [0.5, 0.3])})
+    assert few.tests["given"].difference.low > 0
+    assert few.verdict("given") == "no difference shown"
     silent = PairJudge(FakeModel("I refuse."))
     with pytest.raises(InputError, match="No pair has a score"):
         compare_outputs(first, second, {}, [silent])

@@ -37,12 +37,12 @@ def _examples(run: Run) -> list[Inference]:
     rng = np.random.default_rng(0)
     pairs = [r for r in run.rows("esnli/dev.jsonl.gz") if r["label"] in ("entailment", "neutral", "contradiction")]
     made = [Inference(r["premise"], r["hypothesis"], r["label"]) for r in pairs]
-    made = [made[i] for i in rng.permutation(len(made))[:6500]]
+    made = [made[i] for i in rng.permutation(len(made))[:5000]]
     rte = []
     for r in run.rows("rte/rte1-3.jsonl.gz"):
         right = str(r.get("value", r.get("entailment"))).upper() in ("TRUE", "YES")
-        if len(r["premise"]) < 400:
+        if len(r["premise"]) < 300:
             rte.append(Inference(r["premise"], r["hypothesis"], "entailment" if right else "not entailment"))
-    made += [rte[i] for i in rng.permutation(len(rte))[:2000]]
-    made += [e for e in corrupted(plain_documents(run), 3000, 1) if len(e.premise) < 520][:1300]
+    made += [rte[i] for i in rng.permutation(len(rte))[:1500]]
+    made += [e for e in corrupted(plain_documents(run), 3000, 1) if len(e.premise) < 420][:1000]
     return [made[i] for i in rng.permutation(len(made))]

@@ -14,10 +14,12 @@ from pilotfish.scorers.passages import content_words, missing_facts
 from pilotfish.scorers.reference import Bleu, Chrf, Rouge
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["NAMES", "columns", "exchange", "pair_line", "ridge_by_fold", "source_columns"]
+__all__ = ["NAMES", "N_METRICS", "columns", "exchange", "pair_line", "ridge_by_fold", "source_columns"]
 
 Array = NDArray[np.float64]
 NAMES = ["bertscore", "precision", "recall", "chrF", "BLEU", "ROUGE-L", "sentence", "length", "words"]
+N_METRICS = 7
+"""The first of them are metrics; the others are baselines, and no part of a combination."""
 
 
 def exchange(text: str, references: Sequence[str], context: str = "") -> Exchange:
@@ -66,7 +68,7 @@ def _words(text: str, reference: str) -> float:
 
 
 def pair_line(better: Array, worse: Array) -> Array:
-    """Weights, at least 0, of a logistic line through the difference of two outputs' columns."""
+    """Weights, at least 0 and drawn towards equal ones, of a logistic line through the difference of two outputs."""
     from scipy.optimize import minimize
 
     x = better - worse
@@ -74,13 +76,16 @@ def pair_line(better: Array, worse: Array) -> Array:
     x = x / scale
 
     def loss(w: Array) -> tuple[float, Array]:
-        margin = x @ w
-        value = np.logaddexp(0, -margin).mean() + 1e-3 * (w @ w)
-        return float(value), -(x.T @ (1 / (1 + np.exp(margin)))) / len(x) + 2e-3 * w
+        margin, apart = x @ w, w - w.mean()
+        value = np.logaddexp(0, -margin).mean() + _APART * (apart @ apart)
+        return float(value), -(x.T @ (1 / (1 + np.exp(margin)))) / len(x) + 2 * _APART * apart
 
     start = np.full(x.shape[1], 0.1)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * x.shape[1])
     return np.asarray(found.x / scale)
+
+
+_APART = 0.3
 
 
 def ridge_by_fold(x: Array, human: Array, folds: NDArray[np.int64]) -> Array:

@@ -349,11 +349,11 @@ class Comparison:
     level: float
 
     def verdict(self, name: str) -> str:
-        """Say in words what one metric shows."""
-        found = self.tests[name].difference
-        if found.low > 0 or found.high < 0:
-            return f"{'first' if found.low > 0 else 'second'} is better"
-        return "no difference shown"
+        """Say in words what one metric shows: a difference where both the interval and the test do."""
+        found, p_value = self.tests[name].difference, self.tests[name].p_value
+        if p_value > 1 - self.level or found.low <= 0 <= found.high:
+            return "no difference shown"
+        return f"{'first' if found.value > 0 else 'second'} is {'longer' if name == 'length' else 'better'}"
 
 
 def compare_outputs(

@@ -11,11 +11,12 @@ from pilotfish.types import Exchange, Reply, Request, TokenLogProb
 from tests.toy_encoder import write_toy_encoder
 
 NAMES = [
-    "bleu", "chrf", "rouge", "bertscore", "selfcheck", "semantic_entropy", "mean_log_prob", "token_entropy", "perplexity",
-    "llm_judge", "hallucination_detector", "self_contradiction_numbers",
+    "bleu", "chrf", "rouge", "bertscore", "selfcheck", "semantic_entropy", "mean_log_prob", "token_entropy",
+    "perplexity", "llm_judge", "hallucination_detector", "self_contradiction_numbers",
 ]  # fmt: skip
 ODD = [
-    "", " \n\t", "🙂👩‍👩‍👧", "日本語のテキスト。次の文。", "Привет, мир! Second sentence in English.", "עברית וعربي", "\ud800 half",
+    "", " \n\t", "🙂👩‍👩‍👧",
+    "日本語のテキスト。次の文。", "Привет, мир! Second sentence in English.", "עברית וعربي", "\ud800 half",
     "a" * 5000, "1,,2..3 = = 4 < > 9", "The answer is 4.", "[SEP] [CLS] <|im_end|>", "e\u0301" * 50,
 ]  # fmt: skip
 

@@ -163,6 +163,9 @@ def test_grounding_learns_its_weights():
     scores = metric.score(items)
     assert scores[:12].min() > scores[12:].max()
     assert ((scores >= 0) & (scores <= 1)).all()
+    assert Grounding.from_arrays(metric.to_arrays()).score(items) == pytest.approx(scores)
+    with pytest.raises(NotFittedError, match="saved before fit"):
+        Grounding().to_arrays()
     with pytest.raises(InputError, match="give both kinds"):
         Grounding().fit(items[:3], np.ones(3))
 

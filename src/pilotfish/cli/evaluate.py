@@ -18,6 +18,7 @@ __all__ = ["compare", "evaluate", "forecast"]
 Metrics = Annotated[str, typer.Option("--metrics", "-m", help="names, comma-separated, of 'pilotfish methods'")]
 Nli = Annotated[str, typer.Option("--nli", help="entailment model: a folder, or a name of the hub")]
 Judge = Annotated[str, typer.Option("--judge", help="small, or names of the catalog or GGUF files, comma-separated")]
+Rubric = Annotated[str, typer.Option("--rubric", help="what a good answer is, for the judges")]
 Reader = Annotated[str, typer.Option("--reader", help="small language model that reads texts, by name or file")]
 Vectors = Annotated[str, typer.Option("--embedder", help="static, minilm, or a folder")]
 _SMALL_JUDGE = "smollm2-135m-instruct"
@@ -33,6 +34,7 @@ def evaluate(
     reader: Reader = "",
     embedder: Vectors = "",
     encoder: Annotated[str, typer.Option("--encoder", help="encoder of bertscore")] = "minilm",
+    rubric: Rubric = "",
     seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
 ) -> None:
     """Score given outputs; nothing is generated. Length and majority baselines stand beside every metric."""
@@ -46,7 +48,9 @@ def evaluate(
 
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
-    scorers = make_metrics(_names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder})
+    scorers = make_metrics(
+        _names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder, "rubric": rubric}
+    )
     done = run(read_outputs(outputs), scorers, seed=seed)
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)
@@ -90,6 +94,7 @@ def compare(
     nli: Nli = "",
     reader: Reader = "",
     embedder: Vectors = "",
+    rubric: Rubric = "",
     seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
 ) -> None:
     """Say whether one system's outputs are better than another's, by metrics and judges, with intervals."""
@@ -106,7 +111,7 @@ def compare(
         raise InputError("There is nothing to compare by: give --metrics or --judge.")
     parts = _parts(nli, "", reader, embedder)
     scorers = make_metrics(_names(metrics), parts) if metrics else {}
-    judges = [PairJudge(model) for model in _judges(judge)]
+    judges = [PairJudge(model, rubric) if rubric else PairJudge(model) for model in _judges(judge)]
     done = compare_outputs(read_outputs(first), read_outputs(second), scorers, judges, level=interval / 100, seed=seed)
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)

@@ -96,9 +96,9 @@ def proxy_lm() -> ProxyLM:
     needs="black box",
     command=_COMMAND + "llm_judge --judge small",
 )
-def llm_judge(judge: Model, n_grades: int = 5) -> GradeJudge:
+def llm_judge(judge: Model, rubric: str = "", n_grades: int = 5) -> GradeJudge:
     """Let a model grade answers by a rubric, held to a grade by a grammar, weighted by its token probabilities."""
-    return GradeJudge(judge, n_grades=n_grades)
+    return GradeJudge(judge, rubric, n_grades=n_grades) if rubric else GradeJudge(judge, n_grades=n_grades)
 
 
 @method(

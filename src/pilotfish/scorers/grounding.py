@@ -6,11 +6,12 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pilotfish.errors import InputError
+from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.entailment import Entailment
 from pilotfish.scorers.passages import content_words, facts, missing_facts, sentences, windows
@@ -106,6 +107,21 @@ class Grounding:
                     z = (_joined(rows) - self.mean_) / self.scale_ @ self.weights_ + self.intercept_
                     out[i] = 1 / (1 + math.exp(-float(z)))
         return out
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
+        if not hasattr(self, "weights_"):
+            raise NotFittedError("Grounding was saved before fit: call fit(items, labels) first.")
+        intercept = np.array(self.intercept_)
+        return {"mean": self.mean_, "scale": self.scale_, "weights": self.weights_, "intercept": intercept}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], entailment: Entailment | None = None) -> Grounding:
+        """Read what :meth:`to_arrays` wrote; the entailment model it was learned with is given again."""
+        made = cls(entailment)
+        made.mean_, made.scale_, made.weights_ = arrays["mean"], arrays["scale"], arrays["weights"]
+        made.intercept_ = float(arrays["intercept"])
+        return made
 
     def _rows(self, item: Exchange) -> tuple[FloatArray, list[tuple[int, int]], list[list[str]]]:
         """What is seen of each sentence, (n_sentences, 5), the sentences' places and their missing facts."""
