@@ -16,7 +16,8 @@ NAMES = [
 ]  # fmt: skip
 ODD = [
     "", " \n\t", "🙂👩‍👩‍👧",
-    "日本語のテキスト。次の文。", "Привет, мир! Second sentence in English.", "עברית וعربي", "\ud800 half",
+    "日本語のテキスト。次の文。", "Привет, мир! Second sentence in English.", "עברית וعربي",
+    "\ud800 half",
     "a" * 5000, "1,,2..3 = = 4 < > 9", "The answer is 4.", "[SEP] [CLS] <|im_end|>", "e\u0301" * 50,
 ]  # fmt: skip
 
