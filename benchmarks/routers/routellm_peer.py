@@ -60,6 +60,11 @@ def main(folder: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     # Its client is made when its modules are imported, hence the imports below.
     os.environ.update(OPENAI_API_KEY="none", OPENAI_BASE_URL=f"http://127.0.0.1:{server.server_port}")
+    # Imported before anything is timed.
+    from routellm.routers.routers import ROUTER_CLS
+    from routellm.routers.similarity_weighted.utils import OPENAI_CLIENT
+
+    assert set(ROUTERS) <= set(ROUTER_CLS)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     timed = np.load(folder / "timed.npy")
     Vectors.table.update(zip(job["timed"], timed, strict=True))
@@ -80,8 +85,6 @@ def main(folder: Path) -> None:
                     found["ms"][name] = _milliseconds(router.calculate_strong_win_rate, job["timed"])
             except Exception as error:  # noqa: BLE001 - a router that fails must not take the others with it
                 found["failed"][name] = f"{type(error).__name__}: {error}"
-    from routellm.routers.similarity_weighted.utils import OPENAI_CLIENT
-
     found["ms"]["embedding call"] = _milliseconds(
         lambda text: OPENAI_CLIENT.embeddings.create(input=[text], model="text-embedding-3-small"), job["timed"]
     )
