@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.figures import Run, bootstrap
-from benchmarks.judged.features import N_METRICS, NAMES, columns, exchange, pair_line, ridge_by_fold, source_columns
+from benchmarks.judged.features import N_METRICS, NAMES, columns, exchange, ridge_by_fold, selected, source_columns
 from benchmarks.judged.peer import bert_score
 from pilotfish.errors import PilotfishError
 from pilotfish.models import catalog
@@ -147,7 +147,7 @@ def wmt19(run: Run) -> None:
     wins = []
     for language in LANGUAGES:
         others = [x for x in LANGUAGES if x != language]
-        line = pair_line(*(np.concatenate([part[x][:, :N_METRICS] for x in others]) for part in (better, worse)))
+        line = selected([(better[x][:, :N_METRICS], worse[x][:, :N_METRICS]) for x in others])
         b, w = better[language][:, :N_METRICS] @ line, worse[language][:, :N_METRICS] @ line
         found["combination"].append(wmt_kendall(b, w))
         wins.append(np.where(b > w, 1.0, -1.0))

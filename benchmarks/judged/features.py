@@ -12,9 +12,10 @@ from pilotfish.models.embedder import OnnxEmbedder
 from pilotfish.scorers.bertscore import BertScore
 from pilotfish.scorers.passages import content_words, missing_facts
 from pilotfish.scorers.reference import Bleu, Chrf, Rouge
+from pilotfish.statistics import wmt_kendall
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["NAMES", "N_METRICS", "columns", "exchange", "pair_line", "ridge_by_fold", "source_columns"]
+__all__ = ["NAMES", "N_METRICS", "columns", "exchange", "ridge_by_fold", "selected", "source_columns"]
 
 Array = NDArray[np.float64]
 NAMES = ["bertscore", "precision", "recall", "chrF", "BLEU", "ROUGE-L", "sentence", "length", "words"]
@@ -67,25 +68,26 @@ def _words(text: str, reference: str) -> float:
     return 2 * len(own & other) / max(1, len(own) + len(other))
 
 
-def pair_line(better: Array, worse: Array) -> Array:
-    """Weights, at least 0 and drawn towards equal ones, of a logistic line through the difference of two outputs."""
-    from scipy.optimize import minimize
+def selected(pairs: Sequence[tuple[Array, Array]]) -> Array:
+    """Weights of the metrics that tell better from worse outputs together: the one that helps most is added, again and
+    again, while the mean Kendall over the sets of pairs still rises.
 
-    x = better - worse
-    scale = np.sqrt((x**2).mean(axis=0)) + 1e-9
-    x = x / scale
+    References
+    ----------
+    Caruana et al. 2004, Ensemble selection from libraries of models.
+    """
+    difference = np.concatenate([better - worse for better, worse in pairs])
+    scale = np.sqrt((difference**2).mean(axis=0)) + 1e-9
+    counts, best = np.zeros(scale.size), -1.0
+    while True:
+        tried = [counts + one for one in np.eye(scale.size)]
+        found = [float(np.mean([wmt_kendall(b @ (c / scale), w @ (c / scale)) for b, w in pairs])) for c in tried]
+        if max(found) < best + _LEAST_GAIN:
+            return np.asarray(counts / scale)
+        best, counts = max(found), tried[int(np.argmax(found))]
 
-    def loss(w: Array) -> tuple[float, Array]:
-        margin, apart = x @ w, w - w.mean()
-        value = np.logaddexp(0, -margin).mean() + _APART * (apart @ apart)
-        return float(value), -(x.T @ (1 / (1 + np.exp(margin)))) / len(x) + 2 * _APART * apart
 
-    start = np.full(x.shape[1], 0.1)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * x.shape[1])
-    return np.asarray(found.x / scale)
-
-
-_APART = 0.3
+_LEAST_GAIN = 0.003
 
 
 def ridge_by_fold(x: Array, human: Array, folds: NDArray[np.int64]) -> Array:

@@ -45,7 +45,7 @@ class SelfCheck:
 
     Examples
     --------
-    >>> from pilotfish.types import Request
+    >>> from pilotfish.types import Reply, Request
     >>> said = (Reply("It lies in Peru."), Reply("It lies in Peru."))
     >>> asked = Request.of("Where is Lima?")
     >>> good, bad = SelfCheck().score([Exchange(asked, Reply(t), samples=said) for t in ("In Peru.", "In Oslo.")])
@@ -139,7 +139,7 @@ class SemanticEntropy:
 
     Examples
     --------
-    >>> from pilotfish.types import Request
+    >>> from pilotfish.types import Reply, Request
     >>> samples = (Reply("4"), Reply("It is 4."), Reply("5"))
     >>> SemanticEntropy().score([Exchange(Request.of("2 + 2?"), Reply("4"), samples=samples)]).round(3)
     array([-0.562])
