@@ -8,7 +8,7 @@ import numpy as np
 
 from pilotfish.decoding.fusion import normalised
 from pilotfish.decoding.vocabulary import VocabularyMap
-from pilotfish.models.sessions import ArrayLogits
+from pilotfish.models.sessions import ArrayLogits, n_common
 from pilotfish.protocols import LogProbs, Tokenizer, WhiteBoxModel
 
 __all__ = ["PROMPT", "Bridged", "BridgedSession"]
@@ -106,9 +106,7 @@ class BridgedSession:
 
     def _follow(self, wanted: list[int], first: int) -> LogProbs:
         """Log-probabilities after each own token from number ``first`` on."""
-        n = min(len(self._own), first)
-        while self._own[:n] != wanted[:n]:
-            n -= 1
+        n = min(n_common(self._own, wanted), first)
         self._session.rewind(len(self._own) - n)
         self._own = wanted
         return self._session.extend(wanted[n:], len(wanted) - first).log_probs()

@@ -80,8 +80,9 @@ class Costs:
         if below and above:
             (a, ta), (b, tb) = below[-1], above[0]
             return ta if a == b else ta + (tb - ta) * (n_tokens - a) / (b - a)
-        if below:  # longer than any yet: a new token adds an eighth of a pass until it is measured
-            return below[-1][1] * (1 + (n_tokens - below[-1][0]) / 8)
+        if below:  # longer than any yet: a new token adds what it added between the two longest
+            (b, tb), (a, ta) = known[-1], known[-2] if len(known) > 1 else (0, known[-1][1] * 7 / 8)
+            return tb + max(0.0, (tb - ta) / (b - a)) * (n_tokens - b)
         return above[0][1]
 
     def share(self, source: str, strength: int) -> float:
@@ -120,6 +121,8 @@ class SpeedController:
     def length(self, source: str, strength: int = -1, n_ready: int | None = None) -> int:
         """How many tokens of a source to draft; ``n_ready`` of them are there already and cost nothing more."""
         costs = self.costs
+        if 1 not in costs.passes:  # first learn what a plain pass takes
+            return 0
         each = costs.drafts.get(source)
         plain = costs.pass_seconds(1)
         if n_ready is None:

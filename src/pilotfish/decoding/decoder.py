@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -14,14 +14,15 @@ from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_
 from pilotfish.decoding.constraints import constraint_of
 from pilotfish.decoding.controller import Costs, FixedLength, SpeedController
 from pilotfish.decoding.drafting import Context, Drafter, Lookup, SmallModel
-from pilotfish.decoding.fused import begin
+from pilotfish.decoding.fused import Fused, View, begin
+from pilotfish.decoding.fusion import Fusion
 from pilotfish.decoding.loop import Stats, decode
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.protocols import Tokenizer, WhiteBoxModel
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
-__all__ = ["Decoder", "speculate"]
+__all__ = ["Decoder", "fuse", "speculate"]
 
 
 class Decoder:
@@ -185,13 +186,13 @@ class Decoder:
         return choose_acceptance(sampling)
 
 
-def speculate(target: WhiteBoxModel, drafter: Drafter | WhiteBoxModel | Sequence[Any] = ()) -> Decoder:
+def speculate(target: WhiteBoxModel | Decoder, drafter: Drafter | WhiteBoxModel | Sequence[Any] = ()) -> Decoder:
     """Make a model faster without changing what it answers.
 
     Parameters
     ----------
-    target : WhiteBoxModel
-        The model to speed up.
+    target : WhiteBoxModel or Decoder
+        The model to speed up; one that :func:`fuse` made is taken as well.
     drafter : Drafter, WhiteBoxModel or sequence of them
         Asked in order; a model stands for :class:`SmallModel`. Prompt look-up unless given.
 
@@ -223,7 +224,41 @@ def speculate(target: WhiteBoxModel, drafter: Drafter | WhiteBoxModel | Sequence
             made.append(SmallModel(one))
         else:
             raise InputError(f"drafter has a {type(one).__name__}: give a drafter or a white-box model.")
-    return Decoder(target, made)
+    return Decoder(target.target if isinstance(target, Decoder) else target, made)
+
+
+def fuse(
+    *, fusion: Fusion, gate: float | None = None, views: Mapping[str, View] | None = None, **models: WhiteBoxModel
+) -> Decoder:
+    """Let several models write one text together.
+
+    Parameters
+    ----------
+    fusion : Fusion
+        How their distributions become one.
+    gate : float, optional
+        Ask the further models only where the first gives its likeliest token less than this probability.
+    views : mapping of str to callable, optional
+        What a role is asked in the place of the request.
+    **models : WhiteBoxModel
+        One for each role of the fusion, under its name.
+
+    Raises
+    ------
+    InputError
+        When a role is missing or unknown.
+
+    Examples
+    --------
+    >>> from pilotfish.decoding.fusion import Contrastive
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["where is my card, and where is my money? "] * 3
+    >>> large, small = NGramModel(5, "char").fit(texts), NGramModel(1, "char").fit(texts)
+    >>> fused = fuse(expert=large, amateur=small, fusion=Contrastive(alpha=0.1, beta=0.5))
+    >>> fused.generate([Request.of("where is my c", temperature=0, max_tokens=3)])[0].text
+    'ard'
+    """
+    return Decoder(Fused(fusion, models, views=views, gate=gate))
 
 
 def _log_prob(tokenizer: Tokenizer, logs: Any, token: int, n_top: int) -> TokenLogProb:

@@ -14,6 +14,7 @@ from pilotfish.decoding.acceptance import Draft, Sampling
 from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.vocabulary import VocabularyMap, same_vocabulary
 from pilotfish.errors import InputError
+from pilotfish.models.sessions import n_common
 from pilotfish.protocols import Session, WhiteBoxModel
 from pilotfish.types import Request
 
@@ -414,9 +415,7 @@ class Follower:
     def follow(self, tokens: Sequence[int]) -> Any:
         """The logits after the prompt and these tokens, (1, n_vocabulary)."""
         wanted = [*self._prompt, *tokens]
-        n = min(len(self._read), len(wanted) - 1)
-        while self._read[:n] != wanted[:n]:
-            n -= 1
+        n = min(n_common(self._read, wanted), len(wanted) - 1)
         self._session.rewind(len(self._read) - n)
         del self._read[n:]
         return self.extend(wanted[n:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -32,9 +33,11 @@ class VocabularyMap:
         The source's token of the same bytes; -1 where there is none.
     first : ndarray of int, (n_target,)
         The source's longest token that begins the target's token; -1 where there is none.
+    n_shared : int
+        How many tokens both have, end tokens left out.
     """
 
-    _made: ClassVar[dict[tuple[int, int], tuple[Tokenizer, Tokenizer, VocabularyMap]]] = {}
+    _made: ClassVar[WeakKeyDictionary[Tokenizer, WeakKeyDictionary[Tokenizer, VocabularyMap]]] = WeakKeyDictionary()
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, source: Tokenizer, target: Tokenizer) -> None:
@@ -50,6 +53,7 @@ class VocabularyMap:
                 if (found := known.get(token[:n])) is not None:
                     self.first[i] = found
                     break
+        self.n_shared = int((self.exact >= 0).sum())
         for end in target.end_tokens:
             if source.end_tokens and end < target.n_vocabulary:
                 self.exact[end] = self.first[end] = min(source.end_tokens)
@@ -64,11 +68,10 @@ class VocabularyMap:
             When they share no token.
         """
         with cls._lock:
-            # The tokenizers are kept with the map: a new one must not get the identity of one that is gone.
-            key = (id(source), id(target))
-            if key not in cls._made:
-                cls._made[key] = (source, target, cls(source, target))
-            made = cls._made[key][2]
-        if not (made.exact >= 0).any():
+            of_source = cls._made.setdefault(source, WeakKeyDictionary())
+            if target not in of_source:
+                of_source[target] = cls(source, target)
+            made = of_source[target]
+        if not made.n_shared:
             raise InputError("The two vocabularies share no token: give models whose tokens are text of the same kind.")
         return made

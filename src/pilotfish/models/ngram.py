@@ -168,7 +168,7 @@ class NGramModel:
     def tokenizer(self) -> NGramTokenizer:
         """The model's tokenizer."""
         self._check_fitted()
-        return NGramTokenizer(self)
+        return self._tokenizer
 
     @property
     def window(self) -> int:
@@ -324,6 +324,7 @@ class NGramModel:
 
     def _set_vocabulary(self, vocabulary: list[str]) -> None:
         self.vocabulary_ = vocabulary
+        self._tokenizer = NGramTokenizer(self)
         self._ids = {token: i for i, token in enumerate(vocabulary) if i >= len(_SPECIAL)}
 
     def _encode(self, split: Sequence[Sequence[str]]) -> tuple[IntArray, IntArray]:

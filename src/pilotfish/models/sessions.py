@@ -11,7 +11,7 @@ import numpy as np
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.protocols import IntArray, LogProbs
 
-__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession"]
+__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "n_common"]
 
 
 class ArrayLogits:
@@ -198,6 +198,20 @@ class FunctionSession:
     def fork(self) -> FunctionSession:
         """Copy the state."""
         return FunctionSession(self.function, self.tokens)
+
+
+def n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike.
+
+    Examples
+    --------
+    >>> n_common([1, 2, 3], [1, 2, 4])
+    2
+    """
+    n = min(len(one), len(other))
+    if one[:n] == other[:n]:
+        return n
+    return next(i for i in range(n) if one[i] != other[i])
 
 
 def _new_cache(model: Any) -> Any:

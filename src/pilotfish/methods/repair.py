@@ -1,0 +1,69 @@
+"""Repair of what large models are weak at, with small ones."""
+
+from __future__ import annotations
+
+from pilotfish.decoding.decoder import Decoder, fuse
+from pilotfish.decoding.fusion import ContextAware, Contrastive, Product, SourceContrastive
+from pilotfish.methods import method
+from pilotfish.methods.build_decoder import without_context, wrong_source
+from pilotfish.protocols import WhiteBoxModel
+
+_GENERATE = "pilotfish generate TEXT --target qwen2.5-coder-1.5b-instruct --fusion "
+
+# Fusion of next-token distributions
+
+
+@method(
+    "contrastive_decoding",
+    paper="Li 2023b, arXiv:2210.15097; O'Brien and Lewis 2023, arXiv:2309.09117",
+    group="repair",
+    needs="token probabilities",
+    command=_GENERATE + "contrastive:alpha=0.1,beta=0.5 --model amateur=qwen2.5-coder-0.5b-instruct",
+)
+def contrastive_decoding(
+    expert: WhiteBoxModel, amateur: WhiteBoxModel, alpha: float = 0.1, beta: float = 0.5
+) -> Decoder:
+    """Prefer what the large model finds likelier than a small one does, among what it finds plausible."""
+    return fuse(fusion=Contrastive(alpha, beta), expert=expert, amateur=amateur)
+
+
+@method(
+    "contrastive_grounding",
+    paper="Sennrich 2024, arXiv:2309.07098; Shi 2023, arXiv:2305.14739; Wang 2024, arXiv:2409.07394",
+    group="repair",
+    needs="token probabilities",
+    command=_GENERATE + "context_aware:alpha=1.0 --system CONTEXT",
+)
+def contrastive_grounding(
+    model: WhiteBoxModel, alpha: float = 1.0, gate: float = 0.05, wrong: float | None = None
+) -> Decoder:
+    """Contrast with the same model without the context (the system message), or, with ``wrong``, with a wrong one."""
+    if wrong is not None:
+        view = {"wrong_source": wrong_source}
+        return fuse(fusion=SourceContrastive(wrong), views=view, source=model, wrong_source=model)
+    fusion = ContextAware(alpha, gate=gate)
+    return fuse(fusion=fusion, views={"without_context": without_context}, with_context=model, without_context=model)
+
+
+@method(
+    "induce_then_contrast",
+    paper="Zhang 2023b, arXiv:2312.15710",
+    group="repair",
+    needs="training",
+    command="python -m benchmarks fusion --only truth",
+)
+def induce_then_contrast(model: WhiteBoxModel, induced: WhiteBoxModel, alpha: float = 0.1, beta: float = 1.0) -> Decoder:
+    """Contrast with the model after it was tuned to hallucinate (:func:`pilotfish.training.tuning.tune`)."""
+    return fuse(fusion=Contrastive(alpha, beta), expert=model, amateur=induced)
+
+
+@method(
+    "private_contrast",
+    paper="CoGenesis, Zhang 2024a, arXiv:2403.03129: the logit half",
+    group="repair",
+    needs="token probabilities",
+    command=_GENERATE + "mixture:weight=0.5 --model other=qwen2.5-coder-0.5b-instruct --system PRIVATE",
+)
+def private_contrast(local: WhiteBoxModel, large: WhiteBoxModel, alpha: float = 1.0) -> Decoder:
+    """Let a local model that reads the private context be steered by a large one that never sees it."""
+    return fuse(fusion=Product(alpha), views={"adapter": without_context}, base=local, adapter=large)
