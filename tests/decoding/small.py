@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pilotfish.models.sessions import FunctionSession
+from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import LogProbs
+from pilotfish.training.tuning import save_model
 from pilotfish.types import Request
 
 LETTERS = "abcdefgh"
@@ -74,3 +78,26 @@ def saying(tokens: Sequence[int], n: int) -> Scripted:
         return row
 
     return Scripted(after)
+
+
+def tiny_model(folder: Path) -> Path:
+    """Save a random model of three layers of the Llama family over letters; it answers at once."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    letters = {c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyz.")} | {"Ġ": 27, "<end>": 28}
+    raw = Tokenizer(models.BPE(letters, [], unk_token=None))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    config = transformers.LlamaConfig(
+        vocab_size=29, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, eos_token_id=28, bos_token_id=None,
+    )  # fmt: skip
+    model = TransformersModel(folder)
+    model._loaded = (tokenizer, transformers.LlamaForCausalLM(config).eval())
+    save_model(model, folder)
+    return folder

@@ -7,7 +7,15 @@ import pytest
 
 from pilotfish.decoding.bridge import Bridged
 from pilotfish.decoding.fused import Fused
-from pilotfish.decoding.fusion import ContextAware, Contrastive, Fusion, Product, ProxyTuning, SourceContrastive
+from pilotfish.decoding.fusion import (
+    ContextAware,
+    Contrastive,
+    Fusion,
+    Mixture,
+    Product,
+    ProxyTuning,
+    SourceContrastive,
+)
 from pilotfish.errors import InputError
 from pilotfish.protocols import LogProbs
 from pilotfish.types import Request
@@ -25,6 +33,7 @@ ZERO: list[Callable[[], Fusion]] = [
     lambda: SourceContrastive(0),
     lambda: ProxyTuning(0),
     lambda: Product(0),
+    lambda: Mixture(0),
 ]
 
 
@@ -57,6 +66,10 @@ def test_formulas_by_hand() -> None:
     assert np.exp(source[0]) == pytest.approx(expected([0.2, 0.15, 0.15]), abs=1e-5)
     proxy = ProxyTuning(1.0).fuse({"base": one, "expert": other, "anti_expert": third})
     assert np.exp(proxy[0]) == pytest.approx(expected([0.5 * 3, 0.3, 0.2 / 5]), abs=1e-5)
+    log_linear = Mixture(0.5).fuse({"base": one, "other": other})
+    assert np.exp(log_linear[0]) == pytest.approx(expected([0.3**0.5, 0.3, 0.02**0.5]), abs=1e-5)
+    linear = Mixture(0.25, linear=True).fuse({"base": one, "other": other})
+    assert np.exp(linear[0]) == pytest.approx([0.525, 0.3, 0.175], abs=1e-5)
     product = Product(2.0).fuse({"base": one, "adapter": other})
     assert np.exp(product[0]) == pytest.approx(expected([0.5 * 0.36, 0.3 * 0.09, 0.2 * 0.01]), abs=1e-5)
 

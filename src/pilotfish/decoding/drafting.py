@@ -420,6 +420,17 @@ class Follower:
         del self._read[n:]
         return self.extend(wanted[n:])
 
+    def log_prob(self, tokens: Sequence[int]) -> float:
+        """Natural log-probability of a text after the prompt."""
+        if not tokens:
+            return 0.0
+        wanted = [*self._prompt, *tokens[:-1]]
+        n = min(n_common(self._read, wanted), len(self._prompt) - 1)
+        self._session.rewind(len(self._read) - n)
+        logs = self._session.extend(wanted[n:], len(tokens)).log_probs()
+        self._read = wanted
+        return float(logs[np.arange(len(tokens)), list(tokens)].sum())
+
     def extend(self, tokens: Sequence[int]) -> Any:
         """The logits after further tokens, (1, n_vocabulary)."""
         logits = self._session.extend(tokens, 1)

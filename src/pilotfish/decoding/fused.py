@@ -159,6 +159,20 @@ class Fused:
         """The shortest of the models' windows."""
         return min(model.window for model in self.models.values())
 
+    def first_layers(self, n_layers: int) -> WhiteBoxModel:
+        """The first layers of the first role's model, which may draft for all.
+
+        Raises
+        ------
+        InputError
+            When it cannot be cut.
+        """
+        cut = getattr(self.models[self.fusion.roles[0]], "first_layers", None)
+        if cut is None:
+            raise InputError("The first role's model cannot stop at an early layer: give a TransformersModel.")
+        made: WhiteBoxModel = cut(n_layers)
+        return made
+
     def session(self) -> FusedSession:
         """Begin a text that every model reads as it is."""
         return self._session({}, {})

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from pilotfish.errors import InputError
 from pilotfish.protocols import LogProbs
 
-__all__ = ["ContextAware", "Contrastive", "Fusion", "Product", "ProxyTuning", "SourceContrastive", "normalised"]
+__all__ = [
+    "ContextAware",
+    "Contrastive",
+    "Fusion",
+    "Mixture",
+    "Product",
+    "ProxyTuning",
+    "SourceContrastive",
+    "normalised",
+]
 
 _LEAST = np.float32(-60.0)
 """The log-probability below which a token counts as impossible: differences of such are noise."""
@@ -209,6 +218,38 @@ class Product:
         if self.alpha == 0:
             return log_probs["base"]
         return normalised(log_probs["base"] + self.alpha * _floored(log_probs["adapter"]))
+
+
+class Mixture:
+    """Two models by fixed weights: of their probabilities, or of their log-probabilities.
+
+    Parameters
+    ----------
+    weight : float
+        Of the other model, in [0, 1].
+    linear : bool
+        Mix probabilities; else log-probabilities, as CoGenesis mixes a private model with a large one.
+
+    References
+    ----------
+    CoGenesis: Zhang et al., arXiv:2403.03129, section 3.2.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("base", "other")
+
+    def __init__(self, weight: float = 0.5, *, linear: bool = False) -> None:
+        self.weight = _share("weight", weight)
+        self.linear = linear
+
+    def fuse(self, log_probs: Mapping[str, LogProbs]) -> LogProbs:
+        """The fused natural log-probabilities, (n, n_vocabulary)."""
+        base, other = log_probs["base"], log_probs["other"]
+        if self.weight == 0:
+            return base
+        if self.linear:
+            with np.errstate(divide="ignore"):
+                return normalised(np.log((1 - self.weight) * np.exp(base) + self.weight * np.exp(other)))
+        return normalised((1 - self.weight) * _floored(base) + self.weight * _floored(other))
 
 
 def _divergence(one: LogProbs, other: LogProbs) -> NDArray[np.floating]:

@@ -191,7 +191,8 @@ class FusionConfig(_Section):
     ----------
     kind : str
         ``contrastive``, ``context_aware`` (the system message is the context), ``source_contrastive`` (the system
-        message is the source, the field ``wrong_source`` of a call the wrong one), ``proxy_tuning`` or ``product``.
+        message is the source, the field ``wrong_source`` of a call the wrong one), ``proxy_tuning``, ``product``,
+        ``mixture``, or ``private`` (a mixture whose other model is not shown the system message).
     models : dict of str to str
         The models of the further roles; the served model itself unless given.
     gate : float or None

@@ -9,7 +9,15 @@ from typing import Any, Literal
 from pilotfish.decoding.decoder import Decoder
 from pilotfish.decoding.drafting import Drafter, EarlyExit, Lookup, OtherVocabulary, SmallModel
 from pilotfish.decoding.fused import Fused
-from pilotfish.decoding.fusion import ContextAware, Contrastive, Fusion, Product, ProxyTuning, SourceContrastive
+from pilotfish.decoding.fusion import (
+    ContextAware,
+    Contrastive,
+    Fusion,
+    Mixture,
+    Product,
+    ProxyTuning,
+    SourceContrastive,
+)
 from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.errors import InputError
 from pilotfish.models.transformers import TransformersModel
@@ -24,6 +32,8 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
     "source_contrastive": SourceContrastive,
     "proxy_tuning": ProxyTuning,
     "product": Product,
+    "mixture": Mixture,
+    "private": Mixture,
 }
 
 
@@ -43,6 +53,7 @@ def wrong_source(request: Request) -> Request:
 _VIEWS: dict[str, dict[str, Callable[[Request], Request]]] = {
     "context_aware": {"without_context": without_context},
     "source_contrastive": {"wrong_source": wrong_source},
+    "private": {"other": without_context},
 }
 
 
@@ -132,7 +143,9 @@ def make_decoder(
         unknown = sorted(set(given) - set(made.roles))
         if unknown:
             raise InputError(f"Fusion {fusion['kind']!r} has no role {unknown[0]!r}: it has {', '.join(made.roles)}.")
-        if fusion["kind"] not in _VIEWS and (missing := [r for r in made.roles[1:] if r not in given]):
+        if fusion["kind"] not in ("context_aware", "source_contrastive") and (
+            missing := [r for r in made.roles[1:] if r not in given]
+        ):
             raise InputError(f"Fusion {fusion['kind']!r} has no model for the role {missing[0]!r}: name one.")
         models = {role: model(given.get(role, target)) for role in made.roles}
         whole = Fused(made, models, views=_VIEWS.get(fusion["kind"]), gate=fusion.get("gate"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pilotfish.decoding.decoder import Decoder, fuse
-from pilotfish.decoding.fusion import ContextAware, Contrastive, Product, SourceContrastive
+from pilotfish.decoding.fusion import ContextAware, Contrastive, Mixture, SourceContrastive
 from pilotfish.methods import method
 from pilotfish.methods.build_decoder import without_context, wrong_source
 from pilotfish.protocols import WhiteBoxModel
@@ -52,7 +52,9 @@ def contrastive_grounding(
     needs="training",
     command="python -m benchmarks fusion --only truth",
 )
-def induce_then_contrast(model: WhiteBoxModel, induced: WhiteBoxModel, alpha: float = 0.1, beta: float = 1.0) -> Decoder:
+def induce_then_contrast(
+    model: WhiteBoxModel, induced: WhiteBoxModel, alpha: float = 0.1, beta: float = 1.0
+) -> Decoder:
     """Contrast with the model after it was tuned to hallucinate (:func:`pilotfish.training.tuning.tune`)."""
     return fuse(fusion=Contrastive(alpha, beta), expert=model, amateur=induced)
 
@@ -62,8 +64,9 @@ def induce_then_contrast(model: WhiteBoxModel, induced: WhiteBoxModel, alpha: fl
     paper="CoGenesis, Zhang 2024a, arXiv:2403.03129: the logit half",
     group="repair",
     needs="token probabilities",
-    command=_GENERATE + "mixture:weight=0.5 --model other=qwen2.5-coder-0.5b-instruct --system PRIVATE",
+    command="pilotfish generate TEXT --target qwen2.5-coder-0.5b-instruct --fusion private:weight=0.5 "
+    "--model other=qwen2.5-coder-1.5b-instruct --system PRIVATE",
 )
-def private_contrast(local: WhiteBoxModel, large: WhiteBoxModel, alpha: float = 1.0) -> Decoder:
-    """Let a local model that reads the private context be steered by a large one that never sees it."""
-    return fuse(fusion=Product(alpha), views={"adapter": without_context}, base=local, adapter=large)
+def private_contrast(local: WhiteBoxModel, large: WhiteBoxModel, weight: float = 0.5) -> Decoder:
+    """Mix a local model that reads the private context with the logits of a large one that is never shown it."""
+    return fuse(fusion=Mixture(weight), views={"other": without_context}, base=local, other=large)

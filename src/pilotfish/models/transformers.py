@@ -243,7 +243,7 @@ class TransformersModel:
             raise ModelError(
                 f"transformers could not load {source} ({error}): check the name or the folder."
             ) from error
-        return tokenizer, model.to(self.device).eval()
+        return tokenizer, model.to(self.device).eval().requires_grad_(False)
 
 
 def _first_layers(model: Any, n_layers: int) -> Any:
