@@ -58,6 +58,8 @@ def main(run: Run) -> None:
         speed(run, model, groups)
     if run.wants("sampling"):
         sampling(run, model)
+    if run.wants("structured"):
+        structured(run, model)
 
 
 def floor(model: TransformersModel) -> None:
@@ -266,6 +268,30 @@ def sampling(run: Run, model: TransformersModel) -> None:
         "sampling_p_value", min(p_small, p_real), unit="p", better="higher", n=n_draws, floor=0.001,
         small_vocabulary=round(p_small, 4), first_token_of_the_model=round(p_real, 4), n_real=n_real,
     )  # fmt: skip
+
+
+def structured(run: Run, model: TransformersModel) -> None:
+    """Calls at temperature 1 that must follow a schema, with drafts; asked for by name, a thousand of them."""
+    schema = {
+        "type": "object",
+        "properties": {"intent": {"enum": ["card", "money", "other"]}, "urgent": {"type": "boolean"}},
+        "required": ["intent", "urgent"],
+        "additionalProperties": False,
+    }
+    form = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    decoder = Decoder(model, [Lookup()])
+    questions = [row["text"] for row in run.rows("banking77/test.jsonl.gz")]
+    end = time.perf_counter() + (10 if run.quick else 10**9 if run.only else 60)
+    n, n_failed = 0, 0
+    while n < 1_000 and (n == 0 or time.perf_counter() < end):
+        asked = Request.of(f"{questions[n]} JSON:", temperature=1.0, seed=n, max_tokens=48, extra=form)
+        try:
+            found = json.loads(decoder.generate([asked])[0].text)
+            n_failed += set(found) != {"intent", "urgent"}
+        except json.JSONDecodeError:
+            n_failed += 1
+        n += 1
+    run.figure("structured_failures", n_failed, unit="calls", better="lower", n=n, floor=0)
 
 
 def _p_value(counts: np.ndarray, expected: np.ndarray) -> float:

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from pilotfish.cli.generate import generate
 from pilotfish.errors import InputError
+from pilotfish.traffic.calls import Call
+from pilotfish.traffic.log import TrafficLog
 from tests.decoding.small import tiny_model
 
 
@@ -24,11 +26,21 @@ def run(*words):
     return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
 
-def test_drafts_change_the_passes_and_not_the_text(folder):
+def test_drafts_change_the_passes_and_not_the_text(folder, tmp_path):
     plain = run("say a.", "-t", folder, "-n", "20", "--stats")
     fast = run("say a.", "-t", folder, "-n", "20", "-d", "lookup", "-d", "exit:2", "--stats")
     assert plain.exit_code == fast.exit_code == 0
     assert plain.stdout == fast.stdout
+    corpus, log = tmp_path / "text.txt", tmp_path / "log.db"
+    corpus.write_text(plain.stdout * 2)
+    with TrafficLog(log) as traffic:
+        traffic.append(Call.of("say a.", plain.stdout.strip()))
+    for name in (f"corpus:{corpus}", f"log:{log}"):
+        found = run("say a.", "-t", folder, "-n", "20", "-d", name, "--stats")
+        assert found.stdout == plain.stdout
+        assert "Retrieval" in found.stderr
+    with pytest.raises(InputError, match="there is no file"):
+        run("say a.", "-t", folder, "-d", "log:none.db")
     assert "20 tokens in" in plain.stderr
     assert "20 passes" in plain.stderr
 

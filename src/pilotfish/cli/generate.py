@@ -16,7 +16,9 @@ __all__ = ["generate"]
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to ask; - reads standard input")],
     target: Annotated[str, typer.Option("--target", "-t", help="model that answers: catalog name, file or folder")],
-    draft: Annotated[list[str] | None, typer.Option("--draft", "-d", help="lookup, exit:N, or a model; repeat")] = None,
+    draft: Annotated[
+        list[str] | None, typer.Option("--draft", "-d", help="lookup, exit:N, log:FILE, corpus:FILE or a model")
+    ] = None,
     fusion: Annotated[str, typer.Option("--fusion", "-f", help="such as contrastive:alpha=0.1,beta=0.5")] = "",
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="ROLE=NAME of the fusion; repeat")] = None,
     gate: Annotated[float | None, typer.Option("--gate", help="fuse only below this probability")] = None,

@@ -52,6 +52,11 @@ class Costs:
             seconds = seconds if known is None else min(seconds, 3 * known)
             self.passes[n_tokens] = seconds if known is None else 0.8 * known + 0.2 * seconds
 
+    def add_written(self, n_tokens: int) -> None:
+        """Note how many tokens were written."""
+        with self._lock:
+            self.n_written += n_tokens
+
     def add_draft(self, source: str, n_tokens: int, seconds: float) -> None:
         """Note how long drafting took."""
         with self._lock:
@@ -151,7 +156,7 @@ class SpeedController:
 
     def wrote(self, n_tokens: int) -> None:
         """Note how many tokens were written."""
-        self.costs.n_written += n_tokens
+        self.costs.add_written(n_tokens)
 
     def _share(self, source: str, strength: int) -> float:
         """Share accepted in this reply, drawn towards that of all replies."""

@@ -221,7 +221,8 @@ class ModelConfig(_Section):
     dtype : {"float32", "bfloat16", "float16"}
         Of the weights; of transformers.
     draft : list of str
-        Drafters, asked in order: ``lookup``, ``exit:N`` (the first N layers), or a model.
+        Drafters, asked in order: ``lookup``, ``exit:N`` (the first N layers), ``log:FILE`` (replies of a traffic log),
+        ``corpus:FILE`` (a text), or a model.
     fusion : FusionConfig or None
         Fuse it, in the fusion's first role, with other models.
     """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pilotfish.decoding.decoder import Decoder
-from pilotfish.decoding.drafting import Drafter, EarlyExit, Lookup, OtherVocabulary, SmallModel
+from pilotfish.decoding.drafting import Drafter, EarlyExit, Lookup, OtherVocabulary, Retrieval, SmallModel
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import (
     ContextAware,
@@ -22,6 +23,7 @@ from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.errors import InputError
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import WhiteBoxModel
+from pilotfish.traffic.log import TrafficLog
 from pilotfish.types import Message, Request
 
 __all__ = ["FUSIONS", "make_decoder", "make_fusion", "without_context", "wrong_source"]
@@ -50,6 +52,7 @@ def wrong_source(request: Request) -> Request:
     return bare.replace(messages=(Message("system", str(text)), *bare.messages)) if text else bare
 
 
+_N_REPLIES = 20_000
 _VIEWS: dict[str, dict[str, Callable[[Request], Request]]] = {
     "context_aware": {"without_context": without_context},
     "source_contrastive": {"wrong_source": wrong_source},
@@ -74,6 +77,31 @@ class AnyModel:
         same = same_vocabulary(self.model.tokenizer, context.target.tokenizer)
         drafter: Drafter = SmallModel(self.model) if same else OtherVocabulary(self.model)
         return drafter.begin(context)
+
+
+class _Replies:
+    """The newest distinct replies of a traffic log, read when they are iterated over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[str]:
+        log = TrafficLog(self.path, read_only=True)
+        try:
+            calls = log.calls(limit=_N_REPLIES, newest_first=True)
+            yield from dict.fromkeys(call.answer for call in calls if call.answer)
+        finally:
+            log.close()
+
+
+class _Lines:
+    """The paragraphs of a text file, read when they are iterated over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.path.read_text(encoding="utf-8", errors="replace").split("\n\n")
 
 
 def make_fusion(kind: str, options: Mapping[str, float] | None = None) -> Fusion:
@@ -113,7 +141,7 @@ def make_decoder(
     target : str
         As of :class:`TransformersModel`.
     draft : sequence of str
-        ``lookup``, ``exit:N``, or a model.
+        ``lookup``, ``exit:N``, ``log:FILE`` (replies of a traffic log), ``corpus:FILE`` (a text), or a model.
     fusion : mapping, optional
         ``kind``, ``models`` by role (the target unless given), ``gate`` and ``options``.
     dtype : str
@@ -156,6 +184,10 @@ def _drafter(text: str, model: Callable[[str], TransformersModel]) -> Drafter:
     if text == "lookup":
         return Lookup()
     kind, colon, n = text.partition(":")
+    if kind in ("log", "corpus") and colon:
+        if not Path(n).is_file():
+            raise InputError(f"draft is {text!r}, but there is no file {n}: give {kind}:FILE.")
+        return Retrieval(_Replies(Path(n)) if kind == "log" else _Lines(Path(n)))
     if kind == "exit" and colon:
         if not n.isdecimal():
             raise InputError(f"draft is {text!r}: give exit:N with a number of layers.")
