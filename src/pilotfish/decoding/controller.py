@@ -91,12 +91,16 @@ class Costs:
         return above[0][1]
 
     def share(self, source: str, strength: int) -> float:
-        """Share of drafted tokens that stood: of this strength, drawn towards that of the source."""
+        """Share of drafted tokens that stood: of this strength, drawn towards what is known of the source."""
         with self._lock:
             a, n = self.accepted.get((source, -1), (0.0, 0.0))
             of_source = (a + 1.5) / (n + 3)
-            a, n = self.accepted.get((source, strength), (0.0, 0.0)) if strength >= 0 else (0.0, 0.0)
-        return (a + 3 * of_source) / (n + 3)
+            if strength < 0:
+                return of_source
+            a, n = self.accepted.get((source, strength), (0.0, 0.0))
+        # Until it is measured a weak draft is worth less than a strong one: half by the source, half by its strength.
+        prior = (of_source + min(strength, 12) / 14) / 2
+        return (a + 3 * prior) / (n + 3)
 
 
 class SpeedController:
