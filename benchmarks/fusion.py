@@ -136,7 +136,6 @@ def overhead(run: Run, small: TransformersModel, large: TransformersModel) -> No
     for _ in range(2 if run.quick else 5):
         for name, decoder in ways.items():
             _, stats = decoder.answer(request)
-            # The pass over the prompt is left out: it is the first and not a token's.
             seconds[name].append(stats.seconds / max(1, stats.n_tokens))
     cost = {name: float(np.median(values)) for name, values in seconds.items()}
     print("  ".join(f"{name} {value * 1e3:.1f} ms a token" for name, value in cost.items()))

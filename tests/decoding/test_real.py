@@ -92,7 +92,7 @@ def test_a_grammar_is_kept_with_and_without_drafts(model: TransformersModel) -> 
     assert set(json.loads(reply.text)) == {"name", "age"}
     assert reply.finish_reason == "stop"
     assert fast.generate([request])[0].text == reply.text
-    for seed in range(3):
+    for seed in range(2):
         (drawn,) = fast.generate([request.replace(temperature=1.5, seed=seed)])
         assert set(json.loads(drawn.text)) == {"name", "age"}
     choices = Request.of("Is snow white?", temperature=1.0, seed=0, extra={"choices": ["yes, it is", "no"]})

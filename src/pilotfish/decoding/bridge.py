@@ -63,7 +63,8 @@ class BridgedSession:
         self.model = model
         self.tokenizer = tokenizer
         self.prompt = list(prompt)
-        self._map = VocabularyMap.between(model.tokenizer, tokenizer)
+        found = VocabularyMap.between(model.tokenizer, tokenizer)
+        self._from = np.where(found.exact >= 0, found.exact, found.first)
         self._session = model.session()
         self._own: list[int] = []
         self._read: list[int] = []
@@ -112,7 +113,6 @@ class BridgedSession:
         return self._session.extend(wanted[n:], len(wanted) - first).log_probs()
 
     def _mapped(self, logs: LogProbs) -> LogProbs:
-        wanted = np.where(self._map.exact >= 0, self._map.exact, self._map.first)
-        values = logs[:, np.maximum(wanted, 0)]
-        values[:, wanted < 0] = -60.0
+        values = logs[:, np.maximum(self._from, 0)]
+        values[:, self._from < 0] = -60.0
         return normalised(values)
