@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
     from pilotfish.methods.build import Route as Route
+    from pilotfish.decoding.decoder import Decoder as Decoder
+    from pilotfish.decoding.decoder import fuse as fuse
+    from pilotfish.decoding.decoder import speculate as speculate
+    from pilotfish.decoding.drafting import Lookup as Lookup
+    from pilotfish.decoding.fusion import ContextAware as ContextAware
+    from pilotfish.decoding.fusion import Contrastive as Contrastive
+    from pilotfish.decoding.fusion import ProxyTuning as ProxyTuning
+    from pilotfish.decoding.fusion import SourceContrastive as SourceContrastive
     from pilotfish.methods.cascades import automix as automix
     from pilotfish.methods.cascades import calibrated_cascade as calibrated_cascade
     from pilotfish.methods.cascades import cascade_aware_training as cascade_aware_training
@@ -67,13 +75,19 @@ _PUBLIC = {
     "Call": "pilotfish.traffic.calls",
     "Cascade": "pilotfish.cascade",
     "Certificate": "pilotfish.takeover.certify",
+    "ContextAware": "pilotfish.decoding.fusion",
+    "Contrastive": "pilotfish.decoding.fusion",
+    "Decoder": "pilotfish.decoding.decoder",
     "Exchange": "pilotfish.types",
+    "Lookup": "pilotfish.decoding.drafting",
     "Message": "pilotfish.types",
+    "ProxyTuning": "pilotfish.decoding.fusion",
     "Reply": "pilotfish.types",
     "ReplyTable": "pilotfish.traffic.table",
     "Request": "pilotfish.types",
     "Route": "pilotfish.methods.build",
     "Router": "pilotfish.route.router",
+    "SourceContrastive": "pilotfish.decoding.fusion",
     "Stage": "pilotfish.cascade",
     "Target": "pilotfish.takeover.certify",
     "TrafficLog": "pilotfish.traffic.log",
@@ -90,6 +104,7 @@ _PUBLIC = {
     "forc": "pilotfish.methods.routing",
     "frugal_gpt": "pilotfish.methods.cascades",
     "frugal_ml": "pilotfish.methods.cascades",
+    "fuse": "pilotfish.decoding.decoder",
     "guaranteed_takeover": "pilotfish.methods.cascades",
     "hybrid_llm": "pilotfish.methods.routing",
     "idk_cascade": "pilotfish.methods.cascades",
@@ -102,6 +117,7 @@ _PUBLIC = {
     "routing_benchmark": "pilotfish.methods.routing",
     "selective_query": "pilotfish.methods.cascades",
     "smoothie": "pilotfish.methods.routing",
+    "speculate": "pilotfish.decoding.decoder",
     "stated_confidence": "pilotfish.methods.cascades",
     "tag_router": "pilotfish.methods.routing",
     "treacle": "pilotfish.methods.cascades",
@@ -114,13 +130,19 @@ __all__ = [
     "Call",
     "Cascade",
     "Certificate",
+    "ContextAware",
+    "Contrastive",
+    "Decoder",
     "Exchange",
+    "Lookup",
     "Message",
+    "ProxyTuning",
     "Reply",
     "ReplyTable",
     "Request",
     "Route",
     "Router",
+    "SourceContrastive",
     "Stage",
     "Target",
     "TrafficLog",
@@ -138,6 +160,7 @@ __all__ = [
     "forc",
     "frugal_gpt",
     "frugal_ml",
+    "fuse",
     "guaranteed_takeover",
     "hybrid_llm",
     "idk_cascade",
@@ -151,6 +174,7 @@ __all__ = [
     "scorers",
     "selective_query",
     "smoothie",
+    "speculate",
     "stated_confidence",
     "tag_router",
     "treacle",

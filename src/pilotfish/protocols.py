@@ -11,10 +11,25 @@ from numpy.typing import NDArray
 
 from pilotfish.types import Reply, Request
 
-__all__ = ["Decision", "Embedder", "FloatArray", "IntArray", "Model", "Rule", "Scorer", "Transform"]
+__all__ = [
+    "Decision",
+    "Embedder",
+    "FloatArray",
+    "IntArray",
+    "LogProbs",
+    "Logits",
+    "Model",
+    "Rule",
+    "Scorer",
+    "Session",
+    "Tokenizer",
+    "Transform",
+    "WhiteBoxModel",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+LogProbs = NDArray[np.float32]
 T_contra = TypeVar("T_contra", contravariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)
 B_co = TypeVar("B_co", covariant=True)
@@ -26,6 +41,88 @@ class Model(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order; an empty batch gives an empty list."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What turns text into the tokens of one model and back."""
+
+    @property
+    def n_vocabulary(self) -> int:
+        """How many tokens the model gives a probability; padding of its last layer included."""
+        ...
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a reply."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[bytes]:
+        """The bytes of each token (at most n_vocabulary); special tokens have none."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without special tokens."""
+        ...
+
+    def encode_request(self, request: Request) -> list[int]:
+        """The tokens of a conversation up to where the reply begins."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; special tokens have none."""
+        ...
+
+
+class Logits(Protocol):
+    """What a model expects next at n positions; worked out only as far as it is asked for."""
+
+    def best(self) -> IntArray:
+        """The likeliest token at each position, (n,)."""
+        ...
+
+    def log_probs(self) -> LogProbs:
+        """Natural log-probabilities, (n, n_vocabulary)."""
+        ...
+
+
+class Session(Protocol):
+    """A model in the middle of one text, its state kept."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it has read."""
+        ...
+
+    def extend(self, tokens: Sequence[int], n_last: int | None = None) -> Logits:
+        """Read further tokens, and tell what is expected after each of the last ``n_last`` of them (all: None)."""
+        ...
+
+    def rewind(self, n: int) -> None:
+        """Forget the last ``n`` tokens."""
+        ...
+
+    def fork(self) -> Session:
+        """Copy the state; the copy and the original go on apart."""
+        ...
+
+
+class WhiteBoxModel(Protocol):
+    """Anything whose distribution we can see."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """The longest text it can read, in tokens."""
+        ...
+
+    def session(self) -> Session:
+        """Begin a text."""
         ...
 
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from pilotfish.decoding.decoder import speculate
+from pilotfish.decoding.drafting import Lookup
 from pilotfish.errors import PilotfishError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.models.fake import FakeModel
@@ -47,8 +49,17 @@ def _openai(stack: ExitStack) -> Model:
     return stack.enter_context(OpenAIModel("served", stack.enter_context(serving(answer)) + "/v1", "key"))
 
 
+TEXTS_OF_CARDS = ["Say where the card is, and then where the money is. ", "a b c d e f"]
+
+
 def _ngram(_: ExitStack) -> Model:
-    return NGramModel(4, "char").fit(["Say where the card is, and then where the money is. ", "a b c d e f"])
+    return NGramModel(4, "char").fit(TEXTS_OF_CARDS)
+
+
+def _decoder(stack: ExitStack) -> Model:
+    target = _ngram(stack)
+    assert isinstance(target, NGramModel)
+    return speculate(target, [Lookup(), NGramModel(2, "char").fit(TEXTS_OF_CARDS)])
 
 
 def _gguf(stack: ExitStack) -> Model:
@@ -66,6 +77,7 @@ MODELS: dict[str, Callable[[ExitStack], Model]] = {
     "fake": _fake,
     "openai": _openai,
     "ngram": _ngram,
+    "decoder": _decoder,
     "gguf": _gguf,
     "transformers": _transformers,
 }

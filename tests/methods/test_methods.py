@@ -26,10 +26,17 @@ ROUTING = {
     "route_llm", "forc", "routing_benchmark",
 }  # fmt: skip
 
+DECODING = {
+    "speculative_decoding", "speculative_sampling", "lookup_drafting", "self_drafting", "cross_vocabulary",
+    "speed_controller", "comblm", "inference_policy_adapter", "proxy_tuning", "contrastive_decoding",
+    "contrastive_grounding", "induce_then_contrast", "private_contrast", "weak_to_strong_search",
+}  # fmt: skip
+
 
 def test_every_row_is_there_with_its_card():
     assert {card.slug for card in cards("cascades")} >= CASCADES
     assert {card.slug for card in cards("routing")} >= ROUTING
+    assert {card.slug for card in cards()} >= DECODING
     for card in cards():
         assert card.summary.endswith(".")
         assert len(card.summary) < 130

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import demo, evaluate, methods, models, route, serve, tasks, traffic
+from pilotfish.cli import demo, evaluate, generate, methods, models, route, serve, tasks, traffic
 
 __all__ = ["app", "main"]
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for command in (
     serve.serve,
+    generate.generate,
     tasks.status,
     tasks.learn,
     tasks.promote,

@@ -18,6 +18,7 @@ from pilotfish.errors import ConfigError
 __all__ = [
     "ChecksConfig",
     "FallbackConfig",
+    "FusionConfig",
     "GatewayConfig",
     "KeyConfig",
     "LogConfig",
@@ -203,21 +204,68 @@ class ChecksConfig(_Section):
     reader: str | None = None
 
 
+class FusionConfig(_Section):
+    """How a model is fused with others.
+
+    Parameters
+    ----------
+    kind : str
+        ``contrastive``, ``context_aware`` (the system message is the context), ``source_contrastive`` (the system
+        message is the source, the field ``wrong_source`` of a call the wrong one), ``proxy_tuning``, ``product``,
+        ``mixture``, or ``private`` (a mixture whose other model is not shown the system message).
+    models : dict of str to str
+        The models of the further roles; the served model itself unless given.
+    gate : float or None
+        Ask the further models only where the first gives its likeliest token less than this probability.
+    options : dict of str to float
+        Weights of the fusion, such as ``alpha``.
+    """
+
+    kind: Annotated[str, Field(min_length=1)]
+    models: dict[str, str] = Field(default_factory=dict)
+    gate: Annotated[float, Field(gt=0, le=1)] | None = None
+    options: dict[str, float] = Field(default_factory=dict)
+
+
 class ModelConfig(_Section):
     """A local model that answers under the section's name.
 
     Parameters
     ----------
     source : str
-        A name of the catalog (``pilotfish models list``) or a GGUF file.
+        A name of the catalog (``pilotfish models list``) or a GGUF file; with transformers a folder or repository too.
     n_ctx, n_parallel, n_threads : int
-        Window in tokens, calls decoded at once, threads (all cores unless given).
+        Window in tokens, calls decoded at once, threads (all cores unless given); of llama.cpp.
+    backend : {"llama.cpp", "transformers"} or None
+        What runs it: transformers where there is a draft or a fusion, llama.cpp else.
+    dtype : {"float32", "bfloat16", "float16"}
+        Of the weights; of transformers.
+    draft : list of str
+        Drafters, asked in order: ``lookup``, ``exit:N`` (the first N layers), ``log:FILE`` (replies of a traffic log),
+        ``corpus:FILE`` (a text), or a model.
+    fusion : FusionConfig or None
+        Fuse it, in the fusion's first role, with other models.
     """
 
     source: Annotated[str, Field(min_length=1)]
     n_ctx: Annotated[int, Field(ge=64)] = 4096
     n_parallel: Annotated[int, Field(ge=1, le=64)] = 2
     n_threads: Annotated[int, Field(ge=1)] | None = None
+    backend: Literal["llama.cpp", "transformers"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    draft: list[str] = Field(default_factory=list)
+    fusion: FusionConfig | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether our own token loop decodes it."""
+        return bool(self.draft) or self.fusion is not None or self.backend == "transformers"
+
+    @model_validator(mode="after")
+    def _has_backend(self) -> Self:
+        if self.backend == "llama.cpp" and self.decodes:
+            raise ValueError("backend 'llama.cpp' shows no token probabilities: remove draft and fusion, or backend")
+        return self
 
 
 class RouteConfig(_Section):

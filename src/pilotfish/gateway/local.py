@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from pilotfish.errors import ContextLengthError, InputError, PilotfishError, UpstreamError
-from pilotfish.gateway.config import GatewayConfig, RouteConfig
+from pilotfish.gateway.config import GatewayConfig, ModelConfig, RouteConfig
 from pilotfish.gateway.shapes import completion, error_body
 from pilotfish.gateway.upstream import Transport, UpstreamReply
 from pilotfish.gateway.wire import Headers
@@ -32,18 +32,24 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
     Raises
     ------
     InputError
-        When a route's policy or table is wrong, or its budget cannot be kept.
+        When a route's policy or table is wrong, or its budget cannot be kept; when a model's draft or fusion is wrong.
     """
-    from pilotfish.models.gguf import GGUFModel
-
-    models: dict[str, Model] = {
-        name: GGUFModel(c.source, n_ctx=c.n_ctx, n_parallel=c.n_parallel, n_threads=c.n_threads)
-        for name, c in config.models.items()
-    }
+    models: dict[str, Model] = {name: _make_model(name, c) for name, c in config.models.items()}
     made = dict(models)
     for name, route in config.routes.items():
         made[name] = _make_route(route, models, config)
     return made
+
+
+def _make_model(name: str, config: ModelConfig) -> Model:
+    if config.decodes:
+        from pilotfish.methods.build_decoder import make_decoder
+
+        fusion = config.fusion.model_dump() if config.fusion is not None else None
+        return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name)
+    from pilotfish.models.gguf import GGUFModel
+
+    return GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
 
 
 def _make_route(route: RouteConfig, models: Mapping[str, Model], config: GatewayConfig) -> Model:

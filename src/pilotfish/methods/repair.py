@@ -1,16 +1,77 @@
-"""Deficiency repair: what large models get wrong in known ways, found and mended by small parts."""
+"""Repair: what large models are weak at, found and mended by small ones."""
 
 from __future__ import annotations
 
+from pilotfish.decoding.decoder import Decoder, fuse
+from pilotfish.decoding.fusion import ContextAware, Contrastive, Mixture, SourceContrastive
 from pilotfish.methods import method
-from pilotfish.models.reading import CausalReader, Reader
+from pilotfish.methods.build_decoder import without_context, wrong_source
+from pilotfish.protocols import WhiteBoxModel
 from pilotfish.scorers.arithmetic import ArithmeticCheck
 from pilotfish.scorers.calibration import GroupCalibration
 from pilotfish.scorers.entailment import Entailment
 from pilotfish.scorers.grounding import Grounding
-from pilotfish.scorers.likelihood import Binoculars, MachineText
 
-# Evaluation: detectors and confidence.
+_GENERATE = "pilotfish generate TEXT --target qwen2.5-coder-1.5b-instruct --fusion "
+
+
+@method(
+    "contrastive_decoding",
+    paper="Li 2023b, arXiv:2210.15097; O'Brien and Lewis 2023, arXiv:2309.09117",
+    group="repair",
+    needs="token probabilities",
+    command=_GENERATE + "contrastive:alpha=0.1,beta=0.5 --model amateur=qwen2.5-coder-0.5b-instruct",
+)
+def contrastive_decoding(
+    expert: WhiteBoxModel, amateur: WhiteBoxModel, alpha: float = 0.1, beta: float = 0.5
+) -> Decoder:
+    """Prefer what the large model finds likelier than a small one does, among what it finds plausible."""
+    return fuse(fusion=Contrastive(alpha, beta), expert=expert, amateur=amateur)
+
+
+@method(
+    "contrastive_grounding",
+    paper="Sennrich 2024, arXiv:2309.07098; Shi 2023, arXiv:2305.14739; Wang 2024, arXiv:2409.07394",
+    group="repair",
+    needs="token probabilities",
+    command=_GENERATE + "context_aware:alpha=1.0 --system CONTEXT",
+)
+def contrastive_grounding(
+    model: WhiteBoxModel, alpha: float = 1.0, gate: float = 0.05, wrong: float | None = None
+) -> Decoder:
+    """Contrast with the same model without the context (the system message), or, with ``wrong``, with a wrong one."""
+    if wrong is not None:
+        view = {"wrong_source": wrong_source}
+        return fuse(fusion=SourceContrastive(wrong), views=view, source=model, wrong_source=model)
+    fusion = ContextAware(alpha, gate=gate)
+    return fuse(fusion=fusion, views={"without_context": without_context}, with_context=model, without_context=model)
+
+
+@method(
+    "induce_then_contrast",
+    paper="Zhang 2023b, arXiv:2312.15710",
+    group="repair",
+    needs="training",
+    command="python -m benchmarks fusion --only truth",
+)
+def induce_then_contrast(
+    model: WhiteBoxModel, induced: WhiteBoxModel, alpha: float = 0.1, beta: float = 1.0
+) -> Decoder:
+    """Contrast with the model after it was tuned to hallucinate (:func:`pilotfish.training.tuning.tune`)."""
+    return fuse(fusion=Contrastive(alpha, beta), expert=model, amateur=induced)
+
+
+@method(
+    "private_contrast",
+    paper="CoGenesis, Zhang 2024a, arXiv:2403.03129: the logit half",
+    group="repair",
+    needs="token probabilities",
+    command="pilotfish generate TEXT --target qwen2.5-coder-0.5b-instruct --fusion private:weight=0.5 "
+    "--model other=qwen2.5-coder-1.5b-instruct --system PRIVATE",
+)
+def private_contrast(local: WhiteBoxModel, large: WhiteBoxModel, weight: float = 0.5) -> Decoder:
+    """Mix a local model that reads the private context with the logits of a large one that is never shown it."""
+    return fuse(fusion=Mixture(weight), views={"other": without_context}, base=local, other=large)
 
 
 @method(
@@ -47,19 +108,3 @@ def reconfidencing(n_leaves: int = 8) -> GroupCalibration:
 def self_contradiction_numbers() -> ArithmeticCheck:
     """Check every sum, product and comparison of numbers in an answer exactly; ``mended`` puts the false ones right."""
     return ArithmeticCheck()
-
-
-@method(
-    "text_detection",
-    paper="Mireshghallah 2023, arXiv:2305.09859; Bao 2024, arXiv:2310.05130",
-    group="competition",
-    needs="token probabilities",
-    command="pilotfish evaluate outputs.jsonl --metrics text_detection --reader smollm2-135m-instruct",
-)
-def text_detection(
-    reader: Reader, kind: str = "curvature", observer: CausalReader | None = None
-) -> MachineText | Binoculars:
-    """Tell machine text from human by a small model's likelihood, rank or curvature, or by the ratio of two models'."""
-    if observer is not None and isinstance(reader, CausalReader):
-        return Binoculars(reader, observer)
-    return MachineText(reader, kind)

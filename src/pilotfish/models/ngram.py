@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.protocols import FloatArray, IntArray
+from pilotfish.models.sessions import FunctionSession
+from pilotfish.protocols import FloatArray, IntArray, LogProbs
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
 __all__ = ["NGramModel"]
@@ -163,6 +164,29 @@ class NGramModel:
         """Continue the text of each request's last user message: one reply per request, in order."""
         return [self._reply(request) for request in requests]
 
+    @property
+    def tokenizer(self) -> NGramTokenizer:
+        """The model's tokenizer."""
+        self._check_fitted()
+        return self._tokenizer
+
+    @property
+    def window(self) -> int:
+        """The longest text it can read, in tokens: there is no limit."""
+        return 2**31
+
+    def session(self) -> FunctionSession:
+        """Begin a text."""
+        self._check_fitted()
+        return FunctionSession(self._log_after)
+
+    def _log_after(self, tokens: Sequence[int]) -> LogProbs:
+        probability = self._after([_BEGIN] * (self.order - 1) + list(tokens[-self.order :]))
+        probability[_UNKNOWN] = 0.0
+        with np.errstate(divide="ignore"):
+            logs: LogProbs = np.log(probability / probability.sum()).astype(np.float32)
+        return logs
+
     def save(self, path: str | Path) -> None:
         """Save as a compressed npz archive, without pickle."""
         self._check_fitted()
@@ -300,6 +324,7 @@ class NGramModel:
 
     def _set_vocabulary(self, vocabulary: list[str]) -> None:
         self.vocabulary_ = vocabulary
+        self._tokenizer = NGramTokenizer(self)
         self._ids = {token: i for i, token in enumerate(vocabulary) if i >= len(_SPECIAL)}
 
     def _encode(self, split: Sequence[Sequence[str]]) -> tuple[IntArray, IntArray]:
@@ -318,3 +343,38 @@ class NGramModel:
     def _check_fitted(self) -> None:
         if not hasattr(self, "vocabulary_"):
             raise NotFittedError("This n-gram model is not fitted: call fit first.")
+
+
+class NGramTokenizer:
+    """The words or characters of an n-gram model as tokens; a word is written with the space before it."""
+
+    def __init__(self, model: NGramModel) -> None:
+        self.model = model
+
+    @property
+    def n_vocabulary(self) -> int:
+        """How many tokens the model gives a probability, the special ones included."""
+        return len(self.model.vocabulary_)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The token that ends a text."""
+        return frozenset([_END])
+
+    @property
+    def tokens(self) -> Sequence[bytes]:
+        """The bytes of each token; special tokens have none."""
+        space = "" if self.model.unit == "char" else " "
+        return [b""] * len(_SPECIAL) + [(space + token).encode() for token in self.model.vocabulary_[len(_SPECIAL) :]]
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; what the model never saw is the unknown token."""
+        return [self.model._ids.get(token, _UNKNOWN) for token in self.model._split(text)]
+
+    def encode_request(self, request: Request) -> list[int]:
+        """The tokens of the last user message; a begin mark where it is empty."""
+        return self.encode(request.prompt) or [_BEGIN]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; special tokens have none."""
+        return self.model._written([token for token in tokens if token >= len(_SPECIAL)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import threading
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError, missing_extra
 from pilotfish.models import catalog
+from pilotfish.models.sessions import TorchSession
+from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
 __all__ = ["TransformersModel"]
@@ -51,6 +54,7 @@ class TransformersModel:
         self.device = device
         self.batch_size = batch_size
         self._loaded: tuple[Any, Any] | None = None
+        self._tokenizer: HubTokenizer | None = None
         self._lock = threading.Lock()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
@@ -68,7 +72,7 @@ class TransformersModel:
         if not requests:
             return []
         tokenizer, _ = self._parts()
-        prompts = [self._prompt(tokenizer, request) for request in requests]
+        prompts = [encode_request(tokenizer, request) for request in requests]
         replies: dict[int, Reply] = {}
         for rows in self._batches(requests, prompts):
             replies.update(self._generate(requests, prompts, rows))
@@ -98,6 +102,40 @@ class TransformersModel:
             tokens = tokenizer.convert_ids_to_tokens(ids[0, 1:].tolist())
             results.append(tuple(TokenLogProb(token, log) for token, log in zip(tokens, logs, strict=True)))
         return results
+
+    @property
+    def tokenizer(self) -> HubTokenizer:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            tokenizer, model = self._parts()
+            self._tokenizer = HubTokenizer(tokenizer, model)
+        return self._tokenizer
+
+    @property
+    def window(self) -> int:
+        """The longest text it can read, in tokens."""
+        return self._window()
+
+    def session(self) -> TorchSession:
+        """Begin a text."""
+        return TorchSession(self._parts()[1], self._window())
+
+    def first_layers(self, n_layers: int) -> TransformersModel:
+        """The same model without its later layers; the weights are shared.
+
+        Raises
+        ------
+        InputError
+            When it has fewer layers, or is not built of ``model.layers`` as most decoders are.
+        """
+        tokenizer, model = self._parts()
+        layers = getattr(getattr(model, "model", None), "layers", None)
+        if layers is None or not 1 <= n_layers <= len(layers):
+            n = len(layers) if layers is not None else "no 'model.layers'"
+            raise InputError(f"n_layers is {n_layers}, but the model has {n}: give 1 to its number of layers.")
+        cut = TransformersModel(self.model, dtype=self.dtype, device=self.device, batch_size=self.batch_size)
+        cut._loaded = (tokenizer, _first_layers(model, n_layers))
+        return cut
 
     def _generate(
         self, requests: Sequence[Request], prompts: Sequence[list[int]], rows: Sequence[int]
@@ -170,16 +208,6 @@ class TransformersModel:
             for start in range(0, len(rows), self.batch_size):
                 yield rows[start : start + self.batch_size]
 
-    def _prompt(self, tokenizer: Any, request: Request) -> list[int]:
-        if tokenizer.chat_template is None:
-            return list(tokenizer(request.prompt)["input_ids"]) or [tokenizer.eos_token_id]
-        messages = [{"role": m.role, "content": m.text} for m in request.messages]
-        try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        except Exception as error:
-            raise InputError(f"The chat template refused the messages ({error}): mend their roles or text.") from error
-
     def _window(self) -> int:
         return int(getattr(self._parts()[1].config, "max_position_embeddings", 2**31))
 
@@ -215,7 +243,22 @@ class TransformersModel:
             raise ModelError(
                 f"transformers could not load {source} ({error}): check the name or the folder."
             ) from error
-        return tokenizer, model.to(self.device).eval()
+        return tokenizer, model.to(self.device).eval().requires_grad_(False)
+
+
+def _first_layers(model: Any, n_layers: int) -> Any:
+    import torch
+
+    cut, body, config = copy.copy(model), copy.copy(model.model), copy.copy(model.config)
+    config.num_hidden_layers = n_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:n_layers]
+    # A shallow copy of a module shares the table of its parts: without a copy of it the whole model would be cut.
+    cut._modules, body._modules = dict(model._modules), dict(model.model._modules)
+    body.layers = torch.nn.ModuleList(model.model.layers[:n_layers])
+    cut.model = body
+    cut.config = body.config = config
+    return cut
 
 
 def _converted(path: Path) -> Path:

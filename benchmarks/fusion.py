@@ -1,0 +1,318 @@
+"""Fusion on real text: proxy tuning across vocabularies, its cost, context against memory, and what search gains.
+
+The floor of a fused token is the sum of the models' own passes; a gate that asks the further models for a share of the
+tokens costs that share of theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import islice, pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import Run, bootstrap
+from pilotfish.decoding.bridge import Bridged
+from pilotfish.decoding.decoder import Decoder, fuse
+from pilotfish.decoding.fused import Fused
+from pilotfish.decoding.fusion import ContextAware, Contrastive, Product, ProxyTuning
+from pilotfish.decoding.search import ChunkSearch, LogRatio
+from pilotfish.methods.build_decoder import without_context
+from pilotfish.models.transformers import TransformersModel
+from pilotfish.protocols import LogProbs, WhiteBoxModel
+from pilotfish.training.combination import LearnedCombination, combination_features
+from pilotfish.training.tuning import prefer, train_adapter, tune
+from pilotfish.types import Request
+
+SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
+
+
+def main(run: Run) -> None:
+    small, large = TransformersModel(SMALL), TransformersModel(LARGE)
+
+    def wants(part: str) -> bool:
+        return run.wants(part) and (part in run.only or not run.quick)
+
+    if run.wants("proxy") or wants("comblm"):
+        proxy(run, small, large)
+    if run.wants("overhead"):
+        overhead(run, small, large)
+    if run.wants("context"):
+        context(run, small)
+    if wants("repetition"):
+        repetition(run, small, large)
+    if wants("ipa"):
+        adapter(run, small)
+    if wants("search"):
+        search(run, small, large)
+    if wants("truth"):
+        truth(run, small)
+
+
+def science(run: Run) -> tuple[list[str], list[str], list[str]]:
+    """Abstracts of scifact, split by document: to tune on, to fit weights on, to test on."""
+    texts = [row["text"] for row in islice(run.rows("scifact/corpus.jsonl.gz"), 2100)]
+    n_test = 6 if run.quick else 30
+    return texts[: 200 if run.quick else 800], texts[1000 : 1000 + n_test], texts[2000 : 2000 + n_test]
+
+
+def places(models: dict[str, WhiteBoxModel], texts: Sequence[str], n_tokens: int) -> Any:
+    """For each text every model's log-probabilities at each place, in the first one's vocabulary, and what came."""
+    main = next(iter(models.values())).tokenizer
+    for text in texts:
+        tokens = main.encode(text)[:n_tokens]
+        logs = {}
+        for role, model in models.items():
+            session = model.session() if model.tokenizer is main else Bridged(model, main).session()
+            logs[role] = session.extend(tokens[:-1]).log_probs()[:, : main.n_vocabulary]
+        yield logs, np.array(tokens[1:])
+
+
+def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
+    """Share of the directly tuned large model's gain in log-probability that proxy tuning gets; CombLM beside it."""
+    fit, weigh, test = science(run)
+    start = time.perf_counter()
+    steps = 25 if run.quick else 120
+    examples = [("", text) for text in fit]
+    expert = tune(small, examples, n_steps=steps, max_tokens=128, learning_rate=1e-4)
+    print(f"expert tuned in {time.perf_counter() - start:.0f} s")
+    start = time.perf_counter()
+    tuned = tune(
+        large, examples, n_steps=steps // 5 if run.quick else steps // 2, max_tokens=128, rank=8, learning_rate=3e-4
+    )
+    print(f"the large model itself tuned in {time.perf_counter() - start:.0f} s")
+    models: dict[str, WhiteBoxModel] = {"base": large, "tuned": tuned, "expert": expert, "anti_expert": small}
+    n_tokens = 64 if run.quick else 128
+    alphas = (0.5, 1.0, 1.5)
+    rows: list[Any] = list(places(models, weigh, n_tokens))
+
+    def gain(logs: LogProbs, tokens: Any) -> float:
+        return float(logs[np.arange(tokens.size), tokens].mean())
+
+    chosen = max(alphas, key=lambda alpha: np.mean([gain(ProxyTuning(alpha).fuse(logs), at) for logs, at in rows]))
+    features = np.concatenate([combination_features(logs["base"], logs["expert"]) for logs, _ in rows])
+    pairs = [
+        np.concatenate([logs[role][np.arange(at.size), at] for logs, at in rows]).astype(np.float64)
+        for role in ("base", "expert")
+    ]
+    learned = LearnedCombination().fit(features, *pairs)
+    one_weight = LearnedCombination(n_hidden=0).fit(features, *pairs)
+    means: dict[str, list[float]] = {}
+    for logs, at in places(models, test, n_tokens):
+        two = {"base": logs["base"], "other": logs["expert"]}
+        ways = {**logs, "proxy": ProxyTuning(chosen).fuse(logs)}
+        ways |= {"CombLM": learned.fuse(two), "one weight": one_weight.fuse(two)}
+        for name, values in ways.items():
+            means.setdefault(name, []).append(gain(values, at))
+    for name, values in means.items():
+        print(f"{name:12s} perplexity {np.exp(-np.mean(values)):8.2f}")
+    base, direct, ours = (np.array(means[name]) for name in ("base", "tuned", "proxy"))
+    whole = (direct - base).mean()
+    low, high = bootstrap((ours - base) / whole)
+    run.figure(
+        "proxy_tuning_gap_closed", float((ours - base).mean() / whole), unit="share", better="higher", n=len(test),
+        low=low, high=high, floor=0.6, alpha=chosen, expert=SMALL, large=LARGE, cross_vocabulary=True,
+    )  # fmt: skip
+    run.figure(
+        "comblm_perplexity_ratio", float(np.exp(np.mean(means["base"]) - np.mean(means["CombLM"]))), unit="ratio",
+        better="lower", n=len(test), one_weight=float(np.exp(np.mean(means["base"]) - np.mean(means["one weight"]))),
+    )  # fmt: skip
+
+
+def overhead(run: Run, small: TransformersModel, large: TransformersModel) -> None:
+    """Seconds a token of a fused model beside the sum of its models' own, and with a gate beside the large one's."""
+    fusion = ProxyTuning(1.0)
+    parts: dict[str, WhiteBoxModel] = {"base": large, "expert": small, "anti_expert": small}
+    text = "Explain in simple words why the sky is blue."
+    n_tokens = 24 if run.quick else 96
+    request = Request.of(text, temperature=0, max_tokens=n_tokens)
+    ways = {
+        "large": Decoder(large), "small": Decoder(small), "fused": Decoder(Fused(fusion, parts)),
+        "gated": Decoder(Fused(fusion, parts, gate=0.5)),
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(2 if run.quick else 5):
+        for name, decoder in ways.items():
+            _, stats = decoder.answer(request)
+            seconds[name].append(stats.seconds / max(1, stats.n_tokens))
+    cost = {name: float(np.median(values)) for name, values in seconds.items()}
+    print("  ".join(f"{name} {value * 1e3:.1f} ms a token" for name, value in cost.items()))
+    own = cost["large"] + 2 * cost["small"]
+    run.figure("fusion_overhead", cost["fused"] / own, unit="ratio", better="lower", n=n_tokens, floor=1.1)
+    run.figure("gated_overhead", cost["gated"] / cost["large"], unit="ratio", better="lower", n=n_tokens, floor=1.4)
+
+
+def context(run: Run, model: TransformersModel) -> None:
+    """Questions whose context says one thing: the recorded answer, or another put in its place."""
+    items = []
+    for row in run.rows("beerqa_sample/train_subsample.jsonl.gz"):
+        told = " ".join(text for _, text in row["context"])[:800]
+        answer = row["answers"][0]
+        if answer in told and 2 < len(answer) < 30 and answer.lower() not in ("yes", "no"):
+            items.append((row["question"], told, answer))
+    rng = np.random.default_rng(0)
+    n = 6 if run.quick else 40
+    # A third of the questions chooses the gate, and is not scored.
+    picked = [items[i] for i in rng.permutation(len(items))[: n + n // 2]]
+    others = [items[i][2] for i in rng.permutation(len(items))[: n + n // 2]]
+    views = {"without_context": without_context}
+
+    def right(decoder: Decoder, part: Sequence[int], conflicting: bool) -> Any:
+        hits = []
+        for i in part:
+            question, told, answer = picked[i]
+            wanted = others[i] if conflicting else answer
+            told = told.replace(answer, wanted)
+            asked = f"{question} Answer with a few words from the context."
+            request = Request.of(asked, f"Context: {told}", temperature=0, max_tokens=12)
+            hits.append(wanted.lower() in decoder.generate([request])[0].text.lower())
+        return np.array(hits, dtype=float)
+
+    choose, score = range(n // 2), range(n // 2, n + n // 2)
+    plain = Decoder(model)
+
+    def aware(gate: float) -> Decoder:
+        return fuse(fusion=ContextAware(1.0, gate=gate), views=views, with_context=model, without_context=model)
+
+    gates = (0.0, 0.1)
+    kept = {gate: right(aware(gate), choose, True).mean() + right(aware(gate), choose, False).mean() for gate in gates}
+    gate = max(gates, key=lambda g: kept[g])
+    common = {"n": len(score), "gate": gate}
+    gained = right(aware(gate), score, True) - right(plain, score, True)
+    low, high = bootstrap(100 * gained)
+    run.figure("cad_conflict_gain", 100 * gained.mean(), unit="points", better="higher", low=low, high=high, **common)
+    lost = right(plain, score, False) - right(aware(gate), score, False)
+    low, high = bootstrap(100 * lost)
+    run.figure(
+        "cad_agreement_loss", 100 * lost.mean(), unit="points", better="lower", low=low, high=high, floor=0.5, **common
+    )
+
+
+def repetition(run: Run, small: TransformersModel, large: TransformersModel) -> None:
+    """Share of 4-grams that were written before, and of distinct 2-grams, with and without a contrast."""
+    n = 2 if run.quick else 10
+    heads = [row["text"][:120] for _, row in zip(range(n), run.rows("text_corpora/brown.jsonl.gz"), strict=False)]
+    contrast = fuse(fusion=Contrastive(0.1, 0.5), expert=large, amateur=small)
+    shares = {}
+    for name, decoder in (("plain", Decoder(large)), ("contrastive", contrast)):
+        rep, distinct = [], []
+        for head in heads:
+            request = Request.of(f"Continue the text: {head}", temperature=0, max_tokens=40 if run.quick else 96)
+            words = decoder.generate([request])[0].text.split()
+            fours = list(zip(*(words[i:] for i in range(4)), strict=False))
+            twos = list(pairwise(words))
+            rep.append(1 - len(set(fours)) / max(1, len(fours)))
+            distinct.append(len(set(twos)) / max(1, len(twos)))
+        shares[name] = float(np.mean(rep))
+        print(f"{name}: rep-4 {np.mean(rep):.3f}, distinct-2 {np.mean(distinct):.3f}")
+    run.figure(
+        "contrastive_rep_4", shares["contrastive"], unit="share", better="lower", n=n, peer="plain greedy",
+        peer_value=shares["plain"], peer_source="measured",
+    )  # fmt: skip
+
+
+def _politeness(texts: list[str]) -> list[float]:
+    return [float(sum(text.lower().count(word) for word in ("good", "great", "best", "love"))) for text in texts]
+
+
+def adapter(run: Run, small: TransformersModel) -> None:
+    """Mean reward (cheerful words) of continuations with a trained adapter and without; perplexity kept."""
+    prompts = ["The film was", "The food here is", "My day was", "The book is"]
+    trained = train_adapter(
+        small,
+        small,
+        prompts,
+        _politeness,
+        n_rounds=6 if run.quick else 40,
+        n_samples=8,
+        n_tokens=12,
+        learning_rate=1e-5,
+    )
+    found = {}
+    plain = fuse(fusion=Product(1.0), base=small, adapter=small)
+    for name, decoder in (("plain", plain), ("adapter", fuse(fusion=Product(1.0), base=small, adapter=trained))):
+        asked = ["The trip was", "The hotel is"]
+        requests = [
+            Request.of(text, temperature=1.0, max_tokens=12, seed=seed)
+            for text in asked
+            for seed in range(3 if run.quick else 20)
+        ]
+        found[name] = float(np.mean(_politeness([reply.text for reply in decoder.generate(requests)])))
+    run.figure(
+        "ipa_reward", found["adapter"], unit="words a reply", better="higher", n=6 if run.quick else 40,
+        peer="the same product with the untrained adapter", peer_value=found["plain"], peer_source="measured",
+    )  # fmt: skip
+
+
+def search(run: Run, small: TransformersModel, large: TransformersModel) -> None:
+    """Mean log-ratio, and win rate by it, of chunk search and of best-of-n at the same number of drawn tokens."""
+    triples = []
+    for row in run.rows("hh_rlhf/harmless_test.jsonl.gz"):
+        head, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
+        before, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
+        if head == before and len(head) < 400:
+            triples.append((head + "\n\nAssistant:", chosen, rejected))
+    tuned = prefer(small, triples[:300], n_steps=10 if run.quick else 80, max_tokens=128)
+    judge = prefer(small, triples[300:600], n_steps=10 if run.quick else 80, max_tokens=128, seed=1)
+    asked = [t[0].split("\n\nHuman:")[-1].removesuffix("\n\nAssistant:").strip() for t in triples[600:]]
+    n = 2 if run.quick else 12
+    ways = {
+        "search": ChunkSearch(large, tuned, small, n_beams=2, n_draws=2, chunk=8),
+        "best of 4": ChunkSearch(large, tuned, small, n_beams=1, n_draws=4, chunk=24 if run.quick else 48),
+    }
+    scores: dict[str, Any] = {}
+    for name, way in ways.items():
+        told = LogRatio(judge, small)
+        rows = []
+        for seed, text in enumerate(asked[:n]):
+            request = Request.of(text, max_tokens=24 if run.quick else 48, seed=seed)
+            (reply,) = way.generate([request])
+            rows.append(told.score(request, [reply.text])[0])
+        scores[name] = np.array(rows)
+        print(f"{name}: mean reward of a judge tuned on other pairs {np.mean(rows):.3f}")
+    won = np.mean(scores["search"] > scores["best of 4"]) + np.mean(scores["search"] == scores["best of 4"]) / 2
+    run.figure(
+        "search_win_rate", float(won), unit="share", better="higher", n=n, peer="best of 4, as many tokens drawn"
+    )
+
+
+def truth(run: Run, small: TransformersModel) -> None:
+    """How often a true answer is likelier than a false one, with a model tuned on false answers taken off."""
+    by_question: dict[str, dict[bool, list[str]]] = {}
+    for row in run.rows("truthfulqa_judge/truth_train.jsonl.gz"):
+        head, _, rest = row["prompt"].partition("\nA:")
+        answer = rest.rsplit("\n", 1)[0]
+        by_question.setdefault(head, {True: [], False: []})[row["completion"].strip() == "yes"].append(answer)
+    whole = [(q, a[True][0], a[False]) for q, a in by_question.items() if a[True] and a[False]]
+    n_test = 20 if run.quick else 100
+    train, test = whole[n_test:], whole[:n_test]
+    false = [(f"{q}\nA:", text) for q, _, texts in train for text in texts[:2]]
+    true = [(f"{q}\nA:", good) for q, good, _ in train]
+    steps = 15 if run.quick else 80
+    weak = {
+        name: tune(small, rows, n_steps=steps, max_tokens=64) for name, rows in (("induced", false), ("control", true))
+    }
+
+    def likelihood(model: WhiteBoxModel, before: str, text: str) -> float:
+        head, body = model.tokenizer.encode(before), model.tokenizer.encode(text)
+        logs = model.session().extend([*head, *body][:-1], len(body)).log_probs()
+        return float(logs[np.arange(len(body)), body].mean())
+
+    hits: dict[str, list[float]] = {"plain": [], "induced": [], "control": []}
+    for q, good, bad in test:
+        before = f"{q}\nA:"
+        base = likelihood(small, before, good) - likelihood(small, before, bad[0])
+        hits["plain"].append(float(base > 0))
+        for name, model in weak.items():
+            hits[name].append(
+                float(2 * base - (likelihood(model, before, good) - likelihood(model, before, bad[0])) > 0)
+            )
+    print("  ".join(f"{name} {np.mean(values):.3f}" for name, values in hits.items()))
+    gained = 100 * (np.array(hits["induced"]) - np.array(hits["plain"]))
+    low, high = bootstrap(gained)
+    run.figure(
+        "icd_pairwise_gain", float(gained.mean()), unit="points", better="higher", n=len(test), low=low, high=high,
+        control_tuned_on_true=float(100 * (np.mean(hits["control"]) - np.mean(hits["plain"]))),
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""The command that writes one reply through the token loop: speculation, fusion and constraints from the shell."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pilotfish.errors import InputError
+
+__all__ = ["generate"]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what to ask; - reads standard input")],
+    target: Annotated[str, typer.Option("--target", "-t", help="model that answers: catalog name, file or folder")],
+    draft: Annotated[
+        list[str] | None, typer.Option("--draft", "-d", help="lookup, exit:N, log:FILE, corpus:FILE or a model")
+    ] = None,
+    fusion: Annotated[str, typer.Option("--fusion", "-f", help="such as contrastive:alpha=0.1,beta=0.5")] = "",
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="ROLE=NAME of the fusion; repeat")] = None,
+    gate: Annotated[float | None, typer.Option("--gate", help="fuse only below this probability")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="system message")] = None,
+    schema: Annotated[Path | None, typer.Option("--schema", help="file of the JSON schema to follow")] = None,
+    choice: Annotated[list[str] | None, typer.Option("--choice", help="answer only with one of these; repeat")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="longest reply")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="seed of the sampling")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16")] = "float32",
+    stats: Annotated[bool, typer.Option("--stats", help="say what it took, on standard error")] = False,
+) -> None:
+    """Answer a prompt with a local model, faster by drafts or changed by fusion with other models."""
+    from pilotfish.methods.build_decoder import make_decoder
+    from pilotfish.types import Request
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype is {dtype!r}: use float32, bfloat16 or float16.")
+    fused: dict[str, Any] | None = None
+    if fusion:
+        kind, _, options = fusion.partition(":")
+        fused = {
+            "kind": kind,
+            "options": {k: _number(k, v) for k, v in _pairs("fusion", options.split(",") if options else [])},
+            "models": dict(_pairs("model", model or [])),
+            "gate": gate,
+        }
+    elif model or gate is not None:
+        raise InputError("model and gate belong to a fusion: give --fusion too.")
+    decoder = make_decoder(target, draft or [], fusion=fused, dtype=dtype)  # type: ignore[arg-type]
+    extra: dict[str, Any] = {"choices": choice} if choice else {}
+    if schema is not None:
+        extra["response_format"] = {"type": "json_schema", "json_schema": {"schema": _read(schema)}}
+    text = sys.stdin.read() if prompt == "-" else prompt
+    request = Request.of(text, system, temperature=temperature, max_tokens=max_tokens, seed=seed, extra=extra)
+    reply, took = decoder.answer(request)
+    print(reply.text)
+    if stats:
+        rate = took.n_tokens / max(reply.usage.latency, 1e-9)
+        print(
+            f"{took.n_tokens} tokens in {reply.usage.latency:.2f} s ({rate:.1f} a second), {took.n_passes} passes, "
+            f"{took.tokens_per_pass:.2f} tokens a pass",
+            file=sys.stderr,
+        )
+        for source, (n_drafted, n_accepted) in took.sources.items():
+            print(f"{source}: {n_accepted} of {n_drafted} drafted tokens stood", file=sys.stderr)
+
+
+def _pairs(field: str, texts: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise InputError(f"{field} has {text!r}: give NAME=VALUE.")
+        pairs.append((key.strip(), value.strip()))
+    return pairs
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"fusion option {name!r} is {text!r}: give a number.") from None
+
+
+def _read(path: Path) -> Any:
+    import json
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The schema {path} cannot be read ({error}): give a file of JSON.") from None

@@ -1,0 +1,1 @@
+"""Decoding: one token loop for plain, speculative, fused, constrained and searched generation."""

@@ -1,0 +1,447 @@
+"""Drafters: what may come next, cheaply."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from pilotfish.decoding.acceptance import Draft, Sampling
+from pilotfish.decoding.suffixes import SuffixIndex
+from pilotfish.decoding.vocabulary import VocabularyMap, same_vocabulary
+from pilotfish.errors import InputError
+from pilotfish.models.sessions import n_common
+from pilotfish.protocols import Session, WhiteBoxModel
+from pilotfish.types import Request
+
+__all__ = [
+    "Context",
+    "Drafter",
+    "EarlyExit",
+    "Lookup",
+    "OtherVocabulary",
+    "Proposer",
+    "Retrieval",
+    "SmallModel",
+    "TokenIntersection",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a drafter is told when a reply begins.
+
+    Parameters
+    ----------
+    target : WhiteBoxModel
+        Whose tokens are drafted.
+    request : Request
+        What was asked.
+    n_prompt : int
+        How many tokens of the target come before the reply.
+    sampling : Sampling
+        Of the target; a drafter that draws, draws with it.
+    rng : numpy.random.Generator
+        Of the reply.
+    """
+
+    target: WhiteBoxModel
+    request: Request
+    n_prompt: int
+    sampling: Sampling
+    rng: np.random.Generator
+
+
+class Proposer(Protocol):
+    """A drafter in the middle of one reply."""
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        """Propose at most ``k`` tokens after a prefix that only grows; nothing is a fine answer."""
+        ...
+
+
+class Drafter(Protocol):
+    """Anything that proposes tokens."""
+
+    def begin(self, context: Context) -> Proposer:
+        """Begin a reply.
+
+        Raises
+        ------
+        InputError
+            When the drafter does not fit the target.
+        """
+        ...
+
+
+class Lookup:
+    """Copies what followed the same tokens earlier in the prompt or the reply.
+
+    Parameters
+    ----------
+    n_max : int
+        Longest run of tokens that is looked for.
+
+    References
+    ----------
+    Prompt look-up decoding; Xia et al., A survey of speculative decoding, arXiv:2401.07851.
+    """
+
+    def __init__(self, n_max: int = 4) -> None:
+        self.n_max = n_max
+
+    def begin(self, context: Context) -> Proposer:  # noqa: ARG002 - needs nothing of it
+        """Begin a reply."""
+        return _LookupProposer(self.n_max)
+
+
+class _LookupProposer:
+    def __init__(self, n_max: int) -> None:
+        self._n_max = n_max
+        self._ends: dict[tuple[int, ...], int] = {}
+        self._n_seen = 0
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        for end in range(self._n_seen + 1, len(prefix)):
+            for n in range(1, min(self._n_max, end) + 1):
+                self._ends[tuple(prefix[end - n : end])] = end
+        self._n_seen = max(self._n_seen, len(prefix) - 1)
+        for n in range(min(self._n_max, len(prefix) - 1), 0, -1):
+            end = self._ends.get(tuple(prefix[-n:]), 0)
+            if end:
+                while n < 15 and n < end and prefix[end - n - 1] == prefix[-n - 1]:
+                    n += 1
+                return Draft(list(prefix[end : end + k]), source="lookup", strength=n)
+        return Draft()
+
+
+class Retrieval:
+    """Copies what followed the same tokens in texts of before: a corpus, or the replies of a traffic log.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        Texts; they are tokenized at the first reply, once for each vocabulary.
+    n_max : int
+        Longest run of tokens that is looked for.
+
+    References
+    ----------
+    REST, He et al., arXiv:2311.08252.
+    """
+
+    def __init__(self, texts: Iterable[str], n_max: int = 8) -> None:
+        self.texts = texts
+        self.n_max = n_max
+        self._made: WeakKeyDictionary[WhiteBoxModel, SuffixIndex] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def begin(self, context: Context) -> Proposer:
+        """Begin a reply."""
+        with self._lock:
+            index = self._made.get(context.target)
+            if index is None:
+                tokenizer = context.target.tokenizer
+                ends = sorted(tokenizer.end_tokens)[:1]
+                index = SuffixIndex([tokenizer.encode(text) + ends for text in self.texts], self.n_max)
+                self._made[context.target] = index
+        return _RetrievalProposer(index)
+
+
+class _RetrievalProposer:
+    def __init__(self, index: SuffixIndex) -> None:
+        self._index = index
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        n, tokens = self._index.find(prefix, k)
+        return Draft(tokens, source="retrieval", strength=min(n, 15))
+
+
+class SmallModel:
+    """A small model of the target's vocabulary.
+
+    Parameters
+    ----------
+    model : WhiteBoxModel
+        The small model.
+    least : float
+        Drafting ends where the small model gives its token less than this probability.
+
+    References
+    ----------
+    Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318.
+    """
+
+    def __init__(self, model: WhiteBoxModel, least: float = 0.4) -> None:
+        self.model = model
+        self.least = least
+
+    def begin(self, context: Context) -> Proposer:
+        """Begin a reply.
+
+        Raises
+        ------
+        InputError
+            When the vocabularies differ.
+        """
+        if not same_vocabulary(self.model.tokenizer, context.target.tokenizer):
+            raise InputError("The drafter's vocabulary is not the target's: use OtherVocabulary or TokenIntersection.")
+        prompt = self.model.tokenizer.encode_request(context.request)
+        return _ModelProposer(self.model, context, self.least, "model", prompt)
+
+
+class EarlyExit:
+    """The first layers of the target itself.
+
+    Parameters
+    ----------
+    n_layers : int
+        How many.
+    least : float
+        As of :class:`SmallModel`.
+
+    References
+    ----------
+    Layer skip and early exit: Xia et al., arXiv:2401.07851, section 5.
+    """
+
+    def __init__(self, n_layers: int, least: float = 0.4) -> None:
+        self.n_layers = n_layers
+        self.least = least
+
+    def begin(self, context: Context) -> Proposer:
+        """Begin a reply.
+
+        Raises
+        ------
+        InputError
+            When the target cannot be cut.
+        """
+        cut = getattr(context.target, "first_layers", None)
+        if cut is None:
+            raise InputError("This target cannot stop at an early layer: give a TransformersModel.")
+        prompt = context.target.tokenizer.encode_request(context.request)
+        return _ModelProposer(cut(self.n_layers), context, self.least, "early exit", prompt)
+
+
+class _ModelProposer:
+    """Drafts token by token; its session follows the prefix."""
+
+    def __init__(
+        self, model: WhiteBoxModel, context: Context, least: float, source: str, prompt: Sequence[int]
+    ) -> None:
+        self._follower = Follower(model, prompt)
+        self._context = context
+        self._least = least
+        self._source = source
+        self._n_vocabulary = context.target.tokenizer.n_vocabulary
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        sampling = self._context.sampling
+        k = min(k, self._follower.room(prefix[self._context.n_prompt :]) - 1)
+        if k < 1:
+            return Draft()
+        logits = self._follower.follow(prefix[self._context.n_prompt :])
+        tokens: list[int] = []
+        rows: list[Any] = []
+        strength = 0
+        while True:
+            p = _fitted(sampling.probabilities(logits.log_probs()), self._n_vocabulary)[0]
+            top = float(p.max()) if sampling.temperature else float(np.exp(logits.log_probs().max()))
+            if not tokens:
+                strength = min(15, int(top * 16))
+            elif top < self._least:
+                break
+            token = int(p.argmax()) if not sampling.temperature else int(self._context.rng.choice(p.size, p=p))
+            tokens.append(token)
+            rows.append(p)
+            if len(tokens) == k:
+                break
+            logits = self._follower.extend([token])
+        probabilities = np.array(rows) if sampling.temperature else None
+        return Draft(tokens, probabilities, self._source, strength)
+
+
+class OtherVocabulary:
+    """A small model of any vocabulary: it writes text, which is read as tokens of the target.
+
+    Lossless: the target checks tokens, whatever wrote them.
+
+    Parameters
+    ----------
+    model : WhiteBoxModel
+        The small model.
+
+    References
+    ----------
+    String-level exact match (SLEM): Timor et al., arXiv:2502.05202, algorithm 2.
+    """
+
+    def __init__(self, model: WhiteBoxModel) -> None:
+        self.model = model
+
+    def begin(self, context: Context) -> Proposer:
+        """Begin a reply."""
+        return _StringProposer(self.model, context)
+
+
+class _StringProposer:
+    def __init__(self, model: WhiteBoxModel, context: Context) -> None:
+        self._own = model.tokenizer
+        self._target = context.target.tokenizer
+        self._n_prompt = context.n_prompt
+        self._follower = Follower(model, self._own.encode_request(context.request))
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        written = list(prefix[self._n_prompt :])
+        text = self._target.decode(written)
+        own = self._own.encode(text)
+        k = min(k, self._follower.room(own) - 1)
+        if k < 1 or text.endswith("\ufffd"):
+            return Draft()
+        logits = self._follower.follow(own)
+        new: list[int] = []
+        while True:
+            token = int(logits.best()[0])
+            if token in self._own.end_tokens:
+                break
+            new.append(token)
+            if len(new) == k:
+                break
+            logits = self._follower.extend([token])
+        whole = self._target.encode(self._own.decode([*own, *new]))
+        same = whole[: len(written)] == written
+        tokens = whole[len(written) :] if same else self._target.encode(self._own.decode(new))
+        if len(new) < k:
+            tokens = [*tokens, *sorted(self._target.end_tokens)[:1]]
+        return Draft(tokens[:k], source="string model", strength=int(same))
+
+
+class TokenIntersection:
+    """A small model of another vocabulary that drafts only tokens both vocabularies have.
+
+    Parameters
+    ----------
+    model : WhiteBoxModel
+        The small model.
+    least : float
+        As of :class:`SmallModel`.
+
+    References
+    ----------
+    Token-level intersection (TLI): Timor et al., arXiv:2502.05202, algorithm 4.
+    """
+
+    def __init__(self, model: WhiteBoxModel, least: float = 0.4) -> None:
+        self.model = model
+        self.least = least
+
+    def begin(self, context: Context) -> Proposer:
+        """Begin a reply.
+
+        Raises
+        ------
+        InputError
+            When the vocabularies share nothing.
+        """
+        return _SharedProposer(self.model, context, self.least)
+
+
+class _SharedProposer:
+    def __init__(self, model: WhiteBoxModel, context: Context, least: float) -> None:
+        self._own = model.tokenizer
+        self._context = context
+        self._least = least
+        self._follower = Follower(model, self._own.encode_request(context.request))
+        exact = VocabularyMap.between(self._own, context.target.tokenizer).exact
+        self._to = np.flatnonzero(exact >= 0)
+        self._from = exact[self._to]
+        self._own_of = dict(zip(self._to.tolist(), self._from.tolist(), strict=True))
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        sampling, target = self._context.sampling, self._context.target.tokenizer
+        text = target.decode(prefix[self._context.n_prompt :])
+        own = self._own.encode(text)
+        k = min(k, self._follower.room(own) - 1)
+        if k < 1 or text.endswith("\ufffd"):
+            return Draft()
+        logits = self._follower.follow(own)
+        tokens: list[int] = []
+        rows: list[Any] = []
+        strength = 0
+        while True:
+            shared = np.full((1, target.n_vocabulary), -np.inf, dtype=np.float32)
+            shared[0, self._to] = logits.log_probs()[0, self._from]
+            p = sampling.probabilities(shared)[0]
+            top = float(np.exp(shared.max())) if not sampling.temperature else float(p.max())
+            if not tokens:
+                strength = min(15, int(top * 16))
+            elif top < self._least:
+                break
+            token = int(p.argmax()) if not sampling.temperature else int(self._context.rng.choice(p.size, p=p))
+            tokens.append(token)
+            rows.append(p)
+            if len(tokens) == k:
+                break
+            logits = self._follower.extend([self._own_of[token]])
+        return Draft(tokens, np.array(rows) if sampling.temperature else None, "shared tokens", strength)
+
+
+class Follower:
+    """A session that is brought to any text by forgetting what differs and reading what is new.
+
+    Parameters
+    ----------
+    model : WhiteBoxModel
+        Whose session it is.
+    prompt : sequence of int
+        What every text begins with.
+    """
+
+    def __init__(self, model: WhiteBoxModel, prompt: Sequence[int]) -> None:
+        self._session: Session = model.session()
+        self._window = model.window
+        self._prompt = list(prompt)
+        self._read: list[int] = []
+
+    def room(self, tokens: Sequence[int]) -> int:
+        """How many tokens fit after a text."""
+        return self._window - len(self._prompt) - len(tokens)
+
+    def follow(self, tokens: Sequence[int]) -> Any:
+        """The logits after the prompt and these tokens, (1, n_vocabulary)."""
+        wanted = [*self._prompt, *tokens]
+        n = min(n_common(self._read, wanted), len(wanted) - 1)
+        self._session.rewind(len(self._read) - n)
+        del self._read[n:]
+        return self.extend(wanted[n:])
+
+    def log_prob(self, tokens: Sequence[int]) -> float:
+        """Natural log-probability of a text after the prompt."""
+        if not tokens:
+            return 0.0
+        wanted = [*self._prompt, *tokens[:-1]]
+        n = min(n_common(self._read, wanted), len(self._prompt) - 1)
+        self._session.rewind(len(self._read) - n)
+        logs = self._session.extend(wanted[n:], len(tokens)).log_probs()
+        self._read = wanted
+        return float(logs[np.arange(len(tokens)), list(tokens)].sum())
+
+    def extend(self, tokens: Sequence[int]) -> Any:
+        """The logits after further tokens, (1, n_vocabulary)."""
+        logits = self._session.extend(tokens, 1)
+        self._read.extend(tokens)
+        return logits
+
+
+def _fitted(p: Any, n_vocabulary: int) -> Any:
+    """Probabilities as wide as the target's: padding of the last layer may differ between sizes of one family."""
+    if p.shape[1] == n_vocabulary:
+        return p
+    if p.shape[1] > n_vocabulary:
+        return p[:, :n_vocabulary] / p[:, :n_vocabulary].sum(axis=1, keepdims=True)
+    return np.pad(p, ((0, 0), (0, n_vocabulary - p.shape[1])))

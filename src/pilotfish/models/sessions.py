@@ -1,0 +1,234 @@
+"""Sessions: models in the middle of a text, through torch or as plain functions of the tokens so far."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.protocols import IntArray, LogProbs
+
+__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "n_common"]
+
+
+class ArrayLogits:
+    """Logits that are log-probabilities already.
+
+    Parameters
+    ----------
+    values : ndarray of float32, (n, n_vocabulary)
+        Natural log-probabilities; minus infinity for what cannot come.
+
+    Examples
+    --------
+    >>> ArrayLogits(np.log(np.array([[0.2, 0.8]], dtype=np.float32))).best().tolist()
+    [1]
+    """
+
+    def __init__(self, values: LogProbs) -> None:
+        self.values = values
+
+    def best(self) -> IntArray:
+        """The likeliest token at each position, (n,)."""
+        best: IntArray = self.values.argmax(axis=1)
+        _check(float(self.values[np.arange(best.size), best].sum()))
+        return best
+
+    def log_probs(self) -> LogProbs:
+        """Natural log-probabilities, (n, n_vocabulary)."""
+        _check(float(self.values.max(axis=1).sum()))
+        return self.values
+
+
+class TorchLogits:
+    """Logits of a torch model, normalised only when the probabilities are asked for.
+
+    Parameters
+    ----------
+    values : torch.Tensor, (n, n_vocabulary)
+        As the model's last layer gives them.
+    """
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def best(self) -> IntArray:
+        """The likeliest token at each position, (n,)."""
+        top, at = self.values.max(dim=-1)
+        _check(float(top.sum()))
+        best: IntArray = at.cpu().numpy()
+        return best
+
+    def log_probs(self) -> LogProbs:
+        """Natural log-probabilities, (n, n_vocabulary)."""
+        logs: LogProbs = self.values.float().log_softmax(dim=-1).cpu().numpy()
+        _check(float(logs.max(axis=1).sum()))
+        return logs
+
+
+class TorchSession:
+    """A causal language model of transformers with its key-value cache.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Its layers' cache must be able to forget: state-space models cannot.
+    window : int
+        Longest text, in tokens.
+    """
+
+    def __init__(self, model: Any, window: int) -> None:
+        self.model = model
+        self.window = window
+        self.n_tokens = 0
+        self._cache: Any = None
+
+    def extend(self, tokens: Sequence[int], n_last: int | None = None) -> TorchLogits:
+        """Read further tokens, and tell what is expected after each of the last ``n_last`` of them.
+
+        Raises
+        ------
+        ContextLengthError
+            When the text grows past the model's window.
+        ModelError
+            When the memory does not suffice; the state is as before.
+        """
+        import torch
+
+        if not tokens:
+            raise InputError("There are no tokens to read: give at least one.")
+        if self.n_tokens + len(tokens) > self.window:
+            raise ContextLengthError(
+                f"The text has {self.n_tokens + len(tokens)} tokens, but the model's window has {self.window}: "
+                "shorten it."
+            )
+        ids = torch.tensor([tokens], device=self.model.device)
+        try:
+            with torch.inference_mode():
+                if self._cache is None:
+                    self._cache = _new_cache(self.model)
+                logits = self.model(
+                    ids, past_key_values=self._cache, use_cache=True, logits_to_keep=n_last or len(tokens)
+                ).logits[0]
+        except (RuntimeError, MemoryError) as error:
+            self._restore()
+            if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "memory" in str(error):
+                raise ModelError(
+                    f"The memory does not suffice for {self.n_tokens + len(tokens)} tokens ({error}): shorten the text."
+                ) from error
+            raise
+        self.n_tokens += len(tokens)
+        return TorchLogits(logits)
+
+    def rewind(self, n: int) -> None:
+        """Forget the last ``n`` tokens."""
+        _check_rewind(n, self.n_tokens)
+        self.n_tokens -= n
+        if self.n_tokens == 0:
+            self._cache = None
+        elif n:
+            self._cache.crop(-n)
+
+    def fork(self) -> TorchSession:
+        """Copy the state. Tensors are shared: a cache is only ever replaced by a longer or a shorter one."""
+        twin = TorchSession(self.model, self.window)
+        twin.n_tokens = self.n_tokens
+        if self._cache is not None:
+            twin._cache = copy.copy(self._cache)
+            twin._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return twin
+
+    def _restore(self) -> None:
+        """Make all layers as long as the text again: a pass that failed may have lengthened some of them."""
+        if self.n_tokens == 0:
+            self._cache = None
+            return
+        for layer in self._cache.layers:
+            if (n_more := layer.get_seq_length() - self.n_tokens) > 0:
+                layer.crop(-n_more)
+
+
+class FunctionSession:
+    """A session over a function of the tokens so far: n-gram models, and scripts for tests.
+
+    Parameters
+    ----------
+    function : callable
+        From all tokens so far to the natural log-probabilities of the next one, (n_vocabulary,).
+    tokens : sequence of int
+        Read already.
+
+    Examples
+    --------
+    >>> session = FunctionSession(lambda tokens: np.log(np.eye(3, dtype=np.float32)[(tokens[-1] + 1) % 3] + 1e-9))
+    >>> session.extend([0, 1]).best().tolist()
+    [1, 2]
+    >>> session.rewind(1)
+    >>> session.n_tokens
+    1
+    """
+
+    def __init__(self, function: Callable[[Sequence[int]], LogProbs], tokens: Sequence[int] = ()) -> None:
+        self.function = function
+        self.tokens = list(tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it has read."""
+        return len(self.tokens)
+
+    def extend(self, tokens: Sequence[int], n_last: int | None = None) -> ArrayLogits:
+        """Read further tokens, and tell what is expected after each of the last ``n_last`` of them."""
+        if not tokens:
+            raise InputError("There are no tokens to read: give at least one.")
+        self.tokens.extend(tokens)
+        n = len(self.tokens)
+        rows = [self.function(self.tokens[:end]) for end in range(n - (n_last or len(tokens)) + 1, n + 1)]
+        return ArrayLogits(np.asarray(rows, dtype=np.float32))
+
+    def rewind(self, n: int) -> None:
+        """Forget the last ``n`` tokens."""
+        _check_rewind(n, len(self.tokens))
+        if n:
+            del self.tokens[-n:]
+
+    def fork(self) -> FunctionSession:
+        """Copy the state."""
+        return FunctionSession(self.function, self.tokens)
+
+
+def n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike.
+
+    Examples
+    --------
+    >>> n_common([1, 2, 3], [1, 2, 4])
+    2
+    """
+    n = min(len(one), len(other))
+    if one[:n] == other[:n]:
+        return n
+    return next(i for i in range(n) if one[i] != other[i])
+
+
+def _new_cache(model: Any) -> Any:
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        if hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+    return cache
+
+
+def _check(total: float) -> None:
+    if total != total:
+        raise ModelError("The model gave NaN in place of probabilities: check its weights, or use dtype float32.")
+
+
+def _check_rewind(n: int, n_tokens: int) -> None:
+    if not 0 <= n <= n_tokens:
+        raise InputError(f"rewind is {n}, but {n_tokens} tokens have been read: give 0 to {n_tokens}.")

@@ -1,0 +1,62 @@
+"""The generate command, end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pilotfish.cli.generate import generate
+from pilotfish.errors import InputError
+from pilotfish.traffic.calls import Call
+from pilotfish.traffic.log import TrafficLog
+from tests.decoding.small import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_model(tmp_path_factory.mktemp("asked") / "tiny"))
+
+
+def run(*words):
+    app = typer.Typer()
+    app.command()(generate)
+    return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+
+def test_drafts_change_the_passes_and_not_the_text(folder, tmp_path):
+    plain = run("say a.", "-t", folder, "-n", "20", "--stats")
+    fast = run("say a.", "-t", folder, "-n", "20", "-d", "lookup", "-d", "exit:2", "--stats")
+    assert plain.exit_code == fast.exit_code == 0
+    assert plain.stdout == fast.stdout
+    corpus, log = tmp_path / "text.txt", tmp_path / "log.db"
+    corpus.write_text(plain.stdout * 2)
+    with TrafficLog(log) as traffic:
+        traffic.append(Call.of("say a.", plain.stdout.strip()))
+    for name in (f"corpus:{corpus}", f"log:{log}"):
+        found = run("say a.", "-t", folder, "-n", "20", "-d", name, "--stats")
+        assert found.stdout == plain.stdout
+        assert "Retrieval" in found.stderr
+    with pytest.raises(InputError, match="there is no file"):
+        run("say a.", "-t", folder, "-d", "log:none.db")
+    assert "20 tokens in" in plain.stderr
+    assert "20 passes" in plain.stderr
+
+
+def test_fusion_choices_and_schema(folder, tmp_path):
+    fused = run("say a.", "-t", folder, "-n", "8", "-f", "contrastive:alpha=0.1,beta=2", "-m", f"amateur={folder}")
+    assert fused.exit_code == 0
+    assert run("say", "-t", folder, "--choice", "yes", "--choice", "no").stdout.strip() in ("yes", "no")
+    with pytest.raises(InputError, match="cannot be read"):
+        run("say", "-t", folder, "--schema", str(tmp_path / "none.json"))
+    (tmp_path / "s.json").write_text(json.dumps({"enum": ["ab"]}))
+    for wrong, told in (
+        (["-m", "a=b"], "give --fusion"),
+        (["-f", "contrastive:alpha"], "NAME=VALUE"),
+        (["-f", "contrastive:alpha=x"], "give a number"),
+        (["--dtype", "int8"], "dtype"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run("say", "-t", folder, *wrong)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pilotfish.decoding.acceptance import Draft, Typical
+from pilotfish.decoding.decoder import Decoder, fuse, speculate
+from pilotfish.decoding.drafting import (
+    Context,
+    EarlyExit,
+    Lookup,
+    OtherVocabulary,
+    Proposer,
+    Retrieval,
+    SmallModel,
+    TokenIntersection,
+)
+from pilotfish.decoding.fusion import Contrastive
+from pilotfish.decoding.suffixes import SuffixIndex
+from pilotfish.decoding.text import TextStream
+from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.models.ngram import NGramModel
+from pilotfish.types import Request
+from tests.decoding.small import Letters, Scripted, random_model, saying
+
+
+class Noise:
+    """Drafts anything."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def begin(self, context: Context) -> Proposer:
+        return self
+
+    def draft(self, prefix: Sequence[int], k: int) -> Draft:
+        rng = np.random.default_rng([self.seed, len(prefix)])
+        return Draft(rng.integers(0, 9, size=int(rng.integers(0, k + 1))).tolist())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 1000), st.integers(0, 12), st.integers(1, 40))
+def test_speculation_writes_what_the_target_writes(seed: int, k: int, n: int) -> None:
+    target = random_model(seed, sharp=1.0)
+    request = Request.of("abc", temperature=0, max_tokens=n)
+    alone = Decoder(target).generate([request])[0]
+    for drafters in ([Noise(seed)], [Lookup(2), SmallModel(random_model(seed + 1))], [Lookup(), SmallModel(target)]):
+        for decoder in (Decoder(target, drafters, k=k), speculate(target, drafters)):
+            assert decoder.generate([request])[0].replace(usage=alone.usage) == alone
+            assert decoder.generate([request])[0].usage.completion_tokens == n
+
+
+def test_a_perfect_drafter_needs_few_passes() -> None:
+    target = random_model(3)
+    reply, stats = Decoder(target, [SmallModel(target, least=0.0)], k=5).answer(
+        Request.of("ab", temperature=0, max_tokens=60)
+    )
+    assert (stats.n_passes, stats.n_accepted, stats.n_tokens) == (10, 50, 60)
+    assert len(reply.text) == 60
+
+
+def test_sampling_with_a_drafter_of_the_same_model_accepts_all() -> None:
+    target = random_model(3)
+    request = Request.of("ab", temperature=0.8, top_p=0.9, max_tokens=50, seed=1)
+    _, stats = Decoder(target, [SmallModel(target, least=0.0)], k=4).answer(request)
+    assert stats.n_accepted == stats.n_drafted > 0
+    typical = Decoder(target, [SmallModel(target, least=0.0)], k=4, typical=Typical(epsilon=1e-9))
+    assert typical.answer(request)[1].n_accepted > 0
+
+
+def test_lookup_and_retrieval_copy_what_followed() -> None:
+    request = Request.of("a", temperature=0)
+    target = random_model(0)
+    context = Context(target, request, 1, None, None)  # type: ignore[arg-type]
+    assert Lookup().begin(context).draft([1, 2, 3, 4, 9, 2, 3], 2).tokens == [4, 9]
+    assert Lookup().begin(context).draft([1, 2, 3], 4).tokens == ()
+    found = Retrieval(["abcd", "abce", "abce"]).begin(context).draft([7, 0, 1, 2], 3)
+    assert list(found.tokens) == [4, 8]
+    assert found.strength == 3
+    assert SuffixIndex([], 4).find([1], 2) == (0, [])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=6), st.lists(st.integers(0, 3), max_size=6))
+def test_the_suffix_index_finds_the_longest_run(texts: list[list[int]], prefix: list[int]) -> None:
+    def seen(run: list[int]) -> bool:
+        return any(text[i : i + len(run)] == run for text in texts for i in range(len(text) - len(run) + 1))
+
+    longest = max((n for n in range(1, min(4, len(prefix)) + 1) if seen(prefix[-n:])), default=0)
+    n, tokens = SuffixIndex(texts, 4).find(prefix, 3)
+    assert n in (longest, 0)
+    if tokens:
+        assert n == longest
+        assert seen(prefix[-n:] + tokens)
+
+
+def test_drafters_of_other_vocabularies_are_lossless_and_accepted() -> None:
+    target = saying([0, 1, 2, 3, 0, 1, 2, 3, 8], 9)
+    pairs = Letters([b"ab", b"cd", b"a", b"b", b"c", b"d", b"zz", b""])
+
+    def small(read: Sequence[int]) -> np.ndarray:
+        written = pairs.decode(read[1:])
+        wanted = "abcdabcd"[len(written) :]
+        row = np.full(8, -20.0, dtype=np.float32)
+        row[pairs.encode(wanted[:2])[0] if wanted else 7] = 0.0
+        return row
+
+    other = Scripted(small, pairs)
+    request = Request.of("a", temperature=0, max_tokens=20)
+    alone = Decoder(target).generate([request])[0]
+    assert alone.text == "abcdabcd"
+    for drafter in (OtherVocabulary(other), TokenIntersection(other)):
+        reply, stats = Decoder(target, [drafter], k=4).answer(request)
+        assert (reply.text, reply.finish_reason) == ("abcdabcd", "stop")
+        if isinstance(drafter, OtherVocabulary):
+            assert stats.n_accepted >= 6
+    with pytest.raises(InputError, match="share no token"):
+        Decoder(target, [TokenIntersection(Scripted(small, Letters([b"x", b"y", b""])))]).generate([request])
+    with pytest.raises(InputError, match="vocabulary is not the target's"):
+        Decoder(target, [SmallModel(other)]).generate([request])
+
+
+def test_stop_strings_and_characters_split_across_tokens() -> None:
+    pieces = [
+        b"a",
+        b"b",
+        "é".encode()[:1],
+        "é".encode()[1:],
+        b"STO",
+        b"P",
+        b"SUN",
+        "🙂".encode()[:2],
+        "🙂".encode()[2:],
+        b"",
+    ]
+    tokenizer = Letters(pieces)
+    tokens = [0, 2, 3, 4, 6, 7, 8, 1, 4, 5, 0, 9]
+    whole = saying(tokens, len(pieces))
+    whole.tokenizer = tokenizer
+    request = Request.of("a", temperature=0, max_tokens=50)
+    decoder = Decoder(whole, [Noise(1)])
+    pieces_of = list(decoder.stream(request))
+    assert "".join(pieces_of) == "aéSTOSUN🙂bSTOPa"
+    assert not any("\ufffd" in piece for piece in pieces_of)
+    assert "".join(decoder.stream(request.replace(stop=("STOP",)))) == "aéSTOSUN🙂b"
+    (reply,) = decoder.generate([request.replace(stop=("STOP", "nothing"))])
+    assert (reply.text, reply.finish_reason) == ("aéSTOSUN🙂b", "stop")
+    assert decoder.generate([request.replace(max_tokens=2)])[0].text == "a\ufffd"
+    assert decoder.generate([request.replace(max_tokens=4, stop=("STOP",))])[0].text == "aéSTO"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(alphabet="aé🙂日 ", max_size=60), st.integers(1, 4))
+def test_streamed_text_is_the_text(text: str, width: int) -> None:
+    tokenizer = Letters([bytes([i]) for i in range(256)])
+    raw = text.encode()
+    stream = TextStream(tokenizer)
+    made = "".join(stream.write(byte) for byte in raw)
+    assert made + stream.close() == text
+    assert stream.n_tokens == len(raw)
+
+
+def test_leaving_a_stream_stops_the_model() -> None:
+    target = random_model(5)
+    n_calls = 0
+    inner = target.function
+
+    def counted(tokens: Sequence[int]) -> np.ndarray:
+        nonlocal n_calls
+        n_calls += 1
+        return inner(tokens)
+
+    target.function = counted
+    stream = Decoder(target).stream(Request.of("abc", temperature=0, max_tokens=500))
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    assert n_calls < 20
+
+
+def test_bad_input_is_told() -> None:
+    short = random_model(0)
+    short.window = 4
+    with pytest.raises(ContextLengthError, match="window has 4"):
+        Decoder(short).generate([Request.of("abcd", temperature=0)])
+    assert len(Decoder(short, [Noise(0)]).generate([Request.of("abc", temperature=0)])[0].text) == 1
+    broken = Scripted(lambda _: np.full(9, np.nan, dtype=np.float32))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ModelError, match="NaN"):
+            Decoder(broken).generate([Request.of("a", temperature=temperature)])
+    with pytest.raises(InputError, match="no tokens"):
+        Decoder(short).generate([Request.of("", temperature=0)])
+    with pytest.raises(InputError, match="early layer"):
+        Decoder(short, [EarlyExit(2)]).generate([Request.of("a", temperature=0)])
+    with pytest.raises(InputError, match="drafter has a int"):
+        speculate(short, [3])
+    with pytest.raises(InputError, match="needs expert, amateur"):
+        fuse(fusion=Contrastive(), expert=short)
+
+
+def test_a_fused_model_can_be_speculated() -> None:
+    large, small = random_model(1), random_model(2)
+    fused = fuse(expert=large, amateur=small, fusion=Contrastive(0.1, 0.7))
+    request = Request.of("abc", temperature=0, max_tokens=40)
+    alone = fused.generate([request])[0].text
+    assert alone != Decoder(large).generate([request])[0].text
+    fast = speculate(fused, [SmallModel(large, least=0.0), Lookup()])
+    assert fast.generate([request])[0].text == alone
+    assert Decoder(fused.target, [Noise(4)], k=3).generate([request])[0].text == alone
+
+
+def test_an_ngram_model_is_a_drafter() -> None:
+    texts = ["the card has arrived and the card is here. "] * 4
+    target, small = NGramModel(6, "char").fit(texts), NGramModel(3, "char").fit(texts)
+    reply, stats = Decoder(target, [small and SmallModel(small)], k=4).answer(
+        Request.of("the card", temperature=0, max_tokens=20)
+    )
+    assert reply.text == Decoder(target).generate([Request.of("the card", temperature=0, max_tokens=20)])[0].text
+    assert stats.tokens_per_pass > 2

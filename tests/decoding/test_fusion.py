@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pilotfish.decoding.bridge import Bridged
+from pilotfish.decoding.fused import Fused
+from pilotfish.decoding.fusion import (
+    ContextAware,
+    Contrastive,
+    Fusion,
+    Mixture,
+    Product,
+    ProxyTuning,
+    SourceContrastive,
+)
+from pilotfish.errors import InputError
+from pilotfish.protocols import LogProbs
+from pilotfish.types import Request
+from tests.decoding.small import Letters, Scripted, random_model
+
+
+def logs(*rows: list[float]) -> LogProbs:
+    return np.log(np.array(rows, dtype=np.float32))
+
+
+ZERO: list[Callable[[], Fusion]] = [
+    lambda: Contrastive(alpha=0, beta=0),
+    lambda: ContextAware(alpha=0),
+    lambda: ContextAware(alpha=2.0, gate=1.0),
+    lambda: SourceContrastive(0),
+    lambda: ProxyTuning(0),
+    lambda: Product(0),
+    lambda: Mixture(0),
+]
+
+
+@pytest.mark.parametrize("make", ZERO)
+def test_zero_weight_is_the_base(make: Callable[[], Fusion]) -> None:
+    fusion = make()
+    models = {role: random_model(i) for i, role in enumerate(fusion.roles)}
+    base = models[fusion.roles[0]].session().extend([1, 2, 3]).log_probs()
+    fused = Fused(fusion, models).session().extend([1, 2, 3]).log_probs()
+    assert fused == pytest.approx(base, abs=1e-5)
+
+
+def test_formulas_by_hand() -> None:
+    p, q, r = [0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]
+    one, other, third = logs(p), logs(q), logs(r)
+
+    def expected(weights: list[float]) -> list[float]:
+        return [w / sum(weights) for w in weights]
+
+    contrast = Contrastive(0.5, 1.0).fuse({"expert": one, "amateur": other})
+    assert np.exp(contrast[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.0]), abs=1e-5)
+    aware = ContextAware(1.0, adaptive=False).fuse({"with_context": one, "without_context": other})
+    assert np.exp(aware[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.04 / 0.1]), abs=1e-5)
+    middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    bits = sum(a * np.log2(a / m) / 2 + b * np.log2(b / m) / 2 for a, b, m in zip(p, q, middle, strict=True))
+    adaptive = ContextAware(2.0).fuse({"with_context": one, "without_context": other})
+    weights = [a * (a / b) ** (2 * bits) for a, b in zip(p, q, strict=True)]
+    assert np.exp(adaptive[0]) == pytest.approx(expected(weights), abs=1e-5)
+    source = SourceContrastive(0.5).fuse({"source": one, "wrong_source": other})
+    assert np.exp(source[0]) == pytest.approx(expected([0.2, 0.15, 0.15]), abs=1e-5)
+    proxy = ProxyTuning(1.0).fuse({"base": one, "expert": other, "anti_expert": third})
+    assert np.exp(proxy[0]) == pytest.approx(expected([0.5 * 3, 0.3, 0.2 / 5]), abs=1e-5)
+    log_linear = Mixture(0.5).fuse({"base": one, "other": other})
+    assert np.exp(log_linear[0]) == pytest.approx(expected([0.3**0.5, 0.3, 0.02**0.5]), abs=1e-5)
+    linear = Mixture(0.25, linear=True).fuse({"base": one, "other": other})
+    assert np.exp(linear[0]) == pytest.approx([0.525, 0.3, 0.175], abs=1e-5)
+    product = Product(2.0).fuse({"base": one, "adapter": other})
+    assert np.exp(product[0]) == pytest.approx(expected([0.5 * 0.36, 0.3 * 0.09, 0.2 * 0.01]), abs=1e-5)
+
+
+def test_the_gate_leaves_alone_what_agrees() -> None:
+    same, far = logs([0.5, 0.5], [0.9, 0.1]), logs([0.5, 0.5], [0.1, 0.9])
+    fused = ContextAware(1.0, gate=0.1).fuse({"with_context": same, "without_context": far})
+    assert fused[0] == pytest.approx(same[0], abs=1e-6)
+    assert fused[1, 0] > same[1, 0]
+
+
+@pytest.mark.parametrize("gate", [None, 0.6, 1.0])
+def test_a_fused_session_rewinds_forks_and_gates(gate: float | None) -> None:
+    fusion = ProxyTuning(1.0)
+    models = {role: random_model(i) for i, role in enumerate(fusion.roles)}
+    whole = Fused(fusion, models, gate=gate).session().extend([1, 2, 3, 4, 5]).log_probs()
+    session = Fused(fusion, models, gate=gate).session()
+    session.extend([1, 2, 7, 7])
+    session.rewind(2)
+    twin = session.fork()
+    rows = [session.extend([token], 1).log_probs()[0] for token in (3, 4, 5)]
+    assert np.array(rows) == pytest.approx(whole[2:], abs=1e-5)
+    assert twin.extend([3, 4, 5]).log_probs() == pytest.approx(whole[2:], abs=1e-5)
+
+
+def test_views_read_their_own_prompt() -> None:
+    seen: list[tuple[int, ...]] = []
+    base = random_model(0)
+
+    def noted(tokens: object) -> LogProbs:
+        seen.append(tuple(tokens))  # type: ignore[arg-type]
+        return base.function(tokens)  # type: ignore[arg-type]
+
+    fusion = ContextAware(1.0)
+    fused = Fused(
+        fusion,
+        {"with_context": base, "without_context": Scripted(noted)},
+        views={"without_context": lambda request: request.replace(messages=Request.of("h").messages)},
+    )
+    session, prompt = fused.begin(Request.of("abc"))
+    session.extend(prompt, 1)
+    session.extend([5], 1)
+    assert prompt == [0, 1, 2]
+    assert seen == [(7,), (7, 5)]
+
+
+def test_a_bridge_gives_the_other_vocabulary_the_own_probabilities() -> None:
+    own = Letters([b"ab", b"a", b"b", b"c", b""])
+    model = random_model(0, n=5)
+    model.tokenizer = own
+    other = Letters([b"a", b"b", b"ab", b"abc", b"zz", b""])
+    session = Bridged(model, other).session([3])
+    rows = session.extend([0, 1, 2]).log_probs()
+    reference = model.session()
+    after_ab = reference.extend([3, 0]).log_probs()[1]
+    # The text "a" ends within the own token "ab": nothing is said there.
+    assert rows[0] == pytest.approx(np.full(6, -np.log(6)), abs=1e-5)
+    ratio = rows[1] - rows[1][2]
+    assert ratio[[0, 1, 3]] == pytest.approx(after_ab[[1, 2, 0]] - after_ab[0], abs=1e-4)
+    assert ratio[4] < -40
+    session.rewind(2)
+    assert session.extend([1, 2]).log_probs() == pytest.approx(rows[1:], abs=1e-5)
+    assert session.fork().extend([0]).log_probs().shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Contrastive(alpha=2),
+        lambda: Contrastive(beta=-1),
+        lambda: ProxyTuning(float("nan")),
+        lambda: Fused(Product(), {"base": random_model(0), "adapter": random_model(1)}, gate=0.0),
+    ],
+)
+def test_what_is_out_of_range_is_told(make: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match=r"alpha|beta|gate"):
+        make()

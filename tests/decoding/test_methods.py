@@ -1,0 +1,122 @@
+"""Every named method of decoding is built of parts and answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pilotfish.decoding.drafting import Lookup
+from pilotfish.decoding.search import BlackBoxSearch, ChunkSearch, LogRatio
+from pilotfish.errors import InputError
+from pilotfish.methods.adaptation import comblm, inference_policy_adapter, proxy_tuning
+from pilotfish.methods.repair import (
+    contrastive_decoding,
+    contrastive_grounding,
+    induce_then_contrast,
+    private_contrast,
+)
+from pilotfish.methods.speculative import (
+    cross_vocabulary,
+    lookup_drafting,
+    speculative_decoding,
+    speculative_sampling,
+    speed_controller,
+)
+from pilotfish.methods.weak_to_strong import weak_to_strong_search
+from pilotfish.models.ngram import NGramModel
+from pilotfish.protocols import Model
+from pilotfish.training.combination import LearnedCombination, combination_features
+from pilotfish.types import Request
+from tests.decoding.small import random_model
+
+ASK = Request.of("abc", temperature=0, max_tokens=12)
+
+
+def _combination() -> LearnedCombination:
+    rng = np.random.default_rng(0)
+    return LearnedCombination().fit(rng.normal(size=(50, 4)), -rng.random(50), -rng.random(50))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        speculative_decoding(random_model(0), random_model(1)),
+        speculative_sampling(random_model(0), random_model(1)),
+        lookup_drafting(random_model(0), ["abcabc"]),
+        cross_vocabulary(random_model(0), random_model(1)),
+        cross_vocabulary(random_model(0), random_model(1), by="token"),
+        speed_controller(random_model(0), [Lookup()]),
+        proxy_tuning(random_model(0), random_model(1), random_model(2)),
+        comblm(random_model(0), random_model(1), _combination()),
+        inference_policy_adapter(random_model(0), random_model(1)),
+        contrastive_decoding(random_model(0), random_model(1)),
+        contrastive_grounding(random_model(0)),
+        contrastive_grounding(random_model(0), wrong=0.7),
+        induce_then_contrast(random_model(0), random_model(1)),
+        private_contrast(random_model(0), random_model(1)),
+        weak_to_strong_search(random_model(0), random_model(1), random_model(2)),
+    ],
+)
+def test_every_method_answers(made: Model) -> None:
+    assert isinstance(made, Model)
+    (reply,) = made.generate([ASK])
+    assert len(reply.text) == 12
+    assert reply.finish_reason == "length"
+
+
+def test_search_finds_what_the_small_pair_prefers() -> None:
+    texts = ["good cards and good money. good good good. ", "bad cards and bad money. bad bad bad. "] * 4
+    large = NGramModel(5, "char").fit(texts)
+    tuned, untuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1:2]), NGramModel(4, "char").fit(texts)
+    request = Request.of("and ", temperature=1.0, max_tokens=24, seed=0)
+    ratio = LogRatio(tuned, untuned)
+    good, bad = ratio.score(request, ["good money.", "bad money."])
+    assert good > 0 > bad
+    expected = tuned.log_prob("and good")[4:8].sum() - untuned.log_prob("and good")[4:8].sum()
+    assert ratio.score(request, ["good"])[0] == pytest.approx(expected, abs=0.1)
+    made = {}
+    for name, size in (("plain", (1, 1)), ("search", (2, 4))):
+        for kind in (ChunkSearch, BlackBoxSearch):
+            search = kind(large, tuned, untuned, n_beams=size[0], n_draws=size[1], chunk=6)
+            replies = [search.generate([request.replace(seed=seed)])[0].text for seed in range(6)]
+            made[name, kind] = np.mean(ratio.score(request, replies))
+    assert made["search", ChunkSearch] > made["plain", ChunkSearch] + 1
+    assert made["search", BlackBoxSearch] > made["plain", BlackBoxSearch]
+    with pytest.raises(InputError, match="at least 1"):
+        ChunkSearch(large, tuned, untuned, chunk=0).generate([request])
+
+
+def test_the_learned_combination_beats_both_models_and_one_weight() -> None:
+    rng = np.random.default_rng(1)
+    n, v = 600, 8
+    sure = rng.random(n) < 0.5
+    tokens = rng.integers(0, v, n)
+
+    def logs(peak: np.ndarray) -> np.ndarray:
+        rows = np.full((n, v), 0.0)
+        rows[np.arange(n), tokens] = peak
+        rows += rng.normal(size=(n, v)) * 0.1
+        return (rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))).astype(np.float32)
+
+    base, other = logs(np.where(sure, 4.0, 0.0)), logs(np.where(sure, 0.0, 4.0))
+    at = (np.arange(n), tokens)
+    features = combination_features(base, other)
+    half = slice(0, 300), slice(300, None)
+    scores = {}
+    for n_hidden in (0, 16):
+        fit = LearnedCombination(n_hidden).fit(features[half[0]], base[at][half[0]], other[at][half[0]])
+        fused = fit.fuse({"base": base[half[1]], "other": other[half[1]]})
+        assert np.exp(fused).sum(axis=1) == pytest.approx(1, abs=1e-4)
+        scores[n_hidden] = fused[np.arange(300), tokens[half[1]]].mean()
+    assert scores[16] > scores[0] + 0.3
+    assert scores[0] > max(base[at][half[1]].mean(), other[at][half[1]].mean())
+
+
+def test_the_combinations_gradient_and_saving(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    fitted = _combination()
+    features = np.random.default_rng(2).normal(size=(5, 4))
+    fitted.save(tmp_path / "c.npz")
+    assert LearnedCombination.load(tmp_path / "c.npz").weights(features) == pytest.approx(fitted.weights(features))
+    (tmp_path / "d.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="no saved combination"):
+        LearnedCombination.load(tmp_path / "d.npz")

@@ -1,0 +1,93 @@
+"""Sessions keep their state through rewinding, forks and failures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.models.sessions import FunctionSession
+from pilotfish.models.transformers import TransformersModel
+from tests.decoding.small import random_model, tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TransformersModel:
+    return TransformersModel(tiny_model(tmp_path_factory.mktemp("sessions") / "tiny"))
+
+
+def test_rewinding_and_forking_leave_no_trace(tiny: TransformersModel) -> None:
+    rng = np.random.default_rng(0)
+    for session in (tiny.session(), random_model(0).session()):
+        n = 9 if isinstance(session, FunctionSession) else 29
+        text: list[int] = []
+        for _ in range(30):
+            new = rng.integers(0, n - 1, size=int(rng.integers(1, 4))).tolist()
+            rows = session.extend(new).log_probs()
+            text += new
+            twin = session.fork()
+            twin.extend([1, 2])
+            twin.rewind(2)
+            fresh = tiny.session() if n == 29 else random_model(0).session()
+            assert fresh.extend(text, len(new)).log_probs() == pytest.approx(rows, abs=1e-4)
+            back = int(rng.integers(0, min(3, len(text) - 1) + 1))
+            session.rewind(back)
+            del text[len(text) - back :]
+            assert session.n_tokens == len(text)
+            assert twin.n_tokens == len(text) + back
+
+
+@pytest.mark.parametrize("text", [[], [3, 4, 5]])
+def test_a_pass_without_memory_leaves_the_state(tiny: TransformersModel, text: list[int]) -> None:
+    _, network = tiny._parts()
+    session = tiny.session()
+    if text:
+        session.extend(text)
+    layer = network.model.layers[1]
+    whole = layer.forward
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+
+    layer.forward = fail
+    try:
+        with pytest.raises(ModelError, match="memory does not suffice"):
+            session.extend([6, 7])
+    finally:
+        layer.forward = whole
+    assert session.n_tokens == len(text)
+    after = session.extend([6, 7]).log_probs()
+    assert after == pytest.approx(tiny.session().extend([*text, 6, 7], 2).log_probs(), abs=1e-4)
+
+
+def test_what_cannot_be_is_told(tiny: TransformersModel) -> None:
+    for session in (tiny.session(), random_model(0).session()):
+        with pytest.raises(InputError, match="no tokens"):
+            session.extend([])
+        session.extend([1, 2])
+        for n in (-1, 3):
+            with pytest.raises(InputError, match=f"rewind is {n}"):
+                session.rewind(n)
+    with pytest.raises(ContextLengthError, match="window has 128"):
+        tiny.session().extend([1] * 129)
+
+
+def test_the_first_layers_leave_the_model(tiny: TransformersModel) -> None:
+    before = tiny.session().extend([1, 2, 3]).log_probs()
+    one = tiny.first_layers(1)
+    assert not np.allclose(one.session().extend([1, 2, 3]).log_probs(), before)
+    assert tiny.first_layers(3).session().extend([1, 2, 3]).log_probs() == pytest.approx(before, abs=1e-5)
+    assert tiny.session().extend([1, 2, 3]).log_probs() == pytest.approx(before, abs=1e-6)
+    assert len(tiny._parts()[1].model.layers) == 3
+
+
+def test_the_bytes_of_a_real_vocabulary(tiny: TransformersModel) -> None:
+    tokens = tiny.tokenizer.tokens
+    assert tokens[0] == b"a"
+    assert tokens[27] == b" "
+    assert tokens[28] == b""
+    ids = tiny.tokenizer.encode("the cat.")
+    assert b"".join(tokens[i] for i in ids) == b"the cat."
+    assert tiny.tokenizer.decode(ids) == "the cat."

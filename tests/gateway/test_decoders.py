@@ -1,0 +1,56 @@
+"""Drafts and fusions named in the configuration are served, streaming too, as Python gives them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pilotfish.errors import ConfigError
+from pilotfish.gateway.config import GatewayConfig, load_config
+from pilotfish.gateway.local import make_models
+from pilotfish.methods.build_decoder import make_decoder
+from pilotfish.types import Request
+from tests.decoding.small import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_model(tmp_path_factory.mktemp("served") / "tiny"))
+
+
+FUSION = {"kind": "contrastive", "options": {"alpha": 0.1, "beta": 0.5}}
+
+
+@pytest.mark.parametrize("fusion", [None, FUSION])
+def test_a_drafted_and_fused_model_is_served(start, folder, fusion):
+    section = {"source": folder, "draft": ["lookup", "exit:1"]}
+    if fusion:
+        section["fusion"] = {**fusion, "models": {"amateur": folder}}
+    run = start(models={"fast": section})
+    asked = {"temperature": 0, "max_tokens": 12}
+    reply = run.chat("say a.", model="fast", **asked)
+    assert reply.status == 200
+    alone = make_decoder(folder, fusion=section.get("fusion"))
+    (same,) = alone.generate([Request.of("say a.", **asked)])
+    assert reply.data["choices"][0]["message"]["content"] == same.text
+    assert reply.data["usage"]["completion_tokens"] == same.usage.completion_tokens
+    import openai
+
+    with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0) as client:
+        messages = [{"role": "user", "content": "say a."}]
+        with client.chat.completions.create(model="fast", messages=messages, stream=True, **asked) as stream:
+            got = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert got == same.text
+
+
+def test_a_prompt_past_the_window_is_refused(start, folder):
+    run = start(models={"fast": {"source": folder, "draft": ["lookup"]}})
+    assert run.chat("a" * 500, model="fast").status == 400
+
+
+def test_what_cannot_be_is_told(folder, tmp_path):
+    file = tmp_path / "pilotfish.toml"
+    file.write_text('[models.m]\nsource = "x"\nbackend = "llama.cpp"\ndraft = ["lookup"]\n')
+    with pytest.raises(ConfigError, match=r"shows no token probabilities"):
+        load_config(file, environ={})
+    with pytest.raises(ValueError, match="exit:N"):
+        make_models(GatewayConfig.model_validate({"models": {"m": {"source": folder, "draft": ["exit:x"]}}}))
