@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pilotfish import scorers as scorers
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
-    from pilotfish.methods.build import Route as Route
     from pilotfish.decoding.decoder import Decoder as Decoder
     from pilotfish.decoding.decoder import fuse as fuse
     from pilotfish.decoding.decoder import speculate as speculate
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pilotfish.decoding.fusion import Contrastive as Contrastive
     from pilotfish.decoding.fusion import ProxyTuning as ProxyTuning
     from pilotfish.decoding.fusion import SourceContrastive as SourceContrastive
+    from pilotfish.methods.build import Route as Route
     from pilotfish.methods.cascades import automix as automix
     from pilotfish.methods.cascades import calibrated_cascade as calibrated_cascade
     from pilotfish.methods.cascades import cascade_aware_training as cascade_aware_training
