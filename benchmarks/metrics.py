@@ -18,8 +18,8 @@ from pilotfish.statistics import segment_correlation, system_correlation, wmt_ke
 LANGUAGES = ("gu", "kk", "lt")
 # BERTScore with a large encoder, segment level, as published for to-English pairs.
 _PUBLISHED_WMT = {"gu": 0.292, "kk": 0.351, "lt": 0.381}
-_WMT_SOURCE = "published (Rei et al. 2020, arXiv:2009.09025, WMT19 into English; its chrF row is reproduced here)"
-_SUMMEVAL_SOURCE = "published (Zhong et al. 2022, arXiv:2210.07197, table 1: mean of four dimensions)"
+_WMT_SOURCE = "published (Rei et al. 2020, arXiv:2009.09025, WMT19 into English; quoted, to be checked)"
+_SUMMEVAL_SOURCE = "published (Zhong et al. 2022, arXiv:2210.07197, mean of four dimensions; quoted, to be checked)"
 _DIMENSIONS = ("coherence", "consistency", "fluency", "relevance")
 
 
