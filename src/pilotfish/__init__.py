@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
+    from pilotfish.curation import curate as curate
     from pilotfish.methods.cascades import automix as automix
     from pilotfish.methods.cascades import calibrated_cascade as calibrated_cascade
     from pilotfish.methods.cascades import cascade_aware_training as cascade_aware_training
@@ -83,6 +84,7 @@ _PUBLIC = {
     "compare": "pilotfish.route.compare",
     "consistency_cascade": "pilotfish.methods.cascades",
     "cp_router": "pilotfish.methods.routing",
+    "curate": "pilotfish.curation",
     "deploy": "pilotfish.route.deploy",
     "forc": "pilotfish.methods.routing",
     "frugal_gpt": "pilotfish.methods.cascades",
@@ -130,6 +132,7 @@ __all__ = [
     "compare",
     "consistency_cascade",
     "cp_router",
+    "curate",
     "deploy",
     "forc",
     "frugal_gpt",

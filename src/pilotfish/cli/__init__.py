@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import demo, methods, models, route, serve, tasks, traffic
+from pilotfish.cli import curate, demo, methods, models, route, serve, tasks, traffic
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,7 @@ for command in (
     tasks.report,
     serve.key,
     methods.methods,
+    curate.curate,
     demo.demo,
 ):
     app.command()(command)

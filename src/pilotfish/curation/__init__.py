@@ -1,0 +1,23 @@
+"""Curation: what a large model learns from, chosen by rules and small models at the speed of the machine."""
+
+from __future__ import annotations
+
+from pilotfish.curation.dedup import ExactDedup, MinHashDedup
+from pilotfish.curation.documents import Document
+from pilotfish.curation.run import Settings, curate, curate_files
+from pilotfish.curation.steps import Filter, OwnRule, Rules, TextRule
+from pilotfish.curation.tally import Tally
+
+__all__ = [
+    "Document",
+    "ExactDedup",
+    "Filter",
+    "MinHashDedup",
+    "OwnRule",
+    "Rules",
+    "Settings",
+    "Tally",
+    "TextRule",
+    "curate",
+    "curate_files",
+]
