@@ -63,7 +63,7 @@ class ExactDedup:
 
     def keys(self, batch: Batch, rows: IntArray, documents: Sequence[Document]) -> Keys:  # noqa: ARG002
         """One key and a 128-bit digest of each text."""
-        memory = memoryview(batch.buffer)
+        memory = batch.buffer.data
         digests = b"".join(
             blake2b(memory[batch.offsets[i] : batch.offsets[i + 1]], digest_size=16).digest() for i in rows
         )

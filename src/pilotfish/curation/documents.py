@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -171,8 +172,8 @@ def opened_to_write(path: Path) -> Iterator[Any]:
             with half.open("wb") as plain, pa.CompressedOutputStream(plain, "zstd") as packed:
                 yield packed
         else:
-            with half.open("wb", buffering=1 << 20) as plain:
-                yield plain
+            with half.open("wb", buffering=1 << 20) as file:
+                yield file
         half.replace(path)
     except OSError as error:
         raise InputError(
@@ -217,9 +218,12 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _arrow() -> Any:
+def _arrow(part: str = "") -> Any:
     try:
         import pyarrow
+
+        if part:
+            import_module(f"pyarrow.{part}")
     except ImportError:
         raise missing_extra("pyarrow", "parquet", "Reading Parquet, Arrow or zstd files") from None
     return pyarrow
@@ -270,10 +274,8 @@ def _checked(record: Any, field: str, where: str, raw: bytes | None) -> Document
 
 
 def _table_rows(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    pa = _arrow()
+    pa = _arrow("parquet")
     if kind == ".parquet":
-        import pyarrow.parquet
-
         try:
             batches: Any = pa.parquet.ParquetFile(str(path)).iter_batches(1000)
         except pa.ArrowInvalid as error:
@@ -417,9 +419,7 @@ class _ParquetRows:
             self.flush()
 
     def flush(self) -> None:
-        pa = _arrow()
-        import pyarrow.parquet
-
+        pa = _arrow("parquet")
         if self.out is None:
             table = pa.Table.from_pylist(self.rows or [], None if self.rows else pa.schema([(self.field, pa.string())]))
             self.out = pa.parquet.ParquetWriter(self.file, table.schema, compression="zstd")

@@ -45,8 +45,8 @@ _PHRASES, _BOUNDS = _spelled(
         "use of cookies", "use cookies",
     )
 )  # fmt: skip
-_EDIT, _ = _spelled(("[edit",))
-_NEEDED, _ = _spelled(("[citation needed",))
+_EDIT = _spelled(("[edit",))[0]
+_NEEDED = _spelled(("[citation needed",))[0]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -77,7 +77,6 @@ def _repeats(n_words: int, starts: Any, ends: Any, hashes: Any, grams: Any, slot
     """Characters of the commonest n-gram of 2 to 4 words, and of repeated n-grams of 5 to 10."""
     for w in range(n_words):
         grams[w] = hashes[w]
-    lengths = np.int64(0)
     for n in range(2, 11):
         n_grams = n_words - n + 1
         if n_grams < 1:
@@ -101,10 +100,7 @@ def _repeats(n_words: int, starts: Any, ends: Any, hashes: Any, grams: Any, slot
                 while slots[at] != h:
                     at = (at + _ONE) & mask
                 if counts[at] == top:
-                    lengths = n - 1
-                    for k in range(w, w + n):
-                        lengths += ends[k] - starts[k]
-                    row[_TOP + n - 2] = lengths * top
+                    row[_TOP + n - 2] = (n - 1 + (ends[w : w + n] - starts[w : w + n]).sum()) * top
                     break
         else:
             again, w = 0, 0

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import numpy as np
@@ -86,10 +86,10 @@ def _stages(steps: Sequence[AnyStep]) -> list[_Stage]:
     local: list[Step] = []
     for step in steps:
         if hasattr(step, "keys"):
-            made.append(_Stage(tuple(local), step))
+            made.append(_Stage(tuple(local), cast(Barrier, step)))
             local = []
         elif hasattr(step, "judge"):
-            local.append(step)  # type: ignore[arg-type]
+            local.append(step)
         else:
             raise InputError(f"A step is {step!r}: give Rules, a Filter, a deduplication, or another step.")
     return [*made, _Stage(tuple(local), None)]
@@ -285,8 +285,8 @@ class _Job:
 
     stage: int
     number: int
-    n_stages: int
     source: Shard
+    stem: str
     renamed: bool
     out: Path
     steps: _Stage
@@ -297,8 +297,11 @@ class _Job:
         return self.out / ".state" / f"{kind}-{self.stage if stage is None else stage}-{self.number:06d}{ending}"
 
     def target(self) -> Path:
-        stem = Path(self.source.path).name.split(".")[0] if not self.renamed else "part"
-        return self.out / f"{self.number:06d}-{stem}{self.settings.ending}"
+        return self.out / f"{self.number:06d}-{self.stem}{self.settings.ending}"
+
+    def rewrites(self) -> bool:
+        """Whether the next stage reads what this one leaves, not what it has read."""
+        return self.steps.barrier is not None and (bool(self.steps.steps) or self.before is not None)
 
 
 def _work(job: _Job) -> dict[str, Any]:
@@ -312,7 +315,7 @@ def _work(job: _Job) -> dict[str, Any]:
     names = iter(orjson.loads(job.place("names", ".json", job.stage - 1).read_bytes())) if job.renamed else None
     collected = None if job.steps.barrier is None else _Keys(job.steps.barrier)
     kept_names: list[str] = []
-    rewrites = not last and bool(job.steps.steps)
+    rewrites = job.rewrites()
     text = job.place("text", ".jsonl")
     dropped = job.out / "dropped" / f"{job.number:06d}.{job.stage}.jsonl"
     with (
@@ -428,6 +431,7 @@ def curate_files(
         )
     out, stages, given = Path(out), _stages(steps), [Path(path) for path in inputs]
     sources = shards(given)
+    stems = [Path(shard.path).name.split(".")[0] for shard in sources]
     state = out / ".state"
     total = Tally()
     with _owned(out, state, _fingerprint(sources, recipe or repr([_said(s) for s in steps]), settings)):
@@ -435,15 +439,15 @@ def curate_files(
         for s, stage in enumerate(stages):
             before = stages[s - 1].barrier if s else None
             jobs = [
-                _Job(s, i, len(stages), source, renamed, out, stage, before, settings)
-                for i, source in enumerate(sources)
+                _Job(s, i, source, stem, renamed, out, stage, before, settings)
+                for i, (source, stem) in enumerate(zip(sources, stems, strict=True))
             ]
             title = stage.barrier.name if stage.barrier is not None else "write"
             for done in _mapped(jobs, workers, title, progress, on):
                 total.add(done)
             if stage.barrier is not None:
                 _settle(stage.barrier, jobs, settings.memory)
-                if stage.steps:
+                if jobs[0].rewrites():
                     sources = [Shard(str(job.place("text", ".jsonl"))) for job in jobs]
                     renamed = True
         with opened_to_write(out / "report.json") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,7 @@ class Rules:
                 raise InputError(
                     f"Limits are given for {name!r} as {dict(limit)}: name one of the rules, low and high."
                 )
-        made = [replace(rule, **changed.get(rule.name, {})) for rule in self.rules]
+        made = [replace(rule, **dict[str, Any](changed.get(rule.name, {}))) for rule in self.rules]
         return Rules(*made, blocked=self.blocked)
 
     def without(self, *names: str) -> Rules:
@@ -280,7 +280,7 @@ class Rules:
             if isinstance(rule, TextRule):
                 values = rule.of(batch)[rows[at]]
             else:
-                values = np.array([rule.function(documents[i]) for i in at], dtype=np.float64)
+                values = np.array([rule.function(documents[int(i)]) for i in at], dtype=np.float64)
             good = np.zeros(at.size, dtype=bool)
             good[Between(rule.low, rule.high).decide(values).indices] = True
             for i, value in zip(at[~good], values[~good], strict=True):
@@ -313,7 +313,7 @@ def apply(documents: Sequence[Document], steps: Sequence[Step]) -> tuple[list[Do
                 continue
             verdict = step.judge(batch, rows, [alive[i] for i in rows])
             out = np.flatnonzero(~verdict.kept)
-            dropped += [(alive[rows[i]], step.name, verdict.rules[i], float(verdict.scores[i])) for i in out]
+            dropped += [(alive[rows[i]], step.name, verdict.rules[i], float(verdict.scores[i])) for i in out.tolist()]
             if verdict.texts is not None:
                 for i, text in zip(rows, verdict.texts, strict=True):
                     if text != alive[i].text:

@@ -76,10 +76,10 @@ def _is_address(codes: Any, kinds: Any, s: int, e: int) -> bool:
         elif c == _SLASH:
             if dot <= s or i - dot < 3:
                 return False
+            letters = True
             for k in range(dot + 1, i):
-                if not kinds[k] & ALPHA:
-                    return False
-            return True
+                letters &= (kinds[k] & ALPHA) != 0
+            return letters
         elif not (kinds[i] & _ALNUM or c == _MINUS):
             return False
     return False
@@ -91,11 +91,11 @@ def _contraction(codes: Any, s: int, e: int) -> int:
     if e - s < 3:
         return 0
     last, before = codes[e - 1] | 32, codes[e - 2]
-    if before == _APOSTROPHE or before == _QUOTE:
+    if before in (_APOSTROPHE, _QUOTE):
         if last == 116 and codes[e - 3] | 32 == 110:
             return 3 if e - s > 3 else 0
         return 2 if last in (115, 109, 100) else 0
-    if e - s > 3 and (codes[e - 3] == _APOSTROPHE or codes[e - 3] == _QUOTE):
+    if e - s > 3 and (codes[e - 3] in (_APOSTROPHE, _QUOTE)):
         pair = (before | 32, last)
         return 3 if pair in ((114, 101), (118, 101), (108, 108)) else 0
     return 0
