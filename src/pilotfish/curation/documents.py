@@ -21,6 +21,7 @@ __all__ = ["Document", "Rejected", "Shard", "as_document", "opened_to_write", "r
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".md", ".warc", ".wet")
 _SHARD_BYTES = 64_000_000
 _LONGEST = 64_000_000
+_PART_BYTES, _PART = 1_000_000, 1000
 
 
 class Document(NamedTuple):
@@ -45,8 +46,8 @@ class Document(NamedTuple):
 
     def line(self, field: str = "text", **more: Any) -> bytes:
         """The record as one JSON line, with further fields."""
-        if self.raw is not None and not more and self.fields.get(field) == self.text:
-            return self.raw if self.raw.endswith(b"\n") else self.raw + b"\n"
+        if self.raw is not None and not more and self.fields.get(field) is self.text:
+            return self.raw + b"\n"
         record = {**({"id": self.id} if self.id else {}), **self.fields, field: self.text, **more}
         return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY, default=str)
 
@@ -65,6 +66,9 @@ class Shard(NamedTuple):
     path: str
     start: int = 0
     end: int = -1
+
+
+Read = tuple[list[Document], list[Rejected]]
 
 
 def as_document(item: Any, field: str = "text", where: str = "") -> Document:
@@ -122,8 +126,8 @@ def shards(paths: Iterable[str | Path]) -> list[Shard]:
     return found
 
 
-def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator[Document | Rejected]:
-    """Yield the documents of a shard, and what is none with its reason.
+def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator[Read]:
+    """Yield the documents of a shard in parts of about a megabyte, and what is no document with its reason.
 
     Parameters
     ----------
@@ -133,6 +137,11 @@ def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator
         Name of the text field.
     longest : int
         A longer record, in bytes, is rejected unread.
+
+    Yields
+    ------
+    documents : list of Document
+    rejected : list of Rejected
     """
     path = Path(shard.path)
     kind = _kind(path)
@@ -141,20 +150,39 @@ def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator
             with _opened(path) as file:
                 yield from _json_lines(file, shard, field, longest)
         elif kind in (".parquet", ".arrow"):
-            for n, record in enumerate(_table_rows(path, kind)):
-                yield _checked(record, field, f"{path.name}:{n + 1}", None)
+            yield from _parts(
+                _checked(record, field, f"{path.name}:{n + 1}", None)
+                for n, record in enumerate(_table_rows(path, kind))
+            )
         elif kind in (".warc", ".wet"):
             with _opened(path) as file:
-                yield from _warc(file, path.name, longest)
+                yield from _parts(_warc(file, path.name, longest))
         else:
             with _opened(path) as file:
-                yield _plain(file, path.name, longest)
+                yield from _parts([_plain(file, path.name, longest)])
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield Rejected("truncated_file", path.name, str(error))
+        yield [], [Rejected("truncated_file", path.name, str(error))]
     except OSError as error:
         if "zstd" not in str(error).lower() and "truncated" not in str(error).lower():
             raise
-        yield Rejected("truncated_file", path.name, str(error))
+        yield [], [Rejected("truncated_file", path.name, str(error))]
+
+
+def _parts(found: Iterable[Document | Rejected]) -> Iterator[Read]:
+    documents: list[Document] = []
+    rejected: list[Rejected] = []
+    size = 0
+    for item in found:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+        else:
+            documents.append(item)
+            size += len(item.text)
+        if size > _PART_BYTES or len(documents) + len(rejected) >= _PART:
+            yield documents, rejected
+            documents, rejected, size = [], [], 0
+    if documents or rejected:
+        yield documents, rejected
 
 
 @contextmanager
@@ -229,31 +257,69 @@ def _arrow(part: str = "") -> Any:
     return pyarrow
 
 
-def _json_lines(file: BinaryIO, shard: Shard, field: str, longest: int) -> Iterator[Document | Rejected]:
+def _json_lines(file: BinaryIO, shard: Shard, field: str, longest: int) -> Iterator[Read]:
     if shard.start:
         file.seek(shard.start)
-    place, name, n = shard.start, Path(shard.path).name, 0
+    name, n, rest = Path(shard.path).name, 0, b""
     mark = f"{name}@{shard.start}" if shard.start else name
-    while shard.end < 0 or place < shard.end:
-        line = file.readline(longest + 1)
-        if not line:
-            break
-        place, n = place + len(line), n + 1
-        where = f"{mark}:{n}"
-        if len(line) > longest and not line.endswith(b"\n"):
-            yield Rejected("too_long", where, line[:80].decode("utf-8", "replace"))
-            while line and not line.endswith(b"\n"):
-                line = file.readline(1 << 20)
-                place += len(line)
-            continue
-        if line.isspace():
-            continue
+    left = shard.end - shard.start if shard.end >= 0 else -1
+    skipping, ended = False, False
+    while not ended:
         try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            yield Rejected(_why_broken(line), where, line[:80].decode("utf-8", "replace"))
+            block = file.read(_PART_BYTES if left < 0 else min(_PART_BYTES, left))
+        except (EOFError, zlib.error, OSError):
+            # What came before the damage is kept; the broken end is rejected by the caller.
+            if rest and not skipping:
+                yield _records(rest.split(b"\n")[:-1], mark, n, field)
+            raise
+        left -= len(block) if left > 0 else 0
+        ended = not block
+        lines = (rest + block).split(b"\n")
+        rest = b"" if ended else lines.pop()
+        if skipping and lines:
+            skipping = False
+            lines = lines[1:]
+        elif skipping:
+            rest = b""
             continue
-        yield _checked(record, field, where, line)
+        if len(rest) > longest:
+            where = f"{mark}:{n + len(lines) + 1}"
+            yield [], [Rejected("too_long", where, rest[:80].decode("utf-8", "replace"))]
+            skipping, rest = True, b""
+            yield _records(lines, mark, n, field)
+            n += len(lines) + 1
+        elif lines:
+            yield _records(lines, mark, n, field)
+            n += len(lines)
+
+
+def _records(lines: list[bytes], mark: str, n: int, field: str) -> Read:
+    try:
+        records = [orjson.loads(line) for line in lines]
+        # The common case at once: every line is an object with a text.
+        return [
+            Document(_texts(record[field]), str(record.get("id", f"{mark}:{n + i + 1}")), record, line)
+            for i, (record, line) in enumerate(zip(records, lines, strict=True))
+        ], []
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        documents: list[Document] = []
+        rejected: list[Rejected] = []
+        for i, line in enumerate(lines):
+            where = f"{mark}:{n + i + 1}"
+            if not line or line.isspace():
+                continue
+            try:
+                made = _checked(orjson.loads(line), field, where, line)
+            except orjson.JSONDecodeError:
+                made = Rejected(_why_broken(line), where, line[:80].decode("utf-8", "replace"))
+            documents.append(made) if isinstance(made, Document) else rejected.append(made)
+        return documents, rejected
+
+
+def _texts(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
 
 
 def _why_broken(line: bytes) -> str:
@@ -385,7 +451,8 @@ def _page_text(content: bytes, charset: str) -> str:
 
 @contextmanager
 def writer(path: Path, field: str = "text") -> Iterator[Any]:
-    """Open a file for documents by its ending: JSON lines, Parquet, or text apart by empty lines; yields ``write``.
+    """Open a file for documents by its ending: JSON lines, Parquet, or text apart by empty lines; yields ``write``,
+    which takes a list of them.
 
     The file appears whole or not at all.
     """
@@ -398,9 +465,11 @@ def writer(path: Path, field: str = "text") -> Iterator[Any]:
     elif kind in (".jsonl", ".ndjson", ".json", ".txt"):
         with opened_to_write(path) as file:
             if kind == ".txt":
-                yield lambda document: file.write(document.text.rstrip("\n").encode("utf-8", "replace") + b"\n\n")
+                yield lambda documents: file.writelines(
+                    d.text.rstrip("\n").encode("utf-8", "replace") + b"\n\n" for d in documents
+                )
             else:
-                yield lambda document: file.write(document.line(field))
+                yield lambda documents: file.write(b"".join([d.line(field) for d in documents]))
     else:
         raise InputError(f"{path.name} has no known ending: write .jsonl, .parquet or .txt, .jsonl with .gz or .zst.")
 
@@ -413,8 +482,8 @@ class _ParquetRows:
         self.rows: list[dict[str, Any]] = []
         self.out: Any = None
 
-    def add(self, document: Document) -> None:
-        self.rows.append({"id": document.id, **document.fields, self.field: document.text})
+    def add(self, documents: Iterable[Document]) -> None:
+        self.rows += [{"id": d.id, **d.fields, self.field: d.text} for d in documents]
         if len(self.rows) >= 10_000:
             self.flush()
 

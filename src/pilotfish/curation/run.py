@@ -23,7 +23,6 @@ from pilotfish.curation.characters import tables
 from pilotfish.curation.dedup import Barrier
 from pilotfish.curation.documents import (
     Document,
-    Rejected,
     Shard,
     as_document,
     opened_to_write,
@@ -311,7 +310,6 @@ def _work(job: _Job) -> dict[str, Any]:
         done: dict[str, Any] = orjson.loads(marker.read_bytes())
         return done
     tally, last = Tally(), job.steps.barrier is None
-    fates = np.load(job.place("fates", ".npz", job.stage - 1)) if job.before is not None else None
     names = iter(orjson.loads(job.place("names", ".json", job.stage - 1).read_bytes())) if job.renamed else None
     collected = None if job.steps.barrier is None else _Keys(job.steps.barrier)
     kept_names: list[str] = []
@@ -323,7 +321,7 @@ def _work(job: _Job) -> dict[str, Any]:
         opened_to_write(dropped) if job.settings.write_dropped else _nowhere() as lose,
     ):
         first = job.stage == 0
-        for group in _grouped(_surviving(job, fates, names, tally, lose)):
+        for group in _surviving(job, names, tally, lose):
             if first:
                 tally.read(group)
             kept, lost = apply(group, job.steps.steps)
@@ -335,8 +333,7 @@ def _work(job: _Job) -> dict[str, Any]:
                 collected.add(kept)
                 kept_names += [d.id for d in kept] if rewrites else []
             if last or rewrites:
-                for document in kept:
-                    keep(document)
+                keep(kept)
             if last:
                 tally.keep(kept)
     if job.settings.write_dropped and not dropped.stat().st_size:
@@ -356,33 +353,36 @@ def _nowhere() -> Iterator[Any]:
     yield None
 
 
-def _surviving(job: _Job, fates: Any, names: Iterator[str] | None, tally: Tally, lose: Any) -> Iterator[Document]:
-    """Documents of a shard, less those that the barrier before has dropped."""
-    if fates is not None:
-        stays, scores, groups, rule = fates["kept"], fates["scores"], fates["groups"], "duplicate"
+def _surviving(job: _Job, names: Iterator[str] | None, tally: Tally, lose: Any) -> Iterator[list[Document]]:
+    """Documents of a shard part by part, less those that the barrier before has dropped."""
+    fates = None
+    if job.before is not None:
+        with np.load(job.place("fates", ".npz", job.stage - 1)) as loaded:
+            fates = _Fates(loaded["kept"], loaded["scores"], loaded["groups"])
     n = 0
-    for found in read(job.source, job.settings.field, job.settings.longest):
-        if isinstance(found, Rejected):
+    for documents, rejected in read(job.source, job.settings.field, job.settings.longest):
+        for bad in rejected:
             if job.settings.on_bad == "refuse":
-                raise InputError(
-                    f"{found.where} is no document ({found.reason}): mend it, or let bad records be skipped."
-                )
+                raise InputError(f"{bad.where} is no document ({bad.reason}): mend it, or let bad records be skipped.")
             if job.stage == 0:
-                tally.reject(found)
+                tally.reject(bad)
                 if lose is not None:
-                    lose.write(orjson.dumps({"rejected": found._asdict()}, option=orjson.OPT_APPEND_NEWLINE))
+                    lose.write(orjson.dumps({"rejected": bad._asdict()}, option=orjson.OPT_APPEND_NEWLINE))
+        if names is not None:
+            documents = [d._replace(id=name) for d, name in zip(documents, names, strict=False)]
+        if fates is None or job.before is None:
+            yield documents
             continue
-        document = found if names is None else found._replace(id=next(names))
-        if fates is None or stays[n]:
-            yield document
-        else:
-            assert job.before is not None
-            score = float(scores[n])
-            tally.drop([(document, job.before.name, rule, score)])
+        stays = fates.kept[n : n + len(documents)].tolist()
+        for i in [i for i, stay in enumerate(stays) if not stay]:
+            document, score = documents[i], float(fates.scores[n + i])
+            tally.drop([(document, job.before.name, fates.rule, score)])
             if lose is not None:
-                why = {"step": job.before.name, "rule": rule, "score": score, "group": int(groups[n])}
+                group = int(fates.groups[n + i])
+                why = {"step": job.before.name, "rule": fates.rule, "score": score, "group": group}
                 lose.write(document.line(job.settings.field, dropped=why))
-        n += 1
+        n += len(documents)
+        yield [d for d, stay in zip(documents, stays, strict=True) if stay]
 
 
 def curate_files(

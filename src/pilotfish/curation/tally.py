@@ -48,7 +48,7 @@ class Tally:
         """Count documents that stay."""
         self.n_out += len(documents)
         self.characters_out += sum(len(d.text) for d in documents)
-        for document in documents[:_N_EXAMPLES]:
+        for document in documents[: _N_EXAMPLES - len(self.examples.get("kept", ()))]:
             self._show("kept", document.id, document.text, None)
 
     def drop(self, fates: Sequence[Fate]) -> None:
