@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
 from pilotfish.curation.documents import Document
+from pilotfish.curation.language import Language, LanguageIdentifier
 from pilotfish.curation.run import Settings, curate, curate_files
 from pilotfish.curation.steps import Filter, OwnRule, Rules, TextRule
 from pilotfish.curation.tally import Tally
@@ -12,6 +13,8 @@ __all__ = [
     "Document",
     "ExactDedup",
     "Filter",
+    "Language",
+    "LanguageIdentifier",
     "MinHashDedup",
     "OwnRule",
     "Rules",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pilotfish.curation.characters import N_KNOWN, SPACE, WORD
 from pilotfish.curation.words import finish
 
-__all__ = ["add_counts", "hash_words", "join_bands", "permutations", "runs", "sign", "sum_weights"]
+__all__ = ["add_counts", "bucket_of", "hash_words", "join_bands", "permutations", "runs", "sign", "sum_weights"]
 
 _SEED = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x100000001B3)
@@ -66,16 +66,21 @@ def runs(buffer: Any, start: int, end: int, classes: Any, lower: Any, hashes: An
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def bucket_of(hashes: Any, i: int, pair: bool, n_buckets: Any) -> Any:
+    """Bucket of run i, or of the pair of runs that ends there."""
+    h = finish(hashes[i - 1] * _MIX + hashes[i]) if pair else hashes[i]
+    # The high 32 bits, spread over the buckets without a division.
+    return np.int64(((h >> np.uint64(32)) * n_buckets) >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def sum_weights(hashes: Any, n: int, weights: Any) -> float:
     """Sum over runs and pairs of runs of a weight from a table (n_buckets,)."""
     total, size = 0.0, np.uint64(weights.size)
-    before = np.uint64(0)
     for i in range(n):
-        h = hashes[i]
-        total += weights[(h >> np.uint64(16)) % size]
+        total += weights[bucket_of(hashes, i, False, size)]
         if i:
-            total += weights[(finish(before * _MIX + h) >> np.uint64(16)) % size]
-        before = h
+            total += weights[bucket_of(hashes, i, True, size)]
     return total
 
 
@@ -83,13 +88,10 @@ def sum_weights(hashes: Any, n: int, weights: Any) -> float:
 def add_counts(hashes: Any, n: int, counts: Any) -> None:
     """Count runs and pairs of runs into a table (n_buckets,)."""
     size = np.uint64(counts.size)
-    before = np.uint64(0)
     for i in range(n):
-        h = hashes[i]
-        counts[(h >> np.uint64(16)) % size] += 1
+        counts[bucket_of(hashes, i, False, size)] += 1
         if i:
-            counts[(finish(before * _MIX + h) >> np.uint64(16)) % size] += 1
-        before = h
+            counts[bucket_of(hashes, i, True, size)] += 1
 
 
 def permutations(n: int, seed: int = 1) -> NDArray[np.uint32]:

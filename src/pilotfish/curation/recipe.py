@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
+from pilotfish.curation.language import Language, LanguageIdentifier
 from pilotfish.curation.run import AnyStep, Settings
 from pilotfish.curation.steps import OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
@@ -138,10 +139,17 @@ def _python(function: str, name: str = "", low: float = float("-inf"), high: flo
     return Rules(OwnRule(name or attribute, found, low, high))
 
 
-_PATHS = {"index", "blocked_words", "model", "curated", "raw", "labelled"}
+def _language(
+    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 1000
+) -> Language:
+    return Language(languages, least, LanguageIdentifier(model, longest))
+
+
+_PATHS = {"index", "blocked_words", "curated", "raw", "labelled"}
 _STEPS: dict[str, Callable[..., AnyStep]] = {
     "rules": _rules,
     "python": _python,
+    "language": _language,
     "exact_dedup": ExactDedup,
     "minhash_dedup": MinHashDedup,
 }

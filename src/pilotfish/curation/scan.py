@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from pilotfish.curation.characters import tables
 from pilotfish.curation.measures import MEASURES, measure
-from pilotfish.curation.ngrams import add_counts, hash_words, join_bands, runs, sign, sum_weights
+from pilotfish.curation.ngrams import add_counts, bucket_of, hash_words, join_bands, runs, sign, sum_weights
 from pilotfish.curation.words import decode, split_words
 from pilotfish.protocols import FloatArray
 
-__all__ = ["Batch", "Plan", "Signing", "count_ngrams"]
+__all__ = ["Batch", "Plan", "Signing", "count_ngrams", "hashed_counts"]
 
 _STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _NONE = np.zeros((2, 0), dtype=np.uint32)
@@ -132,6 +133,23 @@ def count_ngrams(texts: Sequence[str], n_buckets: int) -> NDArray[np.int64]:
     return counts
 
 
+def hashed_counts(texts: Sequence[str], n_buckets: int) -> csr_array:
+    """Counts of hashed words, marks and pairs of them in each text, (n, n_buckets), sparse.
+
+    Examples
+    --------
+    >>> hashed_counts(["one two", "two"], 64).sum(axis=1)
+    array([3., 1.])
+    """
+    batch = Batch(texts)
+    places = np.empty(2 * batch.buffer.size + 2, dtype=np.int32)
+    ends = np.zeros(len(texts) + 1, dtype=np.int64)
+    _places(batch.buffer, batch.offsets, *tables(), n_buckets, places, ends)
+    made = csr_array((np.ones(ends[-1]), places[: ends[-1]], ends.astype(np.int32)), shape=(len(texts), n_buckets))
+    made.sum_duplicates()
+    return made
+
+
 @lru_cache(maxsize=1)
 def _stop_words() -> NDArray[np.uint64]:
     return hash_words(list(_STOP_WORDS))
@@ -203,3 +221,21 @@ def _count(buffer: Any, offsets: Any, classes: Any, lower: Any, counts: Any) -> 
     hashes = np.empty(longest + 1, dtype=np.uint64)
     for d in range(offsets.size - 1):
         add_counts(hashes, runs(buffer, offsets[d], offsets[d + 1], classes, lower, hashes), counts)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _places(buffer: Any, offsets: Any, classes: Any, lower: Any, n_buckets: int, places: Any, ends: Any) -> None:
+    longest = 1
+    for d in range(offsets.size - 1):
+        longest = max(longest, offsets[d + 1] - offsets[d])
+    hashes = np.empty(longest + 1, dtype=np.uint64)
+    size, n = np.uint64(n_buckets), 0
+    for d in range(offsets.size - 1):
+        found = runs(buffer, offsets[d], offsets[d + 1], classes, lower, hashes)
+        for i in range(found):
+            places[n] = bucket_of(hashes, i, False, size)
+            n += 1
+            if i:
+                places[n] = bucket_of(hashes, i, True, size)
+                n += 1
+        ends[d + 1] = n
