@@ -15,10 +15,10 @@ from pilotfish.curation.documents import opened_to_write
 from pilotfish.curation.scan import Batch, Plan, hashed_counts
 from pilotfish.errors import InputError, ModelError, NotFittedError
 from pilotfish.models.embedder import StaticEmbedder
-from pilotfish.protocols import Embedder, FloatArray, Model
+from pilotfish.protocols import Decision, Embedder, FloatArray, Model
 from pilotfish.types import Request
 
-__all__ = ["EDUCATION", "EducationalQuality", "NgramClassifier"]
+__all__ = ["EDUCATION", "EducationalQuality", "NgramClassifier", "ParetoSample"]
 
 EDUCATION = (
     "Rate from 0 to 5 how useful the following text would be for teaching in a school: 0 for advertising or nonsense, "
@@ -127,6 +127,40 @@ class NgramClassifier:
     def _check_fitted(self) -> None:
         if not hasattr(self, "weights_"):
             raise NotFittedError("This classifier is not fitted: call fit first.")
+
+
+class ParetoSample:
+    """Choose texts at random, the more surely the higher the score: a Pareto number must exceed 1 minus the score.
+
+    The number is drawn from the score itself, so that the choice does not depend on order or workers.
+
+    Parameters
+    ----------
+    alpha : float
+        Shape; the higher, the fewer texts of low score.
+
+    References
+    ----------
+    Brown 2020 (arXiv:2005.14165), appendix A: alpha 9.
+
+    Examples
+    --------
+    >>> ParetoSample().decide(np.array([1.0, 0.0])).indices
+    array([0])
+    """
+
+    def __init__(self, alpha: float = 9.0) -> None:
+        self.alpha = alpha
+
+    def decide(self, scores: FloatArray) -> Decision:
+        """Choose among n items by their scores (n,), in [0, 1]."""
+        bits = np.ascontiguousarray(scores, dtype=np.float64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        uniform = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) / 2**53
+        drawn = (1 - uniform) ** (-1 / self.alpha) - 1
+        chosen = np.flatnonzero(drawn > 1 - scores - 1e-15)
+        return Decision(chosen, np.ones(chosen.size))
 
 
 class EducationalQuality:

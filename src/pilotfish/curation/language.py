@@ -52,7 +52,7 @@ _SCRIPTS: tuple[tuple[str, tuple[tuple[int, int], ...], str], ...] = (
     ("Ethiopic", ((0x1200, 0x137F),), "am"),
     ("Thaana", ((0x780, 0x7BF),), "dv"),
 )  # fmt: skip
-_MIXED = frozenset("sr uz az ku sh".split())
+_MIXED = frozenset(["sr", "uz", "az", "ku", "sh"])
 _FEWEST = 3
 
 

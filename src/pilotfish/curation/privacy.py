@@ -143,10 +143,12 @@ def _features(words: Sequence[str], i: int, before: str) -> list[int]:
 
     word = words[i]
     near = [words[k] if 0 <= k < len(words) else "" for k in (i - 2, i - 1, i + 1, i + 2)]
+    form = _form(word)
     given = [
-        f"w{word.lower()}", f"f{_form(word)}", f"p{word[:3].lower()}", f"s{word[-3:].lower()}", f"n{min(len(word), 12)}",
-        f"b{before}", f"bf{before} {_form(word)}", f"fa{_form(word)} {near[1].lower()}", f"fn{_form(word)} {_form(near[2])}",
-        *(f"{k}{other.lower()}" for k, other in enumerate(near)), *(f"{k}f{_form(other)}" for k, other in enumerate(near)),
+        f"w{word.lower()}", f"f{form}", f"p{word[:3].lower()}", f"s{word[-3:].lower()}", f"n{min(len(word), 12)}",
+        f"b{before}", f"bf{before} {form}", f"fa{form} {near[1].lower()}", f"fn{form} {_form(near[2])}",
+        *(f"{k}{other.lower()}" for k, other in enumerate(near)),
+        *(f"{k}f{_form(other)}" for k, other in enumerate(near)),
         f"12{near[0].lower()} {near[1].lower()}", f"d{word.isdigit()}{len(word)}",
     ]  # fmt: skip
     return [crc32(one.encode("utf-8", "replace")) % _N_BUCKETS for one in given]

@@ -67,7 +67,7 @@ class SemanticDedup:
     ) -> None:
         if not 0 < least < 1 or not 1 <= band_bits <= 64 or n_bits % band_bits:
             raise InputError(
-                f"SemanticDedup has least {least}, {n_bits} bits and bands of {band_bits}: use a cosine between 0 and 1, "
+                f"SemanticDedup has least {least}, {n_bits} bits, bands of {band_bits}: use a cosine between 0 and 1, "
                 "and bands of at most 64 bits that divide all."
             )
         # Two unit vectors at an angle differ in that share of half turns of their signs.

@@ -44,14 +44,9 @@ class ArpaModel:
         self.order = 0
         self._grams: dict[tuple[str, ...], tuple[float, float]] = {}
         try:
-            file = (
-                gzip.open(path, "rt", encoding="utf-8")
-                if str(path).endswith(".gz")
-                else Path(path).open(encoding="utf-8")
-            )
-            with file as lines:
-                self._read(lines)
-        except (OSError, UnicodeDecodeError) as error:
+            content = Path(path).read_bytes()
+            self._read((gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode().splitlines())
+        except (OSError, EOFError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read ({error}): give an ARPA file.") from error
         except (ValueError, IndexError) as error:
             raise InputError(f"{path} is no ARPA file ({error}): give one that KenLM or SRILM wrote.") from error

@@ -1,4 +1,4 @@
-"""fastText classifiers (.bin and .ftz) read and run without fastText: words and letter n-grams to label probabilities."""
+"""fastText classifiers (.bin and .ftz), run without fastText: words and letter n-grams to label probabilities."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class FastTextModel:
         hidden = np.zeros((offsets.size - 1, self._input.shape[1]), dtype=np.float32)
         counts = np.zeros(offsets.size - 1, dtype=np.int64)
         _hidden(
-            buffer, offsets, longest, self._words, self._pruned, self._known, self._buckets, self._n_words, *self._sizes,
-            self._end, self._input, hidden, counts,
+            buffer, offsets, longest, self._words, self._pruned, self._known, self._buckets, self._n_words,
+            *self._sizes, self._end, self._input, hidden, counts,
         )  # fmt: skip
         scores = (hidden / np.maximum(counts, 1)[:, None].astype(np.float32)) @ self._output.T
         return np.asarray(self._normalised(np.asarray(scores, dtype=np.float64)) * (counts > 0)[:, None])
