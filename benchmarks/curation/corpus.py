@@ -26,7 +26,50 @@ LEVELS = (0.01, 0.02, 0.04, 0.08)
 N_SHARDS = 8
 VERSION = 4
 _LANGUAGES = frozenset(
-    ["cs", "da", "de", "el", "es", "fi", "fr", "hu", "id", "it", "ja", "ko", "nb", "nl", "pl", "pt", "ro", "ru", "sk", "sl", "sr", "sv", "tr", "uk", "vi", "zh", "ca", "eo", "et", "ga", "gl", "hr", "lt", "lv", "bg", "he", "ar", "fa", "hi", "ta", "te", "th"]
+    [
+        "cs",
+        "da",
+        "de",
+        "el",
+        "es",
+        "fi",
+        "fr",
+        "hu",
+        "id",
+        "it",
+        "ja",
+        "ko",
+        "nb",
+        "nl",
+        "pl",
+        "pt",
+        "ro",
+        "ru",
+        "sk",
+        "sl",
+        "sr",
+        "sv",
+        "tr",
+        "uk",
+        "vi",
+        "zh",
+        "ca",
+        "eo",
+        "et",
+        "ga",
+        "gl",
+        "hr",
+        "lt",
+        "lv",
+        "bg",
+        "he",
+        "ar",
+        "fa",
+        "hi",
+        "ta",
+        "te",
+        "th",
+    ]
 )
 _MACRO = re.compile(r"^[.'].*$|\\f[A-Z]|\\[&|^c]|\\s[-+]?\d", re.MULTILINE)
 

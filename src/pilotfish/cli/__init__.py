@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pilotfish.cli import curate, demo, methods, models, route, serve, tasks, traffic
+from pilotfish.cli import curate, demo, methods, mix, models, route, select, serve, tasks, traffic
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,8 @@ for command in (
     serve.key,
     methods.methods,
     curate.curate,
+    select.select,
+    mix.mix,
     demo.demo,
 ):
     app.command()(command)

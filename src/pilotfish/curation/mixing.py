@@ -39,10 +39,10 @@ class ByteModel:
     def __init__(
         self,
         domains: Mapping[str, str],
-        width: int = 64,
-        n_layers: int = 2,
-        window: int = 64,
-        batch: int = 32,
+        width: int = 48,
+        n_layers: int = 1,
+        window: int = 48,
+        batch: int = 24,
         rate: float = 3e-3,
         seed: int = 0,
     ) -> None:
@@ -245,8 +245,8 @@ def mixing_agent(
 ) -> Callable[[FloatArray, float], FloatArray]:
     """A policy that gives the mixture of the next round from the losses (n_domains,) and the part of training done.
 
-    It is learned offline from trainings with random mixtures: a value of each state and mixture is fitted backwards from
-    the end, and mixtures far from those tried are valued less.
+    It is learned offline from trainings with random mixtures: a value of each state and mixture is fitted backwards
+    from the end, and mixtures far from those tried are valued less.
 
     References
     ----------

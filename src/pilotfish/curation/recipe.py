@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
+from pilotfish.curation.documents import read, shards
 from pilotfish.curation.language import Language, LanguageIdentifier
+from pilotfish.curation.perplexity import LogProbModel, Perplexity, thirds
+from pilotfish.curation.privacy import Privacy, PrivacyTagger
 from pilotfish.curation.run import AnyStep, Settings
-from pilotfish.curation.steps import OwnRule, Rules
+from pilotfish.curation.semantic import SemanticDedup
+from pilotfish.curation.steps import Filter, OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
+from pilotfish.models.arpa import ArpaModel
+from pilotfish.models.ngram import NGramModel
+from pilotfish.rules import Between, Threshold
 
 __all__ = ["Recipe"]
 
@@ -105,6 +114,8 @@ def _step(number: int, options: dict[str, Any], folder: Path) -> AnyStep:
         raise ConfigError(f"Step {number} ({name}) has no key {missing[0]!r}: give it.")
     for key in _PATHS & set(options):
         options[key] = str(folder / options[key])
+    if name in ("classifier", "educational_quality", "perplexity") and "model" in options:
+        options["model"] = str(folder / options["model"])
     try:
         return make(**options)
     except (TypeError, AttributeError, InputError) as error:
@@ -145,11 +156,67 @@ def _language(
     return Language(languages, least, LanguageIdentifier(model, longest))
 
 
-_PATHS = {"index", "blocked_words", "curated", "raw", "labelled"}
+def _texts(path: str, field: str = "text") -> list[str]:
+    return [d.text for shard in shards([path]) for documents, _ in read(shard, field) for d in documents]
+
+
+def _labelled(path: str) -> tuple[list[str], list[str]]:
+    """Texts of label 1 and texts of label 0."""
+    found = [d for shard in shards([path]) for documents, _ in read(shard) for d in documents]
+    return tuple([d.text for d in found if d.fields.get("label") == label] for label in (1, 0))  # type: ignore[return-value]
+
+
+def _quality(curated: str, raw: str, least: float | None = None, alpha: float = 9.0) -> Filter:
+    """Likeness to curated text: Pareto-sampled, or by the least probability given."""
+    model = NgramClassifier().fit(_texts(curated), _texts(raw))
+    return Filter("quality", model, ParetoSample(alpha) if least is None else Threshold(least))
+
+
+def _toxicity(labelled: str, most: float) -> Filter:
+    """Probability of label 1, as learned from texts with labels 1 and 0."""
+    return Filter("toxicity", NgramClassifier(C=10.0).fit(*_labelled(labelled)), Between(high=most))
+
+
+def _classifier(model: str, name: str, least: float = 0.0, most: float = 1.0) -> Filter:
+    """A classifier that was saved."""
+    return Filter(name, NgramClassifier.load(model), Between(least, most))
+
+
+def _privacy(tagger: str = "", most: float = float("inf")) -> Privacy:
+    return Privacy(PrivacyTagger.load(tagger) if tagger else None, most=most)
+
+
+def _perplexity(model: str, low: float | None = None, high: float | None = None, sample: str = "") -> Filter:
+    """Mean log-probability of a token, from ``low`` to ``high``; the middle third of a sample where none is given."""
+    loaded: LogProbModel = NGramModel.load(model) if model.endswith(".npz") else ArpaModel(model)
+    scorer = Perplexity(loaded)
+    if low is None and high is None:
+        if not sample:
+            raise InputError("it has neither low, high nor a sample to take the middle third of")
+        low, high = thirds(scorer.score(_texts(sample)))
+    return Filter("perplexity", scorer, Between(-math.inf if low is None else low, math.inf if high is None else high))
+
+
+def _educational(model: str, least: float = 3.0) -> Filter:
+    return Filter("educational_quality", EducationalQuality.load(model), Threshold(least))
+
+
+def _semantic(least: float = 0.95, index: str | None = None, longest: int = 4000) -> SemanticDedup:
+    return SemanticDedup(least, index=index, longest=longest)
+
+
+_PATHS = {"index", "blocked_words", "curated", "raw", "labelled", "tagger", "sample"}
 _STEPS: dict[str, Callable[..., AnyStep]] = {
     "rules": _rules,
     "python": _python,
     "language": _language,
+    "quality": _quality,
+    "toxicity": _toxicity,
+    "classifier": _classifier,
+    "educational_quality": _educational,
+    "perplexity": _perplexity,
+    "privacy": _privacy,
+    "semantic_dedup": _semantic,
     "exact_dedup": ExactDedup,
     "minhash_dedup": MinHashDedup,
 }
