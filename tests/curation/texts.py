@@ -6,7 +6,45 @@ import json
 import random
 from pathlib import Path
 
-WORDS = ["the", "of", "and", "to", "have", "with", "that", "be", "river", "mountain", "small", "model", "large", "data", "reads", "writes", "keeps", "clean", "water", "fish", "shark", "swims", "beside", "every", "morning", "light", "answers", "question", "teacher", "student", "learns", "slowly", "quickly", "paper", "city", "garden", "winter"]
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "have",
+    "with",
+    "that",
+    "be",
+    "river",
+    "mountain",
+    "small",
+    "model",
+    "large",
+    "data",
+    "reads",
+    "writes",
+    "keeps",
+    "clean",
+    "water",
+    "fish",
+    "shark",
+    "swims",
+    "beside",
+    "every",
+    "morning",
+    "light",
+    "answers",
+    "question",
+    "teacher",
+    "student",
+    "learns",
+    "slowly",
+    "quickly",
+    "paper",
+    "city",
+    "garden",
+    "winter",
+]
 
 
 def prose(seed: int, n_sentences: int = 12) -> str:

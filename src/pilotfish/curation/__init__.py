@@ -6,6 +6,7 @@ from pilotfish.curation.dedup import ExactDedup, MinHashDedup
 from pilotfish.curation.documents import Document
 from pilotfish.curation.language import Language, LanguageIdentifier
 from pilotfish.curation.run import Settings, curate, curate_files
+from pilotfish.curation.semantic import SemanticDedup
 from pilotfish.curation.steps import Filter, OwnRule, Rules, TextRule
 from pilotfish.curation.tally import Tally
 
@@ -18,6 +19,7 @@ __all__ = [
     "MinHashDedup",
     "OwnRule",
     "Rules",
+    "SemanticDedup",
     "Settings",
     "Tally",
     "TextRule",

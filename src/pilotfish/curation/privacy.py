@@ -32,7 +32,7 @@ class PrivacyTagger:
     Parameters
     ----------
     least : float
-        Least probability of a tag.
+        Least probability that a word is private.
 
     References
     ----------
@@ -58,7 +58,7 @@ class PrivacyTagger:
             When there is no span at all.
         """
         from scipy.sparse import csr_array
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model import SGDClassifier
 
         kinds = sorted({kind for found in spans for _, _, kind in found})
         if not kinds or len(texts) != len(spans):
@@ -77,7 +77,8 @@ class PrivacyTagger:
             (np.ones(len(places)), np.array(places, dtype=np.int32), np.array(ends, dtype=np.int32)),
             shape=(len(targets), _N_BUCKETS),
         )
-        model = LogisticRegression(C=3.0, max_iter=60).fit(rows, targets)
+        model = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=12, tol=None, random_state=0, average=True)
+        model.fit(rows, targets)
         weights = np.zeros((len(self.kinds_), _N_BUCKETS), dtype=np.float32)
         intercepts = np.full(len(self.kinds_), -1e9)
         if len(model.classes_) == 2:
@@ -97,8 +98,9 @@ class PrivacyTagger:
         for i, token in enumerate(tokens):
             scores = self.weights_[_features(words, i, before)].sum(axis=0) + self.intercepts_
             powers = np.exp(scores - scores.max())
-            best = int(powers.argmax())
-            kind = self.kinds_[best] if powers[best] / powers.sum() >= self.least else ""
+            # Private or not is the question; which kind comes after.
+            private = 1 - powers[0] / powers.sum()
+            kind = self.kinds_[1 + int(powers[1:].argmax())] if private >= self.least else ""
             if kind and kind == before and found and found[-1][2] == kind:
                 found[-1] = (found[-1][0], token.end(), kind)
             elif kind:

@@ -105,7 +105,8 @@ class Batch:
             _blocked(frozenset(plan.blocked)),
             0 if signing is None else signing.n_gram,
             _NONE if signing is None else signing.permuted,
-            np.array(plan.weights, dtype=np.float32) if plan.weights else np.zeros((0, 1), dtype=np.float32),
+            np.concatenate([np.zeros(0, dtype=np.float32), *plan.weights]).astype(np.float32),
+            np.cumsum([0, *(weights.size for weights in plan.weights)]),
             self.rows,
             self.signatures,
             self.bands,
@@ -171,6 +172,7 @@ def _scan(
     n_gram: int,
     permuted: Any,
     weights: Any,
+    bounds: Any,
     rows: Any,
     signatures: Any,
     bands: Any,
@@ -183,7 +185,7 @@ def _scan(
     for d in range(n):
         longest = max(longest, offsets[d + 1] - offsets[d])
     hashes = np.empty(longest + 1, dtype=np.uint64)
-    signs, sums_wanted = signatures.shape[1] > 0, weights.shape[0] > 0
+    signs, sums_wanted = signatures.shape[1] > 0, weights.size > 0
     if rows.shape[0]:
         size = 16
         while size < 2 * longest + 16:
@@ -206,8 +208,8 @@ def _scan(
         if signs or sums_wanted:
             found = runs(buffer, offsets[d], offsets[d + 1], classes, lower, hashes)
             n_runs[d] = found
-            for k in range(weights.shape[0]):
-                sums[d, k] = sum_weights(hashes, found, weights[k])
+            for k in range(bounds.size - 1):
+                sums[d, k] = sum_weights(hashes, found, weights[bounds[k] : bounds[k + 1]])
             if signs:
                 n_grams[d] = sign(hashes, found, n_gram, permuted, signatures[d])
                 join_bands(signatures[d], bands[d])

@@ -66,7 +66,7 @@ def diverse_best(vectors: FloatArray, quality: FloatArray, k: int, seed: int = 0
     from sklearn.cluster import MiniBatchKMeans
 
     k = min(k, len(vectors))
-    groups = MiniBatchKMeans(k, random_state=seed, n_init=1, batch_size=2048).fit_predict(_unit(vectors))
+    groups = MiniBatchKMeans(k, random_state=seed, n_init=1, batch_size=2048, max_iter=10).fit_predict(_unit(vectors))
     order = np.lexsort((-quality, groups))
     first = np.concatenate([[True], groups[order][1:] != groups[order][:-1]])
     chosen = order[first]
