@@ -39,15 +39,26 @@ def main(run: Run) -> None:
     slowest = max(took for name, took in seconds.items() if name != "whole recipe")
     agreement, peer = _agreement(run, made.files[0])
     run.figure(
-        "rules_mb_per_s_core", n_bytes / seconds["rules"] / 1e6, unit="MB/s a core", better="higher", n=len(texts), target=10,
-        peer="datatrove" if peer else None, peer_value=peer, peer_source="measured" if peer else None,
-    )  # fmt: skip
+        "rules_mb_per_s_core",
+        n_bytes / seconds["rules"] / 1e6,
+        unit="MB/s a core",
+        better="higher",
+        n=len(texts),
+        target=10,
+        peer="datatrove" if peer else None,
+        peer_value=peer,
+        peer_source="measured" if peer else None,
+    )
     if agreement is not None:
         run.figure("rules_agreement", agreement, unit="share of decisions", better="higher", n=1200, target=0.995)
     run.figure(
-        "fused_ratio", seconds["whole recipe"] / slowest, unit="whole recipe over its slowest step", better="lower",
-        n=len(texts), target=1.5,
-    )  # fmt: skip
+        "fused_ratio",
+        seconds["whole recipe"] / slowest,
+        unit="whole recipe over its slowest step",
+        better="lower",
+        n=len(texts),
+        target=1.5,
+    )
 
 
 def _timed(parts: list[list[str]], steps: list) -> float:

@@ -34,17 +34,20 @@ def main(run: Run) -> None:
             speed[workers] = made.n_bytes / (time.perf_counter() - started) / 1e6
         print(f"{workers} workers: {speed[workers]:.1f} MB/s, kept {tally.n_out} of {tally.n_in}", flush=True)
     n = made.n_documents
-    leaders, bands = _joined(made, step)
+    leaders, first = _joined(made, step)
+    # One draw of permutations moves recall by a point: both tools are averaged over several.
+    draws = [MinHashDedup(N_BANDS, N_ROWS, N_GRAM, seed=seed) for seed in range(2, 4 if run.quick else 6)]
+    bands = [first, *(_joined(made, draw)[1] for draw in draws)]
     recall, precision, n_pairs = _quality(made, leaders, step.least)
     peer = measured("datasketch", "datasketch_dedup.py", *_arguments(made, run), limit=240)
     differences = {}
     for level, pairs in made.pairs.items():
         # What the bands find, before matches are confirmed: what the other tool's index gives.
-        met = float(np.mean([(bands[a] == bands[b]).any() for a, b in pairs]))
+        met = float(np.mean([[(drawn[a] == drawn[b]).any() for a, b in pairs] for drawn in bands]))
         other = None if peer is None else peer["recall"].get(level)
         print(f"words edited {level}: recall {recall[level]:.3f}, bands alone {met:.3f}, datasketch {other}")
         if other is not None and level != "0":
-            differences[level] = recall[level] - other
+            differences[level] = met - other
     run.figure("mb_per_s", speed[2], unit="MB/s, 2 workers", better="higher", n=n, one_worker=speed[1], target=85)
     run.figure("scaling", speed[2] / speed[1], unit="2 workers over 1", better="higher", n=n, target=1.8)
     if differences:
@@ -65,15 +68,27 @@ def main(run: Run) -> None:
         if peer is not None and name in peer["mb_per_s"]:
             value = peer["mb_per_s"][name]
             run.figure(
-                f"vs_{name}", speed[2] / value, unit="times its speed", better="higher", n=n, peer=name, peer_value=value,
+                f"vs_{name}",
+                speed[2] / value,
+                unit="times its speed",
+                better="higher",
+                n=n,
+                peer=name,
+                peer_value=value,
                 peer_source="measured",
-            )  # fmt: skip
+            )
     trove = measured("datatrove", "datatrove_dedup.py", *_few(made, run), limit=300)
     if trove is not None:
         run.figure(
-            "vs_datatrove", speed[2] / trove["mb_per_s"], unit="times its speed", better="higher", n=trove["n"],
-            peer="datatrove", peer_value=trove["mb_per_s"], peer_source="measured",
-        )  # fmt: skip
+            "vs_datatrove",
+            speed[2] / trove["mb_per_s"],
+            unit="times its speed",
+            better="higher",
+            n=trove["n"],
+            peer="datatrove",
+            peer_value=trove["mb_per_s"],
+            peer_source="measured",
+        )
 
 
 def _arguments(made: Corpus, run: Run) -> list[object]:

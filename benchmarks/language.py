@@ -1,4 +1,4 @@
-"""Language identification: speed and accuracy on the corpus, and on sentences, pairs and single words of 75 languages."""
+"""Language identification: speed and accuracy on the corpus, and on short texts of 75 languages."""
 
 from __future__ import annotations
 
@@ -68,7 +68,14 @@ def _lingua(run: Run, identifier: LanguageIdentifier) -> None:
     print(f"low-resource languages that the model does not know at all: {', '.join(absent)}")
     print("without them " + ", ".join(f"{k} {v:.3f}" for k, v in present.items()))
     run.figure(
-        "lingua75_mean", float(np.mean(list(means.values()))), unit="mean accuracy", better="higher", n=75, peer="lingua, high",
-        peer_value=best, peer_source="published (its accuracy report)", known_languages=float(np.mean(list(present.values()))),
+        "lingua75_mean",
+        float(np.mean(list(means.values()))),
+        unit="mean accuracy",
+        better="higher",
+        n=75,
+        peer="lingua, high",
+        peer_value=best,
+        peer_source="published (its accuracy report)",
+        known_languages=float(np.mean(list(present.values()))),
         **means,
-    )  # fmt: skip
+    )

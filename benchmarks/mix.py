@@ -37,9 +37,17 @@ def main(run: Run) -> None:
         low, high = bootstrap(ours / base)
         others = {name: float(np.mean([measure(x) for x in rows])) for name, rows in found.items()}
         run.figure(
-            figure, float((ours / base).mean()), unit="DoReMi's loss over uniform's", better="lower", n=len(train),
-            seeds=len(ours), low=low, high=high, over_natural=float((ours / nature).mean()), losses=others,
-        )  # fmt: skip
+            figure,
+            float((ours / base).mean()),
+            unit="DoReMi's loss over uniform's",
+            better="lower",
+            n=len(train),
+            seeds=len(ours),
+            low=low,
+            high=high,
+            over_natural=float((ours / nature).mean()),
+            losses=others,
+        )
 
 
 def domains(run: Run) -> tuple[dict[str, str], list[str]]:

@@ -55,19 +55,33 @@ def resampling(run: Run) -> None:
     job.write_text(json.dumps({"target": target, "raw": texts[:few]}), encoding="utf-8")
     peer = measured("data-selection", "dsir_reference.py", job, limit=300)
     run.figure(
-        "dsir_mb_per_s", speed, unit="MB/s, one core, two passes", better="higher", n=n, target=30,
-        peer="data-selection" if peer else None, peer_value=peer["mb_per_s"] if peer else None,
-        peer_source="measured" if peer else None, in_target=float(manual[chosen].mean()), in_raw=float(manual.mean()),
-    )  # fmt: skip
+        "dsir_mb_per_s",
+        speed,
+        unit="MB/s, one core, two passes",
+        better="higher",
+        n=n,
+        target=30,
+        peer="data-selection" if peer else None,
+        peer_value=peer["mb_per_s"] if peer else None,
+        peer_source="measured" if peer else None,
+        in_target=float(manual[chosen].mean()),
+        in_raw=float(manual.mean()),
+    )
     if peer is not None:
         ours = ImportanceWeight().fit(target, texts[:few]).score(texts[:few])
         k = few // 10
         best = set(np.argsort(-ours, kind="stable")[:k].tolist())
         theirs = set(np.argsort(-np.array(peer["scores"]), kind="stable")[:k].tolist())
         run.figure(
-            "dsir_agreement", len(best & theirs) / k, unit="shared among the tenth of highest weight", better="higher", n=k,
-            target=0.95, peer="data-selection", peer_source="measured",
-        )  # fmt: skip
+            "dsir_agreement",
+            len(best & theirs) / k,
+            unit="shared among the tenth of highest weight",
+            better="higher",
+            n=k,
+            target=0.95,
+            peer="data-selection",
+            peer_source="measured",
+        )
 
 
 def _labelled(run: Run, name: str) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
@@ -124,10 +138,18 @@ def noisy_pool(run: Run) -> None:
     worst = min(gains, key=np.mean)
     low, high = bootstrap(np.array(worst))
     run.figure(
-        "selection_vs_random_points", float(np.mean(worst)), unit="points of accuracy, worst of three sets", better="higher",
-        n=3, seeds=len(worst), low=low, high=high, target=3.0, share_of_clean_full=shares,
+        "selection_vs_random_points",
+        float(np.mean(worst)),
+        unit="points of accuracy, worst of three sets",
+        better="higher",
+        n=3,
+        seeds=len(worst),
+        low=low,
+        high=high,
+        target=3.0,
+        share_of_clean_full=shares,
         all_sets=[round(float(np.mean(g)), 2) for g in gains],
-    )  # fmt: skip
+    )
 
 
 def _trust(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -168,6 +190,11 @@ def influence(run: Run) -> None:
         truth = [loss(every[every != i]) - loss(every) for i in every]
         correlations.append(spearmanr(linear_influence(X, y, X_test, y_test), truth).statistic)
     run.figure(
-        "influence_rank_correlation", float(np.mean(correlations)), unit="Spearman with leaving out", better="higher", n=300,
-        seeds=3, target=0.95,
-    )  # fmt: skip
+        "influence_rank_correlation",
+        float(np.mean(correlations)),
+        unit="Spearman with leaving out",
+        better="higher",
+        n=300,
+        seeds=3,
+        target=0.95,
+    )

@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from itertools import islice
+from pathlib import Path
 
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
@@ -15,8 +17,8 @@ from datatrove.pipeline.filters import (
 
 def main() -> None:
     path, n = sys.argv[1], int(sys.argv[2])
-    with open(path, encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for _, line in zip(range(n), lines)]
+    with Path(path).open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in islice(lines, n)]
     filters = {
         "gopher_quality": GopherQualityFilter(),
         "gopher_repetition": GopherRepetitionFilter(),

@@ -14,7 +14,17 @@ __all__ = ["measured"]
 
 PEERS = Path(__file__).parent.parent / "peers"
 REQUIREMENTS = {
-    "datatrove": ["datatrove==0.10.1", "spacy", "nltk", "regex", "tldextract", "fasteners", "orjson", "fasttext-wheel"],
+    "datatrove": [
+        "datatrove==0.10.1",
+        "spacy",
+        "nltk",
+        "regex",
+        "tldextract",
+        "fasteners",
+        "orjson",
+        "fasttext-wheel",
+        "tokenizers",
+    ],
     "datasketch": ["datasketch==2.0.0", "rensa==0.5.0", "orjson"],
     "data-selection": ["data-selection==1.0.3", "nltk"],
 }

@@ -18,11 +18,22 @@ from pilotfish.curation.words import decode, split_words
 from tests.curation.texts import prose
 
 ODD = [
-    "", "\n", "\n\n\n", " \n\t\n ", "a", "one\n\ntwo\n\none\n\none", "x\r\ny\r\n", "line one...\nline two…\n- bullet\n• b",
-    "同じ 文。同じ 文。\nעברית and English مرحبا.", "nul\x00byte and \x85 next\u2028line", "[12] Said so before.[3][edit]\n",
+    "",
+    "\n",
+    "\n\n\n",
+    " \n\t\n ",
+    "a",
+    "one\n\ntwo\n\none\n\none",
+    "x\r\ny\r\n",
+    "line one...\nline two…\n- bullet\n• b",
+    "同じ 文。同じ 文。\nעברית and English مرحبا.",
+    "nul\x00byte and \x85 next\u2028line",
+    "[12] Said so before.[3][edit]\n",
     "This line is here to stay. And this.\nuses cookies and more words here.\nThe javascript must be enabled now.",
-    "word " * 300, "Lorem ipsum dolor sit amet, it goes on and on.", "a function { returns one thing. }",
-]  # fmt: skip
+    "word " * 300,
+    "Lorem ipsum dolor sit amet, it goes on and on.",
+    "a function { returns one thing. }",
+]
 
 
 def words_of(text: str) -> list[str]:
@@ -111,8 +122,15 @@ def test_measures_of_any_text(text):
 
 def test_c4_lines():
     good = "This is a sentence of words. "
-    texts = [good * 5, good * 4, good * 4 + "\nThe javascript goes on here.", good * 5 + "\nIt has {one} bracket.",
-             good * 5 + "\nSome lorem ipsum stands here.", good * 4 + "\nThis one was said.[12]", good * 4 + "\nSee our privacy policy."]  # fmt: skip
+    texts = [
+        good * 5,
+        good * 4,
+        good * 4 + "\nThe javascript goes on here.",
+        good * 5 + "\nIt has {one} bracket.",
+        good * 5 + "\nSome lorem ipsum stands here.",
+        good * 4 + "\nThis one was said.[12]",
+        good * 4 + "\nSee our privacy policy.",
+    ]
     verdict = Rules.c4().judge(Batch(texts).scan(Plan(measures=True)), np.arange(len(texts)), [])
     said = ["" if kept else rule for kept, rule in zip(verdict.kept, verdict.rules, strict=True)]
     assert said == [

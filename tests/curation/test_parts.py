@@ -32,10 +32,23 @@ from pilotfish.rules import Between
 from tests.curation.texts import prose, write_lines
 
 PRETRAINING = {
-    "heuristic_rules", "exact_dedup", "minhash_dedup", "semantic_dedup", "d4", "quality_classifier", "toxicity_filter",
-    "privacy_filter", "educational_quality", "perplexity_filter", "importance_resampling", "language_id", "doremi",
-    "autoscale", "mixing_agent", "presence",
-}  # fmt: skip
+    "heuristic_rules",
+    "exact_dedup",
+    "minhash_dedup",
+    "semantic_dedup",
+    "d4",
+    "quality_classifier",
+    "toxicity_filter",
+    "privacy_filter",
+    "educational_quality",
+    "perplexity_filter",
+    "importance_resampling",
+    "language_id",
+    "doremi",
+    "autoscale",
+    "mixing_agent",
+    "presence",
+}
 FINETUNING = {"representative_selection", "data_whisperer", "lima", "mods", "less"}
 FISH = ["the fish swims in clear water", "small fish and large sharks swim", "water is clear where the fish swim"]
 MONEY = ["stocks fell on monday as banks sold", "the bank raised rates again", "markets fell and banks sold stocks"]
@@ -56,10 +69,14 @@ def identifier():
 
 def test_languages_and_scripts(identifier):
     said = {
-        "en": "The weather is fine today and we go to the sea.", "de": "Das Wetter ist heute schön und wir fahren ans Meer.",
-        "ru": "Сегодня хорошая погода, и мы едем к морю.", "ja": "今日は天気がいいので、海に行きます。", "el": "Σήμερα ο καιρός είναι καλός.",
-        "fr": "Il fait beau aujourd'hui et nous allons à la mer.", "ko": "오늘은 날씨가 좋아서 바다에 갑니다.",
-    }  # fmt: skip
+        "en": "The weather is fine today and we go to the sea.",
+        "de": "Das Wetter ist heute schön und wir fahren ans Meer.",
+        "ru": "Сегодня хорошая погода, и мы едем к морю.",
+        "ja": "今日は天気がいいので、海に行きます。",
+        "el": "Σήμερα ο καιρός είναι καλός.",
+        "fr": "Il fait beau aujourd'hui et nous allons à la mer.",
+        "ko": "오늘은 날씨가 좋아서 바다에 갑니다.",
+    }
     assert identifier.predict(list(said.values()))[0] == list(said)
     probabilities = FastTextModel().probabilities([said["en"], ""])
     assert probabilities.sum(axis=1) == pytest.approx([1, 0], abs=1e-4)

@@ -35,7 +35,7 @@ STEPS = [Rules.gopher(), ExactDedup(), MinHashDedup(n_bands=20, n_rows=5), Rules
 
 def texts() -> list[str]:
     base = [prose(i) for i in range(40)]
-    return base + [base[3], base[7], edited(base[5], 3), edited(base[9], 4), "too short", "Lorem ipsum " + prose(99)]
+    return [*base, base[3], base[7], edited(base[5], 3), edited(base[9], 4), "too short", "Lorem ipsum " + prose(99)]
 
 
 @pytest.fixture
@@ -186,7 +186,9 @@ def test_what_is_written_is_read_again(tmp_path, ending):
 def test_text_and_warc_are_read(tmp_path):
     (tmp_path / "a.txt").write_text("A plain text.")
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<html><head><title>t</title></head><body><p>One &amp; two</p><script>no()</script><div>three</div></body></html>"
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
+    page += b"<html><head><title>t</title></head><body>"
+    page += b"<p>One &amp; two</p><script>no()</script><div>three</div></body></html>"
     record = (
         b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.org/\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
     )
