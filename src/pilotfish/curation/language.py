@@ -71,14 +71,14 @@ class LanguageIdentifier:
     Examples
     --------
     >>> LanguageIdentifier().longest
-    1000
+    600
 
     References
     ----------
     Joulin 2016 (arXiv:1607.01759); Kargaran 2023 (GlotLID, arXiv:2310.16248), on scripts.
     """
 
-    def __init__(self, model: str | Path = "lid.176", longest: int = 1000, check_script: bool = True) -> None:
+    def __init__(self, model: str | Path = "lid.176", longest: int = 600, check_script: bool = True) -> None:
         self.model = model
         self.longest = longest
         self.check_script = check_script
@@ -103,7 +103,8 @@ class LanguageIdentifier:
         probabilities = self.of(Batch(texts))
         best = probabilities.argmax(axis=1)
         top = probabilities[np.arange(len(texts)), best] if len(texts) else np.zeros(0)
-        return [self.labels[i] if p > 0 else "" for i, p in zip(best, top, strict=True)], top
+        labels = self.labels
+        return [labels[i] if p > 0 else "" for i, p in zip(best.tolist(), top.tolist(), strict=True)], top
 
     def _loaded(self) -> FastTextModel:
         if not hasattr(self, "_model"):
@@ -162,7 +163,7 @@ class Language:
         labels = self.identifier.labels
         best = probabilities.argmax(axis=1)
         top = probabilities[np.arange(rows.size), best]
-        names = [labels[i] if p > 0 else "none" for i, p in zip(best, top, strict=True)]
+        names = [labels[i] if p > 0 else "none" for i, p in zip(best.tolist(), top.tolist(), strict=True)]
         limits = np.array([self.limits.get(name, np.inf) for name in names])
         short = np.array([len(d.text) < self.short for d in documents])
         limits = np.where(short, np.maximum(limits, self.least_short), limits)

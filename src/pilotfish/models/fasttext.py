@@ -19,7 +19,7 @@ from pilotfish.protocols import FloatArray
 __all__ = ["FastTextModel"]
 
 _MAGIC, _SOFTMAX, _HIERARCHICAL, _SUPERVISED = 793712314, 3, 1, 3
-_CACHE = 1 << 14
+_CACHE = 1 << 15
 
 
 class FastTextModel:
@@ -50,6 +50,15 @@ class FastTextModel:
     def __init__(self, model: str | Path = "lid.176") -> None:
         self.model = model
 
+    def _remembered(self) -> tuple[NDArray[Any], ...]:
+        """Room for words seen lately: their vectors, the counts of n-grams, and what tells them apart."""
+        width = self._input.shape[1]
+        return (
+            np.zeros((_CACHE, width), dtype=np.float32),
+            np.zeros(_CACHE, dtype=np.int64),
+            np.zeros(_CACHE, dtype=np.uint64),
+        )
+
     def predict(self, texts: Sequence[str]) -> tuple[list[str], FloatArray]:
         """The likeliest label of each text and its probability; a text without a known n-gram has an empty label."""
         probabilities = self.probabilities(texts)
@@ -71,10 +80,13 @@ class FastTextModel:
         self.load()
         hidden = np.zeros((offsets.size - 1, self._input.shape[1]), dtype=np.float32)
         counts = np.zeros(offsets.size - 1, dtype=np.int64)
+        # Each thread that is at work has a room of its own, and leaves it to the next.
+        room = self._spare.pop() if self._spare else self._remembered()
         _hidden(
             buffer, offsets, longest, self._words, self._pruned, self._known, self._buckets, self._n_words,
-            *self._sizes, self._end, self._input, hidden, counts,
+            *self._sizes, self._end, self._input, *room, hidden, counts,
         )  # fmt: skip
+        self._spare.append(room)
         scores = (hidden / np.maximum(counts, 1)[:, None].astype(np.float32)) @ self._output.T
         return np.asarray(self._normalised(np.asarray(scores, dtype=np.float64)) * (counts > 0)[:, None])
 
@@ -155,6 +167,7 @@ class FastTextModel:
         if self._loss == _HIERARCHICAL:
             self._children = _tree(counts)
             self._output = self._output[: n_labels - 1]
+        self._spare: list[tuple[NDArray[Any], ...]] = []
         self.labels_ = labels
 
 
@@ -257,7 +270,7 @@ def _add_ngrams(
     total: Any,
 ) -> int:
     """Add the vectors of the letter n-grams of a word between its marks; return how many there are."""
-    found = 0
+    found, buckets, inverse = 0, np.int64(bucket), 1.0 / np.float64(bucket)
     for i in range(n):
         if letters[i] & 0xC0 == 0x80:
             continue
@@ -269,11 +282,17 @@ def _add_ngrams(
                 h = np.uint32((h ^ np.uint32(np.int8(letters[j]))) * np.uint32(16777619))
                 j += 1
             if size >= minn and not (size == 1 and (i == 0 or j == n)):
-                b = h % bucket
-                if known[b >> np.uint32(3)] >> (b & np.uint32(7)) & 1:
+                # A remainder without a division: the quotient in floating point, mended by one where it is off.
+                b = np.int64(h) - np.int64(np.float64(h) * inverse) * buckets
+                b += buckets if b < 0 else (-buckets if b >= buckets else 0)
+                if known[b >> 3] >> (b & 7) & 1:
                     row = n_words + pruned[b]
-                    for k in range(total.size):
-                        total[k] += matrix[row, k]
+                    if total.size == 16:
+                        for k in range(16):
+                            total[k] += matrix[row, k]
+                    else:
+                        for k in range(total.size):
+                            total[k] += matrix[row, k]
                     found += 1
             size += 1
     return found
@@ -282,14 +301,15 @@ def _add_ngrams(
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _hidden(
     buffer: Any, offsets: Any, longest: int, words: Any, pruned: Any, known: Any, buckets: int, n_words: int,
-    minn: int, maxn: int, end: int, matrix: Any, hidden: Any, counts: Any,
+    minn: int, maxn: int, end: int, matrix: Any, sums: Any, cached: Any, keys: Any, hidden: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Sum the vectors of each text's words and letter n-grams; a word seen lately is not taken apart again."""
     width, mask = hidden.shape[1], np.int64(words.shape[0] - 1)
     bucket = np.uint32(max(buckets, 1))
-    sums = np.zeros((_CACHE, width), dtype=np.float32)
-    cached = np.zeros(_CACHE, dtype=np.int64)
-    keys = np.zeros(_CACHE, dtype=np.uint64)
+    longest_text = 0
+    for d in range(offsets.size - 1):
+        longest_text = max(longest_text, offsets[d + 1] - offsets[d])
+    letters = np.empty(longest_text + 2, dtype=np.uint8)
     for d in range(offsets.size - 1):
         i, stop = offsets[d], offsets[d + 1]
         if longest and stop - i > longest:
@@ -323,7 +343,6 @@ def _hidden(
                     for k in range(width):
                         total[k] += matrix[words[at, 1], k]
                 if maxn > 0:
-                    letters = np.empty(i - s + 2, dtype=np.uint8)
                     letters[0], letters[i - s + 1] = 60, 62
                     letters[1 : i - s + 1] = buffer[s:i]
                     found += _add_ngrams(letters, i - s + 2, pruned, known, bucket, n_words, minn, maxn, matrix, total)
