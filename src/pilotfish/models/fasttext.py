@@ -19,7 +19,7 @@ from pilotfish.protocols import FloatArray
 __all__ = ["FastTextModel"]
 
 _MAGIC, _SOFTMAX, _HIERARCHICAL, _SUPERVISED = 793712314, 3, 1, 3
-_CACHE = 1 << 15
+_CACHE = 1 << 13
 
 
 class FastTextModel:
@@ -152,17 +152,23 @@ class FastTextModel:
                 words.append(word)
         self._n_words, self._buckets = n_words, bucket
         self._sizes = (minn, maxn)
-        self._pruned = np.arange(bucket if n_pruned < 0 else max(bucket, 1), dtype=np.int32)
+        rows = np.arange(max(bucket, 1), dtype=np.int64)
         if n_pruned >= 0:
-            self._pruned[:] = -1
+            rows[:] = -1
             pairs = np.array(file.array(np.int32, 2 * n_pruned)).reshape(-1, 2)
-            self._pruned[pairs[:, 0]] = pairs[:, 1]
-        # A bit for each bucket that is there at all: it fits the processor's cache, the table does not.
-        self._known = np.packbits(self._pruned >= 0, bitorder="little")
+            rows[pairs[:, 0]] = pairs[:, 1]
         self._words = _word_table(words)
         self._end = words.index(b"</s>") if b"</s>" in words else -1
         quantised = file.take("?")[0]
-        self._input = file.quantised() if quantised else file.matrix()
+        given = file.quantised() if quantised else file.matrix()
+        # A bit for each bucket that is there at all, and rows in the order of buckets: so the place of a row is the
+        # number of bits before its own, and everything but the rows fits the processor's cache.
+        there = rows >= 0
+        self._input = np.concatenate([given[:n_words], given[n_words:][rows[there]]]) if bucket else given
+        bits = np.packbits(np.append(there, np.zeros(-there.size % 64, dtype=bool)), bitorder="little")
+        self._known = bits.view(np.uint64)
+        counts_before = np.add.reduceat(np.append(there, False).astype(np.int64), np.arange(0, there.size, 64))
+        self._pruned = np.concatenate([[0], np.cumsum(counts_before)]).astype(np.int32)
         self._output = file.quantised() if file.take("?")[0] and quantised else file.matrix()
         if self._loss == _HIERARCHICAL:
             self._children = _tree(counts)
@@ -257,6 +263,15 @@ def _word_table(words: Sequence[bytes]) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _n_bits(x: Any) -> int:
+    """Number of ones among 64 bits."""
+    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _add_ngrams(
     letters: Any,
     n: int,
@@ -285,8 +300,9 @@ def _add_ngrams(
                 # A remainder without a division: the quotient in floating point, mended by one where it is off.
                 b = np.int64(h) - np.int64(np.float64(h) * inverse) * buckets
                 b += buckets if b < 0 else (-buckets if b >= buckets else 0)
-                if known[b >> 3] >> (b & 7) & 1:
-                    row = n_words + pruned[b]
+                block, place = known[b >> 6], np.uint64(b & 63)
+                if block >> place & np.uint64(1):
+                    row = n_words + pruned[b >> 6] + _n_bits(block & ((np.uint64(1) << place) - np.uint64(1)))
                     if total.size == 16:
                         for k in range(16):
                             total[k] += matrix[row, k]
