@@ -31,6 +31,8 @@ ODD = [
     "[12] Said so before.[3][edit]\n",
     "This line is here to stay. And this.\nuses cookies and more words here.\nThe javascript must be enabled now.",
     "word " * 300,
+    "\x85\n",
+    "a\r\n\x0b\nb",
     "Lorem ipsum dolor sit amet, it goes on and on.",
     "a function { returns one thing. }",
 ]

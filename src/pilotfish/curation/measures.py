@@ -359,7 +359,7 @@ def measure(
                     else:
                         word = _line(codes, kinds, s, k, word, n_words, starts, ends, state, row)
                         s = end + 1
-            if s < end:
+            if s < end or (s == end and end < n):
                 word = _line(codes, kinds, s, end, word, n_words, starts, ends, state, row)
         elif end > begin or end < n:
             word = _line(codes, kinds, begin, end, word, n_words, starts, ends, state, row)

@@ -263,7 +263,7 @@ def _word_table(words: Sequence[bytes]) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _n_bits(x: Any) -> int:
+def _n_bits(x: Any) -> Any:
     """Number of ones among 64 bits."""
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
