@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pilotfish import scorers as scorers
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
+    from pilotfish.curation import curate as curate
     from pilotfish.decoding.decoder import Decoder as Decoder
     from pilotfish.decoding.decoder import fuse as fuse
     from pilotfish.decoding.decoder import speculate as speculate
@@ -100,6 +101,7 @@ _PUBLIC = {
     "compare": "pilotfish.route.compare",
     "consistency_cascade": "pilotfish.methods.cascades",
     "cp_router": "pilotfish.methods.routing",
+    "curate": "pilotfish.curation",
     "deploy": "pilotfish.route.deploy",
     "forc": "pilotfish.methods.routing",
     "frugal_gpt": "pilotfish.methods.cascades",
@@ -156,6 +158,7 @@ __all__ = [
     "compare",
     "consistency_cascade",
     "cp_router",
+    "curate",
     "deploy",
     "forc",
     "frugal_gpt",

@@ -11,6 +11,7 @@ from pilotfish.protocols import Decision, FloatArray, IntArray
 
 __all__ = [
     "Argmax",
+    "Between",
     "PartialObservation",
     "Threshold",
     "TopK",
@@ -53,6 +54,29 @@ class Threshold:
     def decide(self, scores: FloatArray) -> Decision:
         """Choose among n items by their scores (n,)."""
         return _chosen(np.flatnonzero(_checked(scores) >= self.at))
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Choose every item whose score is from ``low`` to ``high``, both included.
+
+    Examples
+    --------
+    >>> Between(0.2, 0.5).decide(np.array([0.1, 0.2, 0.5, 0.9])).indices
+    array([1, 2])
+    """
+
+    low: float = -np.inf
+    high: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise InputError(f"Between low is {self.low} and high is {self.high}: give the smaller number first.")
+
+    def decide(self, scores: FloatArray) -> Decision:
+        """Choose among n items by their scores (n,)."""
+        scores = _checked(scores)
+        return _chosen(np.flatnonzero((scores >= self.low) & (scores <= self.high)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from pilotfish.cli import demo, evaluate, generate, methods, models, route, serve, tasks, traffic
+from pilotfish.cli import (
+    curate,
+    demo,
+    evaluate,
+    generate,
+    methods,
+    mix,
+    models,
+    route,
+    select,
+    serve,
+    tasks,
+    traffic,
+)
 
 __all__ = ["app", "main"]
 
@@ -29,6 +42,9 @@ for command in (
     tasks.report,
     serve.key,
     methods.methods,
+    curate.curate,
+    select.select,
+    mix.mix,
     demo.demo,
     evaluate.evaluate,
     evaluate.compare,

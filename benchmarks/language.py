@@ -1,0 +1,81 @@
+"""Language identification: speed and accuracy on the corpus, and on short texts of 75 languages."""
+
+from __future__ import annotations
+
+import csv
+import time
+
+import numpy as np
+
+from benchmarks.curation.corpus import corpus
+from benchmarks.figures import Run, bootstrap
+from pilotfish.curation import LanguageIdentifier
+
+SAME = {"nb": "no"}  # the model has one label for both
+
+
+def main(run: Run) -> None:
+    identifier = LanguageIdentifier()
+    known = [d for d in corpus(run).documents() if d["lang"]]
+    texts, truth = [d["text"] for d in known], np.array([SAME.get(d["lang"], d["lang"]) for d in known])
+    identifier.predict(texts[:10])
+    started = time.process_time()
+    found: list[str] = []
+    for i in range(0, len(texts), 500):
+        found += identifier.predict(texts[i : i + 500])[0]
+    seconds = time.process_time() - started
+    right = np.array(found) == truth
+    english = truth == "en"
+    n_bytes = sum(len(text.encode()) for text in texts)
+    run.figure("mb_per_s_core", n_bytes / seconds / 1e6, unit="MB/s a core", better="higher", n=len(texts), target=20)
+    for name, part, target in (("accuracy_english", english, 0.989), ("accuracy_other", ~english, 0.89)):
+        low, high = bootstrap(right[part].astype(float))
+        run.figure(
+            name,
+            right[part].mean(),
+            unit="share",
+            better="higher",
+            n=int(part.sum()),
+            low=low,
+            high=high,
+            target=target,
+        )
+    _lingua(run, identifier)
+
+
+def _lingua(run: Run, identifier: LanguageIdentifier) -> None:
+    kinds = {}
+    for kind in ("sentences", "word_pairs", "single_words"):
+        rows = list(run.rows(f"langid_lingua75/{kind}.jsonl.gz"))
+        if run.quick:
+            rows = rows[::5]
+        found = identifier.predict([row["text"] for row in rows])[0]
+        hits: dict[str, list[bool]] = {}
+        for label, row in zip(found, rows, strict=True):
+            hits.setdefault(row["lang"], []).append(label == SAME.get(row["lang"], row["lang"]))
+        kinds[kind] = {lang: float(np.mean(h)) for lang, h in hits.items()}
+    known = set(identifier.labels)
+    means = {kind: float(np.mean(list(by.values()))) for kind, by in kinds.items()}
+    absent = [lang for lang in kinds["sentences"] if SAME.get(lang, lang) not in known]
+    present = {k: float(np.mean([v for lang, v in by.items() if lang not in absent])) for k, by in kinds.items()}
+    with (run.data / "langid_lingua75" / "published_accuracy.csv").open(encoding="utf-8") as file:
+        published = list(csv.DictReader(file))
+    for detector in ("optimaize", "opennlp", "tika", "lingua-low", "lingua-high"):
+        values = {k: [float(r[f"{k.replace('_', '-')}-{detector}"] or "nan") for r in published] for k in kinds}
+        print(f"{detector:12s} " + ", ".join(f"{k} {np.nanmean(v) / 100:.3f}" for k, v in values.items()))
+    best = np.nanmean([float(r["average-lingua-high"] or "nan") for r in published]) / 100
+    print("ours         " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()))
+    print(f"low-resource languages that the model does not know at all: {', '.join(absent)}")
+    print("without them " + ", ".join(f"{k} {v:.3f}" for k, v in present.items()))
+    run.figure(
+        "lingua75_mean",
+        float(np.mean(list(means.values()))),
+        unit="mean accuracy",
+        better="higher",
+        n=75,
+        peer="lingua, high",
+        peer_value=best,
+        peer_source="published (its accuracy report)",
+        known_languages=float(np.mean(list(present.values()))),
+        **means,
+    )

@@ -1,0 +1,200 @@
+"""Selection: importance resampling beside the reference, examples chosen from a noisy pool, influence beside truth."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import islice
+
+import numpy as np
+from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+
+from benchmarks.curation.corpus import corpus
+from benchmarks.curation.peers import measured
+from benchmarks.figures import Run, bootstrap
+from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
+from pilotfish.curation.influence import linear_influence
+from pilotfish.errors import DownloadError
+from pilotfish.methods.finetuning_data import lima
+from pilotfish.models.embedder import StaticEmbedder
+
+SETS = {"ag_news": ("dev", "test"), "sst2": ("train", "test"), "hate_davidson": ("all", "")}
+
+
+def main(run: Run) -> None:
+    if run.wants("dsir"):
+        resampling(run)
+    if run.wants("pool"):
+        noisy_pool(run)
+    if run.wants("influence"):
+        influence(run)
+
+
+def resampling(run: Run) -> None:
+    """Speed of scoring, the documents of highest weight beside the reference's, and picks in the target domain."""
+    made = corpus(run)
+    n = 4000 if run.quick else 30_000
+    documents = list(islice(made.documents(), n))
+    texts = [d["text"] for d in documents]
+    # The target: manual pages of the next part of the corpus, none of them among the raw documents.
+    target = [d["text"] for d in islice(made.documents(), n, None) if d["kind"] == "manual"][:300]
+    n_bytes = sum(len(text.encode()) for text in texts)
+    ImportanceWeight().fit(target[:2], texts[:2]).score(texts[:2])
+    started = time.process_time()
+    weight = ImportanceWeight().fit(target, [texts[i : i + 500] for i in range(0, n, 500)])
+    scores = np.concatenate([weight.score(texts[i : i + 500]) for i in range(0, n, 500)])
+    # Fitting and scoring each read every document.
+    speed = n_bytes / (time.process_time() - started) / 1e6
+    chosen = GumbelTopK(n // 50).decide(scores).indices
+    manual = np.array([d["kind"] == "manual" for d in documents])
+    print(f"in the target domain: {manual[chosen].mean():.1%} of picks, {manual.mean():.1%} of all", flush=True)
+    few = min(n, 2000 if run.quick else 6000)
+    job = made.files[0].parent / "dsir.json"
+    job.write_text(json.dumps({"target": target, "raw": texts[:few]}), encoding="utf-8")
+    peer = measured("data-selection", "dsir_reference.py", job, limit=300)
+    run.figure(
+        "dsir_mb_per_s",
+        speed,
+        unit="MB/s, one core, two passes",
+        better="higher",
+        n=n,
+        target=30,
+        peer="data-selection" if peer else None,
+        peer_value=peer["mb_per_s"] if peer else None,
+        peer_source="measured" if peer else None,
+        in_target=float(manual[chosen].mean()),
+        in_raw=float(manual.mean()),
+    )
+    if peer is not None:
+        ours = ImportanceWeight().fit(target, texts[:few]).score(texts[:few])
+        k = few // 10
+        best = set(np.argsort(-ours, kind="stable")[:k].tolist())
+        theirs = set(np.argsort(-np.array(peer["scores"]), kind="stable")[:k].tolist())
+        run.figure(
+            "dsir_agreement",
+            len(best & theirs) / k,
+            unit="shared among the tenth of highest weight",
+            better="higher",
+            n=k,
+            target=0.95,
+            peer="data-selection",
+            peer_source="measured",
+        )
+
+
+def _labelled(run: Run, name: str) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    train, test = SETS[name]
+    rows = [list(run.rows(f"{name}/{part}.jsonl.gz")) for part in (train, test) if part]
+    key = "text" if "text" in rows[0][0] else "content"
+    if not test:
+        order = np.random.default_rng(0).permutation(len(rows[0]))
+        rows = [[rows[0][i] for i in order[:8000]], [rows[0][i] for i in order[8000:12_000]]]
+    known = {label: i for i, label in enumerate(sorted({r["label"] for r in rows[0]}))}
+    a, b = ([(r[key], known[r["label"]]) for r in part] for part in rows)
+    return [t for t, _ in a], np.array([y for _, y in a]), [t for t, _ in b], np.array([y for _, y in b])
+
+
+def noisy_pool(run: Run) -> None:
+    """Choose a tenth of a pool of which a fifth has wrong labels and a tenth are copies; train on it alone."""
+    try:
+        embedder = StaticEmbedder()
+        embedder.embed(["warm"])
+    except DownloadError as error:
+        print(f"no embedder: {error}")
+        return
+    gains, shares = [], {}
+    for name in SETS:
+        texts, labels, test_texts, test_labels = _labelled(run, name)
+        X_test = embedder.embed(test_texts)
+        points, parts = [], []
+        for seed in range(1 if run.quick else 5):
+            rng = np.random.default_rng(seed)
+            clean = rng.permutation(len(texts))[: 3000 if run.quick else 6000]
+            given = labels[clean].copy()
+            wrong = rng.random(clean.size) < 0.2
+            given[wrong] = (given[wrong] + rng.integers(1, labels.max() + 1, wrong.sum())) % (labels.max() + 1)
+            copies = rng.choice(clean.size, clean.size // 9, replace=False)
+            pool, said = np.concatenate([clean, clean[copies]]), np.concatenate([given, given[copies]])
+            X = embedder.embed([texts[i] for i in pool])
+            k = pool.size // 10
+            started = time.perf_counter()
+            trust = _trust(X, said)
+            chosen = lima([texts[i] for i in pool], trust, k, embedder)
+            took = time.perf_counter() - started
+            random = rng.choice(pool.size, k, replace=False)
+            scores = {
+                "chosen": _accuracy(X[chosen], said[chosen], X_test, test_labels),
+                "random": _accuracy(X[random], said[random], X_test, test_labels),
+                "clean, full": _accuracy(embedder.embed([texts[i] for i in clean]), labels[clean], X_test, test_labels),
+                "pool, full": _accuracy(X, said, X_test, test_labels),
+            }
+            points.append(100 * (scores["chosen"] - scores["random"]))
+            parts.append(scores["chosen"] / scores["clean, full"])
+        print(f"{name}: { ({k: round(v, 3) for k, v in scores.items()}) }, chosen in {took:.1f} s", flush=True)
+        gains.append(points)
+        shares[name] = float(np.mean(parts))
+    worst = min(gains, key=np.mean)
+    low, high = bootstrap(np.array(worst))
+    run.figure(
+        "selection_vs_random_points",
+        float(np.mean(worst)),
+        unit="points of accuracy, worst of three sets",
+        better="higher",
+        n=3,
+        seeds=len(worst),
+        low=low,
+        high=high,
+        target=3.0,
+        share_of_clean_full=shares,
+        all_sets=[round(float(np.mean(g)), 2) for g in gains],
+    )
+
+
+def _trust(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probability of each example's own label by a model that was fitted without it, relative to the likeliest."""
+    model = LogisticRegression(C=10.0, max_iter=200)
+    out = cross_val_predict(model, X, labels, cv=4, method="predict_proba")
+    own = out[np.arange(labels.size), labels]
+    return np.asarray(own / out.max(axis=1), dtype=np.float64)
+
+
+def _accuracy(X: np.ndarray, labels: np.ndarray, X_test: np.ndarray, test_labels: np.ndarray) -> float:
+    return float(np.mean(LogisticRegression(C=10.0, max_iter=300).fit(X, labels).predict(X_test) == test_labels))
+
+
+def influence(run: Run) -> None:
+    """Influence of examples of a ridge regression beside leaving each out and fitting again."""
+    rng = np.random.default_rng(0)
+    correlations = []
+    for _ in range(3):
+        X, weights = rng.normal(size=(300, 20)), rng.normal(size=20)
+        y = X @ weights + rng.normal(size=300) * rng.choice([0.3, 3.0], 300, p=[0.9, 0.1])
+        X_test = rng.normal(size=(100, 20))
+        y_test = X_test @ weights + 0.3 * rng.normal(size=100)
+        penalty = 1e-3 * 300 * np.eye(20)
+
+        def loss(
+            keep: np.ndarray,
+            X: np.ndarray = X,
+            y: np.ndarray = y,
+            X_test: np.ndarray = X_test,
+            y_test: np.ndarray = y_test,
+            penalty: np.ndarray = penalty,
+        ) -> float:
+            fitted = np.linalg.solve(X[keep].T @ X[keep] + penalty, X[keep].T @ y[keep])
+            return float(np.mean((y_test - X_test @ fitted) ** 2))
+
+        every = np.arange(300)
+        truth = [loss(every[every != i]) - loss(every) for i in every]
+        correlations.append(spearmanr(linear_influence(X, y, X_test, y_test), truth).statistic)
+    run.figure(
+        "influence_rank_correlation",
+        float(np.mean(correlations)),
+        unit="Spearman with leaving out",
+        better="higher",
+        n=300,
+        seeds=3,
+        target=0.95,
+    )

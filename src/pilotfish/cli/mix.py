@@ -1,0 +1,78 @@
+"""Weigh domains of a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["mix"]
+
+_METHODS = ("doremi", "autoscale", "mixing_agent", "presence", "uniform", "natural")
+_HELD_OUT = 0.1
+
+
+def mix(
+    domains: Annotated[Path, typer.Argument(help="folder with a folder or a file for each domain")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write")] = Path("weights.json"),
+    method: Annotated[str, typer.Option("--method", "-m", help=", ".join(_METHODS))] = "doremi",
+    steps: Annotated[int, typer.Option("--steps", help="training steps of a small model", min=4)] = 200,
+    field: Annotated[str, typer.Option("--field", help="name of the text field")] = "text",
+    seed: Annotated[int, typer.Option("--seed", help="seed of what is random")] = 0,
+) -> None:
+    """Learn weights of domains with small language models, and compare their held-out loss with two controls."""
+    import json
+
+    import numpy as np
+
+    from pilotfish.cli.output import console, write_text
+    from pilotfish.curation.mixing import ByteModel
+    from pilotfish.errors import InputError
+    from pilotfish.methods import pretraining_data
+
+    if method not in _METHODS:
+        raise InputError(f"--method is {method!r}: use one of {', '.join(_METHODS)}.")
+    texts = _texts(domains, field)
+    train = {name: text[: int(len(text) * (1 - _HELD_OUT))] for name, text in texts.items()}
+    held = [text[int(len(text) * (1 - _HELD_OUT)) :] for text in texts.values()]
+    k = len(train)
+    mixtures = {"uniform": np.full(k, 1 / k), "natural": np.array([len(text) for text in train.values()], dtype=float)}
+    mixtures["natural"] /= mixtures["natural"].sum()
+    if method == "doremi":
+        mixtures[method] = pretraining_data.doremi(train, steps, seed)
+    elif method == "autoscale":
+        mixtures[method] = pretraining_data.autoscale(train, held, steps, seed)
+    elif method == "presence":
+        mixtures[method] = pretraining_data.presence(train, steps, seed)
+    elif method == "mixing_agent":
+        policy = pretraining_data.mixing_agent(train, held, seed=seed)
+        learner, passed = ByteModel(train, seed=seed), []
+        for t in range(6):
+            passed.append(policy(learner.held_out(held, 24), t / 6))
+            learner.train(passed[-1], max(1, steps // 6))
+        mixtures[method] = np.mean(passed, axis=0)
+    report = {}
+    for name, mixture in mixtures.items():
+        losses = ByteModel(train, seed=seed + 7).train(mixture, steps).held_out(held)
+        report[name] = {"mean_loss": round(float(losses.mean()), 4), "worst_loss": round(float(losses.max()), 4)}
+        console.print(f"{name}: mean loss {losses.mean():.3f}, worst domain {losses.max():.3f} nats a byte")
+    weights = {name: round(float(w), 6) for name, w in zip(train, mixtures[method], strict=True)}
+    write_text(out, json.dumps({"method": method, "weights": weights, "held_out": report}, indent=1) + "\n")
+    console.print(f"Wrote {out}.")
+
+
+def _texts(folder: Path, field: str) -> dict[str, str]:
+    from pilotfish.curation.documents import read, shards
+    from pilotfish.errors import InputError
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give one with a folder or a file for each domain.")
+    made = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            parts = [d.text for shard in shards([path]) for documents, _ in read(shard, field) for d in documents]
+            made[path.name.split(".")[0]] = "\n\n".join(parts)
+    if len(made) < 2:
+        raise InputError(f"{folder} has {len(made)} domains: give at least two.")
+    return made

@@ -1,0 +1,217 @@
+"""Influence of training examples on target examples, by gradients: of a linear head, or of a small language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError, missing_extra
+from pilotfish.protocols import FloatArray
+
+__all__ = ["adam_directions", "gradient_match", "linear_gradients", "linear_influence", "lora_gradients", "projected"]
+
+
+def linear_gradients(X: FloatArray, targets: Sequence[int] | NDArray[Any], probabilities: FloatArray) -> FloatArray:
+    """Gradient of the log-loss of each example with respect to the weights of a softmax head, (n, d * n_classes).
+
+    Examples
+    --------
+    >>> linear_gradients(np.array([[2.0]]), [0], np.array([[0.75, 0.25]]))
+    array([[-0.5,  0.5]])
+    """
+    errors = probabilities - np.eye(probabilities.shape[1])[np.asarray(targets)]
+    return np.asarray((X[:, :, None] * errors[:, None, :]).reshape(len(X), -1))
+
+
+def linear_influence(
+    X: FloatArray, targets: FloatArray, X_test: FloatArray, targets_test: FloatArray, ridge: float = 1e-3
+) -> FloatArray:
+    """How much leaving out each example of a ridge regression would raise the loss on a test set, (n,).
+
+    The first-order effect through the Hessian, with each example's leverage corrected, so that it is that of leaving
+    out and not of a small change of weight.
+
+    Parameters
+    ----------
+    X, targets : ndarray, (n, d) and (n,) or (n, k)
+        The training set.
+    X_test, targets_test : ndarray
+        The test set.
+    ridge : float
+        Penalty, times n, on squared weights.
+
+    References
+    ----------
+    Koh and Liang 2017 (arXiv:1703.04730), equation 2; Cook 1977 for the leverage.
+
+    Examples
+    --------
+    >>> linear_influence(np.array([[1.0], [1.0]]), np.array([1.0, -5.0]), np.array([[1.0]]), np.array([1.0])).argmax()
+    np.int64(0)
+    """
+    Y, Y_test = targets.reshape(len(X), -1), targets_test.reshape(len(X_test), -1)
+    hessian = X.T @ X + ridge * len(X) * np.eye(X.shape[1])
+    solved = np.linalg.solve(hessian, X.T)
+    weights = solved @ Y
+    residuals = Y - X @ weights
+    leverage = np.einsum("ij,ji->i", X, solved)
+    pull = -2 * (Y_test - X_test @ weights).T @ X_test / len(X_test)  # gradient of the test loss, (k, d)
+    # Weights without example i: weights - solved_i residual_i / (1 - leverage_i).
+    moved = -(pull @ solved) * (residuals / np.maximum(1 - leverage, 1e-9)[:, None]).T
+    return np.asarray(moved.sum(axis=0))
+
+
+def projected(gradients: NDArray[Any], n_dimensions: int, seed: int = 0) -> NDArray[np.float32]:
+    """Project gradients (n, d) to few dimensions by random signs, (n, n_dimensions); inner products stay about.
+
+    References
+    ----------
+    Johnson and Lindenstrauss 1984; Xia 2024 (LESS, arXiv:2402.04333), section 4.1: 8192 dimensions.
+
+    Examples
+    --------
+    >>> projected(np.ones((2, 5)), 3).shape
+    (2, 3)
+    """
+    if gradients.shape[1] <= n_dimensions:
+        return np.asarray(gradients, dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    out = np.zeros((len(gradients), n_dimensions), dtype=np.float32)
+    for start in range(0, gradients.shape[1], 4096):
+        part = np.asarray(gradients[:, start : start + 4096], dtype=np.float32)
+        signs = rng.integers(0, 2, (part.shape[1], n_dimensions), dtype=np.int8) * 2 - 1
+        out += part @ signs.astype(np.float32)
+    return out / np.float32(np.sqrt(n_dimensions))
+
+
+def adam_directions(
+    gradients: NDArray[Any],
+    mean: NDArray[Any],
+    square: NDArray[Any],
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> NDArray[np.float32]:
+    """What Adam would do with each example's gradient (n, d), given its moments (d,) after ``step`` steps.
+
+    References
+    ----------
+    Xia 2024 (LESS, arXiv:2402.04333), equation 5; Kingma 2014 (arXiv:1412.6980).
+
+    Examples
+    --------
+    >>> adam_directions(np.array([[1.0]]), np.array([0.0]), np.array([0.0]), 1).round(3)
+    array([[1.]], dtype=float32)
+    """
+    m = (betas[0] * mean + (1 - betas[0]) * gradients) / (1 - betas[0] ** step)
+    v = (betas[1] * square + (1 - betas[1]) * gradients**2) / (1 - betas[1] ** step)
+    return np.asarray(m / (np.sqrt(v) + 1e-8), dtype=np.float32)
+
+
+def gradient_match(
+    train: NDArray[Any], target: NDArray[Any], groups: Sequence[int] | NDArray[Any] | None = None
+) -> FloatArray:
+    """Cosine of each training direction (n, d) to the mean target gradient (m, d) of its best group, (n,).
+
+    References
+    ----------
+    Xia 2024 (LESS, arXiv:2402.04333), definition 4.1 and section 4.2.
+
+    Examples
+    --------
+    >>> gradient_match(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[3.0, 0.0]]))
+    array([1., 0.])
+    """
+    at = np.zeros(len(target), dtype=int) if groups is None else np.asarray(groups)
+    means = np.stack([target[at == group].mean(axis=0) for group in np.unique(at)])
+    cosines = _unit(train) @ _unit(means).T
+    return np.asarray(cosines.max(axis=1), dtype=np.float64)
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def lora_gradients(
+    folder: str,
+    warm: Sequence[tuple[str, str]],
+    train: Sequence[tuple[str, str]],
+    target: Sequence[tuple[str, str]],
+    *,
+    rank: int = 8,
+    n_dimensions: int = 1024,
+    rate: float = 2e-4,
+    longest: int = 256,
+    seed: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Directions of training examples and gradients of target ones, of LoRA weights of a small causal language model.
+
+    Parameters
+    ----------
+    folder : str
+        Folder or name of a model that transformers reads.
+    warm, train, target : sequence of (prompt, answer)
+        Examples of the short warm-up, those to be judged, and those that say what is wanted.
+    rank : int
+        Of the low-rank weights.
+    n_dimensions : int
+        Of the random projection.
+    rate : float
+        Learning rate of the warm-up.
+    longest : int
+        Tokens of an example.
+
+    Returns
+    -------
+    directions : ndarray, (n_train, n_dimensions)
+        Adam's step for each training example.
+    gradients : ndarray, (n_target, n_dimensions)
+
+    References
+    ----------
+    Xia 2024 (LESS, arXiv:2402.04333).
+    """
+    try:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError:
+        raise missing_extra("peft", "torch", "Influence by gradients of a language model") from None
+    if not warm or not train or not target:
+        raise InputError("LESS needs examples of the warm-up, to be judged, and of the target: give all three.")
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0))
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def loss_of(example: tuple[str, str]) -> Any:
+        prompt = tokenizer(example[0])["input_ids"]
+        answer = tokenizer(example[1], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        prompt = prompt[: max(longest - len(answer), 1)] or [tokenizer.bos_token_id or 0]
+        ids = torch.tensor([[*prompt, *answer[:longest]]])
+        labels = torch.tensor([[-100] * len(prompt) + answer[:longest]])
+        return model(input_ids=ids, labels=labels).loss
+
+    optimizer = torch.optim.AdamW(weights, lr=rate)
+    for example in warm:
+        optimizer.zero_grad()
+        loss_of(example).backward()
+        optimizer.step()
+    mean = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in weights]).numpy()
+    square = torch.cat([optimizer.state[p]["exp_avg_sq"].flatten() for p in weights]).numpy()
+
+    def gradient(example: tuple[str, str]) -> NDArray[Any]:
+        model.zero_grad()
+        loss_of(example).backward()
+        made = torch.cat([p.grad.flatten() for p in weights]).numpy()
+        return np.asarray(made)
+
+    model.eval()
+    ahead = [
+        projected(adam_directions(gradient(e)[None], mean, square, len(warm)), n_dimensions, seed)[0] for e in train
+    ]
+    wanted = [projected(gradient(e)[None], n_dimensions, seed)[0] for e in target]
+    return np.stack(ahead), np.stack(wanted)

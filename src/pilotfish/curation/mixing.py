@@ -1,0 +1,358 @@
+"""Weights of domains, learned with real small language models trained on the spot: bytes in, a next byte out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pilotfish.errors import InputError, missing_extra
+from pilotfish.protocols import FloatArray
+
+__all__ = ["ByteModel", "autoscale", "doremi", "mixing_agent", "presence", "self_influence", "two_stage_weights"]
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise missing_extra("torch", "torch", "Learning a mixture") from None
+    return torch
+
+
+class ByteModel:
+    """A small causal transformer over bytes, trained on windows drawn from domains.
+
+    Parameters
+    ----------
+    domains : mapping of str to str
+        Name and text of each domain.
+    width, n_layers, window, batch : int
+        Size of the model, bytes it sees, and windows in a step.
+    rate : float
+        Learning rate of AdamW.
+    seed : int
+        Seed of weights and windows.
+    """
+
+    def __init__(
+        self,
+        domains: Mapping[str, str],
+        width: int = 48,
+        n_layers: int = 1,
+        window: int = 48,
+        batch: int = 24,
+        rate: float = 3e-3,
+        seed: int = 0,
+    ) -> None:
+        torch = _torch()
+        self.texts = [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8) for text in domains.values()]
+        if not self.texts or min(len(text) for text in self.texts) <= window + 1:
+            raise InputError(f"A domain has no more than {window + 1} bytes: give each more text.")
+        self.window, self.batch = window, batch
+        self.rng = np.random.default_rng(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            layer = torch.nn.TransformerEncoderLayer(
+                width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            self.net = torch.nn.ModuleDict(
+                {
+                    "bytes": torch.nn.Embedding(256, width),
+                    "places": torch.nn.Embedding(window, width),
+                    "body": torch.nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False),
+                    "out": torch.nn.Linear(width, 256),
+                }
+            )
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=rate)
+        self.mask = torch.nn.Transformer.generate_square_subsequent_mask(window)
+
+    def drawn(self, counts: Sequence[int]) -> tuple[Any, FloatArray]:
+        """Windows of each domain, as many as asked for, with the number of their domain."""
+        torch = _torch()
+        rows, where = [], []
+        for number, n in enumerate(counts):
+            for start in self.rng.integers(0, len(self.texts[number]) - self.window - 1, n):
+                rows.append(self.texts[number][start : start + self.window + 1])
+                where.append(number)
+        return torch.from_numpy(np.array(rows, dtype=np.int64)), np.array(where)
+
+    def losses(self, windows: Any) -> Any:
+        """Mean loss of each window, in nats a byte."""
+        torch = _torch()
+        given, wanted = windows[:, :-1], windows[:, 1:]
+        x = self.net["bytes"](given) + self.net["places"](torch.arange(self.window))[None]
+        scores = self.net["out"](self.net["body"](x, mask=self.mask, is_causal=True))
+        return torch.nn.functional.cross_entropy(scores.transpose(1, 2), wanted, reduction="none").mean(dim=1)
+
+    def step(self, windows: Any, weights: Any = None) -> FloatArray:
+        """One step on windows, weighted if asked; their losses before it."""
+        self.optimizer.zero_grad()
+        losses = self.losses(windows)
+        (losses.mean() if weights is None else (losses * weights).sum()).backward()
+        self.optimizer.step()
+        return np.asarray(losses.detach().numpy(), dtype=np.float64)
+
+    def train(self, mixture: FloatArray, n_steps: int) -> ByteModel:
+        """Train on windows whose domains are drawn from a mixture (n_domains,)."""
+        shares = np.asarray(mixture, dtype=np.float64) / np.sum(mixture)
+        for _ in range(n_steps):
+            self.step(self.drawn(self.rng.multinomial(self.batch, shares).tolist())[0])
+        return self
+
+    def held_out(self, texts: Sequence[str], n_windows: int = 64) -> FloatArray:
+        """Loss on held-out text of each domain, (n_domains,), in nats a byte; the same windows each time."""
+        torch = _torch()
+        out = []
+        for text in texts:
+            data = np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8)
+            starts = np.linspace(0, len(data) - self.window - 2, n_windows).astype(int)
+            rows = np.array([data[s : s + self.window + 1] for s in starts], dtype=np.int64)
+            with torch.no_grad():
+                out.append(float(self.losses(torch.from_numpy(rows)).mean()))
+        return np.array(out)
+
+
+def doremi(
+    domains: Mapping[str, str],
+    n_steps: int = 200,
+    *,
+    rate: float = 1.0,
+    smoothing: float = 1e-3,
+    seed: int = 0,
+    **model: Any,
+) -> FloatArray:
+    """Weights of domains (n_domains,) that a group-robust proxy gives where it still loses to a reference.
+
+    Parameters
+    ----------
+    domains : mapping of str to str
+        Name and text.
+    n_steps : int
+        Steps of the reference and of the proxy.
+    rate : float
+        Step size of the weights.
+    smoothing : float
+        Part of the uniform mixture in each step's weights.
+    seed : int
+        Seed.
+    **model
+        Settings of :class:`ByteModel`.
+
+    References
+    ----------
+    Xie 2023 (DoReMi, arXiv:2305.10429), algorithm 1.
+    """
+    torch = _torch()
+    k = len(domains)
+    reference = ByteModel(domains, seed=seed, **model).train(np.ones(k), n_steps)
+    proxy = ByteModel(domains, seed=seed + 1, **model)
+    weights, mean = np.full(k, 1 / k), np.zeros(k)
+    each = max(proxy.batch // k, 1)
+    for _ in range(n_steps):
+        windows, where = proxy.drawn([each] * k)
+        with torch.no_grad():
+            base = reference.losses(windows).numpy()
+            now = proxy.losses(windows).numpy()
+        excess = np.array([np.maximum(now - base, 0)[where == i].mean() for i in range(k)])
+        weights = weights * np.exp(rate * excess)
+        weights = (1 - smoothing) * weights / weights.sum() + smoothing / k
+        proxy.step(windows, torch.from_numpy((weights[where] / each).astype(np.float32)))
+        mean += weights / n_steps
+    return np.asarray(mean / mean.sum())
+
+
+def autoscale(
+    loss_at: Callable[[FloatArray], float], amounts: Sequence[float], target: float, n_domains: int, factor: float = 3.0
+) -> FloatArray:
+    """Weights of domains (n_domains,) that are best at a larger scale, from losses at two small ones.
+
+    At each small scale the amount of one domain is changed at a time, and the loss is fitted as (amount + c) ** -g; the
+    best amounts at the two scales give, by a power law each, those at the larger one.
+
+    Parameters
+    ----------
+    loss_at : callable
+        Loss of a model trained on the given amount of each domain.
+    amounts : sequence of float
+        The two small scales, smaller first, as amounts in all.
+    target : float
+        The large scale.
+    n_domains : int
+        Number of domains.
+    factor : float
+        How far one domain's amount is changed, up and down.
+
+    References
+    ----------
+    Kang 2024 (AutoScale, arXiv:2407.20177), sections 3 and 4.
+
+    Examples
+    --------
+    >>> loss = lambda n: float(np.sum(np.array([1.0, 4.0]) * n ** -0.5))
+    >>> w = autoscale(loss, [100, 400], 1600, 2)
+    >>> bool(abs(w[1] - 4 ** (2 / 3) / (1 + 4 ** (2 / 3))) < 0.02)
+    True
+    """
+    if len(amounts) != 2 or not 0 < amounts[0] < amounts[1] <= target:
+        raise InputError(
+            f"AutoScale has scales {list(amounts)}, target {target}: give two that rise, below the target."
+        )
+    best = [_optimum(loss_at, amount, n_domains, factor) for amount in amounts]
+    # Amounts follow a power law of the scale each: N3 = N2 (N2 / N1) ** log ratio of scales.
+    steps = np.log(target / amounts[1]) / np.log(amounts[1] / amounts[0])
+    ahead = best[1] * (best[1] / best[0]) ** steps
+    return np.asarray(ahead / ahead.sum())
+
+
+def _optimum(loss_at: Callable[[FloatArray], float], amount: float, n_domains: int, factor: float) -> FloatArray:
+    """Best amounts at a scale: a slope of the loss per domain by a power law through three points, then equal gains."""
+    from scipy.optimize import minimize
+
+    even = np.full(n_domains, amount / n_domains)
+    middle = loss_at(even)
+    curves = []
+    for i in range(n_domains):
+        low, high = even.copy(), even.copy()
+        low[i], high[i] = even[i] / factor, even[i] * factor
+        down, up = max(loss_at(low) - middle, 1e-6), max(middle - loss_at(high), 1e-9)
+        power = float(np.clip(np.log(down / up) / np.log(factor), 0.05, 3.0))
+        curves.append((down / (factor**power - 1), power))
+
+    def loss(z: FloatArray) -> float:
+        shares = np.exp(z - z.max())
+        n = amount * shares / shares.sum() / even
+        return float(sum(a * n[i] ** -b for i, (a, b) in enumerate(curves)))
+
+    z = minimize(
+        loss, np.zeros(n_domains), method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-10}
+    ).x
+    shares = np.exp(z - z.max())
+    return np.asarray(amount * shares / shares.sum())
+
+
+def mixing_agent(
+    domains: Mapping[str, str],
+    held_out: Sequence[str],
+    *,
+    n_trajectories: int = 6,
+    n_rounds: int = 6,
+    steps_a_round: int = 20,
+    caution: float = 0.5,
+    seed: int = 0,
+    **model: Any,
+) -> Callable[[FloatArray, float], FloatArray]:
+    """A policy that gives the mixture of the next round from the losses (n_domains,) and the part of training done.
+
+    It is learned offline from trainings with random mixtures: a value of each state and mixture is fitted backwards
+    from the end, and mixtures far from those tried are valued less.
+
+    References
+    ----------
+    Yang 2025; Kumar 2020 (arXiv:2006.04779) for the caution.
+    """
+    from sklearn.linear_model import Ridge
+
+    k = len(domains)
+    rng = np.random.default_rng(seed)
+    rows: list[list[tuple[FloatArray, FloatArray, float]]] = []
+    for trajectory in range(n_trajectories):
+        learner = ByteModel(domains, seed=seed + trajectory, **model)
+        before, passed = learner.held_out(held_out, 24), []
+        for t in range(n_rounds):
+            mixture = rng.dirichlet(np.ones(k))
+            learner.train(mixture, steps_a_round)
+            after = learner.held_out(held_out, 24)
+            passed.append((_state(before, t / n_rounds), mixture, float(before.mean() - after.mean())))
+            before = after
+        rows.append(passed)
+    tried = np.array([mixture for passed in rows for _, mixture, _ in passed])
+    candidates = np.concatenate([rng.dirichlet(np.ones(k), 64), np.full((1, k), 1 / k)])
+    distance = np.array([np.abs(tried - c).sum(axis=1).min() for c in candidates])
+    worth: Any = None
+
+    def values(state: FloatArray) -> FloatArray:
+        return np.asarray(worth.predict(np.array([_pair(state, c) for c in candidates])) - caution * distance * spread)
+
+    spread = float(np.std([gain for passed in rows for _, _, gain in passed])) + 1e-9
+    X = np.array([_pair(state, mixture) for passed in rows for state, mixture, _ in passed])
+    for _ in range(n_rounds):
+        y = [
+            gain + (0.0 if worth is None or t + 1 == len(passed) else float(values(passed[t + 1][0]).max()))
+            for passed in rows
+            for t, (_, _, gain) in enumerate(passed)
+        ]
+        worth = Ridge(1.0).fit(X, y)
+
+    def policy(losses: FloatArray, done: float) -> FloatArray:
+        return np.asarray(candidates[int(values(_state(losses, done)).argmax())])
+
+    return policy
+
+
+def _state(losses: FloatArray, done: float) -> FloatArray:
+    return np.concatenate([losses - losses.mean(), [losses.mean(), done]])
+
+
+def _pair(state: FloatArray, mixture: FloatArray) -> FloatArray:
+    return np.concatenate([state, mixture, mixture**2, np.outer(state, mixture).ravel()])
+
+
+def self_influence(model: ByteModel, windows: Any) -> FloatArray:
+    """Squared length of the gradient of each window's loss on the last layer, (n,): high for odd and noisy text.
+
+    References
+    ----------
+    Pruthi 2020 (TracIn, arXiv:2002.08484), equation 1; Thakkar 2023 (PRESENCE), section 3.
+    """
+    torch = _torch()
+    out = []
+    weight = model.net["out"].weight
+    for window in windows:
+        loss = model.losses(window[None]).sum()
+        (gradient,) = torch.autograd.grad(loss, weight)
+        out.append(float((gradient**2).sum()))
+    return np.array(out)
+
+
+def presence(
+    domains: Mapping[str, str], n_steps: int = 100, *, turn: float = 0.5, seed: int = 0, **model: Any
+) -> tuple[ByteModel, FloatArray]:
+    """A model trained with microbatches weighted by self-influence, and each domain's mean weight after the turn.
+
+    References
+    ----------
+    Thakkar 2023 (PRESENCE), section 3.2.
+    """
+    torch = _torch()
+    learner = ByteModel(domains, seed=seed, **model)
+    k = len(domains)
+    total, n_late = np.zeros(k), 0
+    for step in range(n_steps):
+        windows, where = learner.drawn(learner.rng.multinomial(learner.batch, np.full(k, 1 / k)).tolist())
+        weights = two_stage_weights(self_influence(learner, windows), step / n_steps, turn=turn)
+        learner.step(windows, torch.from_numpy(weights.astype(np.float32)))
+        if step / n_steps >= turn:
+            counts = np.maximum(np.bincount(where, minlength=k), 1)
+            total += np.bincount(where, weights=weights, minlength=k) / counts
+            n_late += 1
+    return learner, np.asarray(total / total.sum())
+
+
+def two_stage_weights(influence: FloatArray, done: float, temperature: float = 1.0, turn: float = 0.5) -> FloatArray:
+    """Weights of a microbatch (n,) by self-influence: the higher the more at first, the lower the more after ``turn``.
+
+    References
+    ----------
+    Thakkar 2023 (PRESENCE), section 3.2.
+
+    Examples
+    --------
+    >>> early, late = (two_stage_weights(np.array([1.0, 2.0]), done) for done in (0.1, 0.9))
+    >>> bool(early[1] > early[0]), bool(late[1] < late[0])
+    (True, True)
+    """
+    scaled = (influence - influence.mean()) / (influence.std() + 1e-12)
+    powers = np.exp((1 if done < turn else -1) * scaled / temperature)
+    return np.asarray(powers / powers.sum())

@@ -1,0 +1,222 @@
+"""Recipes: the steps of a run as a TOML file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
+from pilotfish.curation.dedup import ExactDedup, MinHashDedup
+from pilotfish.curation.documents import read, shards
+from pilotfish.curation.language import Language, LanguageIdentifier
+from pilotfish.curation.perplexity import LogProbModel, Perplexity, thirds
+from pilotfish.curation.privacy import Privacy, PrivacyTagger
+from pilotfish.curation.run import AnyStep, Settings
+from pilotfish.curation.semantic import SemanticDedup
+from pilotfish.curation.steps import Filter, OwnRule, Rules
+from pilotfish.errors import ConfigError, InputError
+from pilotfish.models.arpa import ArpaModel
+from pilotfish.models.ngram import NGramModel
+from pilotfish.rules import Between, Threshold
+
+__all__ = ["Recipe"]
+
+_SETS: Mapping[str, Callable[[], Rules]] = {
+    "gopher": Rules.gopher,
+    "gopher_quality": Rules.gopher_quality,
+    "gopher_repetition": Rules.gopher_repetition,
+    "c4": Rules.c4,
+    "fineweb": Rules.fineweb,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Steps, and how files are read and written.
+
+    Parameters
+    ----------
+    steps : tuple of step
+        In their order.
+    settings : Settings
+        Of files.
+    source : str
+        The text it was read from.
+
+    Examples
+    --------
+    >>> recipe = Recipe.from_toml('''
+    ... [[step]]
+    ... use = "rules"
+    ... sets = ["gopher", "c4"]
+    ... [[step]]
+    ... use = "minhash_dedup"
+    ... n_bands = 14
+    ... ''')
+    >>> [step.name for step in recipe.steps]
+    ['rules', 'minhash_dedup']
+    """
+
+    steps: tuple[AnyStep, ...]
+    settings: Settings
+    source: str = ""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe file; paths in it are relative to its folder.
+
+        Raises
+        ------
+        ConfigError
+            When the file is missing, is no TOML, or has a key or value that is wrong.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Recipe {path} cannot be read ({error}): give a TOML file.") from error
+        return cls.from_toml(text, Path(path).parent)
+
+    @classmethod
+    def from_toml(cls, text: str, folder: Path = Path()) -> Recipe:
+        """Read a recipe from its text."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"The recipe is no TOML ({error}): mend that line.") from error
+        steps = data.pop("step", [])
+        known = {f.name for f in fields(Settings)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ConfigError(f"The recipe has key {unknown[0]!r}: use {', '.join(sorted(known))} and [[step]].")
+        if not isinstance(steps, list) or not steps:
+            raise ConfigError("The recipe has no step: write at least one [[step]] with 'use'.")
+        made = tuple(_step(i + 1, dict(options), folder) for i, options in enumerate(steps))
+        return cls(made, Settings(**data), text)
+
+
+def _step(number: int, options: dict[str, Any], folder: Path) -> AnyStep:
+    name = options.pop("use", None)
+    if name not in _STEPS:
+        raise ConfigError(f"Step {number} uses {name!r}: use one of {', '.join(sorted(_STEPS))}.")
+    make = _STEPS[name]
+    takes = inspect.signature(make).parameters
+    unknown = sorted(set(options) - set(takes))
+    if unknown:
+        raise ConfigError(f"Step {number} ({name}) has key {unknown[0]!r}: it takes {', '.join(takes) or 'none'}.")
+    missing = [key for key, p in takes.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise ConfigError(f"Step {number} ({name}) has no key {missing[0]!r}: give it.")
+    for key in _PATHS & set(options):
+        options[key] = str(folder / options[key])
+    if name in ("classifier", "educational_quality", "perplexity") and "model" in options:
+        options["model"] = str(folder / options["model"])
+    try:
+        return make(**options)
+    except (TypeError, AttributeError, InputError) as error:
+        raise ConfigError(f"Step {number} ({name}) cannot be made ({error}): mend its keys.") from error
+
+
+def _rules(
+    sets: Sequence[str] = (),
+    without: Sequence[str] = (),
+    limits: Mapping[str, Mapping[str, float]] | None = None,
+    blocked_words: str = "",
+    blocked_most: int = 0,
+) -> Rules:
+    made = Rules()
+    for name in sets:
+        if name not in _SETS:
+            raise InputError(f"there is no set of rules {name!r}, only {', '.join(_SETS)}")
+        made += _SETS[name]()
+    if blocked_words:
+        words = Path(blocked_words).read_text(encoding="utf-8").split()
+        made += Rules.block_list(words, blocked_most)
+    return made.limits(**(limits or {})).without(*without)
+
+
+def _python(function: str, name: str = "", low: float = float("-inf"), high: float = float("inf")) -> Rules:
+    """A function of a document, as ``module:function``, that gives a number."""
+    module, _, attribute = function.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"function {function!r} is not found: write 'module:function'") from error
+    return Rules(OwnRule(name or attribute, found, low, high))
+
+
+def _language(
+    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 600
+) -> Language:
+    return Language(languages, least, LanguageIdentifier(model, longest))
+
+
+def _texts(path: str, field: str = "text") -> list[str]:
+    return [d.text for shard in shards([path]) for documents, _ in read(shard, field) for d in documents]
+
+
+def _labelled(path: str) -> tuple[list[str], list[str]]:
+    """Texts of label 1 and texts of label 0."""
+    found = [d for shard in shards([path]) for documents, _ in read(shard) for d in documents]
+    return tuple([d.text for d in found if d.fields.get("label") == label] for label in (1, 0))  # type: ignore[return-value]
+
+
+def _quality(curated: str, raw: str, least: float | None = None, alpha: float = 9.0) -> Filter:
+    """Likeness to curated text: Pareto-sampled, or by the least probability given."""
+    model = NgramClassifier().fit(_texts(curated), _texts(raw))
+    return Filter("quality", model, ParetoSample(alpha) if least is None else Threshold(least))
+
+
+def _toxicity(labelled: str, most: float) -> Filter:
+    """Probability of label 1, as learned from texts with labels 1 and 0."""
+    return Filter("toxicity", NgramClassifier(C=10.0).fit(*_labelled(labelled)), Between(high=most))
+
+
+def _classifier(model: str, name: str, least: float = 0.0, most: float = 1.0) -> Filter:
+    """A classifier that was saved."""
+    return Filter(name, NgramClassifier.load(model), Between(least, most))
+
+
+def _privacy(tagger: str = "", most: float = float("inf")) -> Privacy:
+    return Privacy(PrivacyTagger.load(tagger) if tagger else None, most=most)
+
+
+def _perplexity(model: str, low: float | None = None, high: float | None = None, sample: str = "") -> Filter:
+    """Mean log-probability of a token, from ``low`` to ``high``; the middle third of a sample where none is given."""
+    loaded: LogProbModel = NGramModel.load(model) if model.endswith(".npz") else ArpaModel(model)
+    scorer = Perplexity(loaded)
+    if low is None and high is None:
+        if not sample:
+            raise InputError("it has neither low, high nor a sample to take the middle third of")
+        low, high = thirds(scorer.score(_texts(sample)))
+    return Filter("perplexity", scorer, Between(-math.inf if low is None else low, math.inf if high is None else high))
+
+
+def _educational(model: str, least: float = 3.0) -> Filter:
+    return Filter("educational_quality", EducationalQuality.load(model), Threshold(least))
+
+
+def _semantic(least: float = 0.95, index: str | None = None, longest: int = 4000) -> SemanticDedup:
+    return SemanticDedup(least, index=index, longest=longest)
+
+
+_PATHS = {"index", "blocked_words", "curated", "raw", "labelled", "tagger", "sample"}
+_STEPS: dict[str, Callable[..., AnyStep]] = {
+    "rules": _rules,
+    "python": _python,
+    "language": _language,
+    "quality": _quality,
+    "toxicity": _toxicity,
+    "classifier": _classifier,
+    "educational_quality": _educational,
+    "perplexity": _perplexity,
+    "privacy": _privacy,
+    "semantic_dedup": _semantic,
+    "exact_dedup": ExactDedup,
+    "minhash_dedup": MinHashDedup,
+}
