@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pilotfish demo $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
