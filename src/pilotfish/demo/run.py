@@ -30,12 +30,12 @@ from pilotfish.traffic.tasks import normalise
 
 __all__ = ["run"]
 
-_N_LEARN = 300
-_N_LIVE = 90
+_N_LEARN = 240
+_N_LIVE = 70
 _FEEDBACK_EVERY = 4
 _START_SECONDS = 120.0
 _LEVEL = 0.90
-_N_CHANGED = 12
+_N_CHANGED = 6
 # Calls are observed a moment after they are answered.
 _SETTLE_SECONDS = 0.7
 
