@@ -183,7 +183,7 @@ def lora_gradients(
         raise InputError("LESS needs examples of the warm-up, to be judged, and of the target: give all three.")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0))
     weights = [p for p in model.parameters() if p.requires_grad]
 

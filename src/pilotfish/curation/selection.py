@@ -175,7 +175,9 @@ def in_context_worth(
     if len(examples) < n_shots + n_queries:
         raise InputError(f"The pool has {len(examples)} examples: give at least {n_shots + n_queries}.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+    ).eval()
     rng = np.random.default_rng(seed)
     total, shown = np.zeros(len(examples)), np.zeros(len(examples))
 
