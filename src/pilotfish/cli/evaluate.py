@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pilotfish.errors import InputError, missing_extra
+from pilotfish.files import replacing
 
 if TYPE_CHECKING:
     from pilotfish.evaluate import Evaluation
@@ -189,7 +190,6 @@ def _write_scores(path: Path, done: Evaluation) -> None:
     import csv
     import io
     import json
-    import os
 
     from pilotfish.cli.output import write_text
 
@@ -201,9 +201,8 @@ def _write_scores(path: Path, done: Evaluation) -> None:
         except ImportError:
             raise missing_extra("pyarrow", "parquet", "Writing parquet") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f".{path.name}.{os.getpid()}")
-        parquet.write_table(pyarrow.Table.from_pylist(rows), half)
-        half.replace(path)
+        with replacing(path) as half:
+            parquet.write_table(pyarrow.Table.from_pylist(rows), half)
     elif path.suffix == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
+
+from pilotfish.files import replacing
 
 __all__ = ["console", "write_text"]
 
@@ -15,6 +16,5 @@ console = Console()
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_text(text, encoding="utf-8")
-    half.replace(path)
+    with replacing(path) as half:
+        half.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError
+from pilotfish.files import replacing
 from pilotfish.methods import cards, find
 from pilotfish.protocols import Model, Scorer
 from pilotfish.route.deploy import in_service, serve, setting_within
@@ -263,9 +264,8 @@ class Route:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         self.table.to_jsonl(place / "table.jsonl")
-        half = place / "route.json.half"
-        half.write_text(text + "\n", encoding="utf-8")
-        half.replace(place / "route.json")
+        with replacing(place / "route.json") as half:
+            half.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path | str, models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Route:

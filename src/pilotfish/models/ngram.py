@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.files import replacing
 from pilotfish.models.sessions import FunctionSession
 from pilotfish.protocols import FloatArray, IntArray, LogProbs
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
@@ -196,13 +196,8 @@ class NGramModel:
         for i, level in enumerate(self._levels()):
             for name, array in zip(("keys", "discounted", "totals", "backoffs"), level, strict=True):
                 arrays[f"{name}{i}"] = array
-        new = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
-        try:
-            with new.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+        with replacing(path) as half, half.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

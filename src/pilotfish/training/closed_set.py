@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
 from pilotfish.features import FEATURE_KINDS, FeatureKind
+from pilotfish.files import replacing
 from pilotfish.protocols import FloatArray
 from pilotfish.training.labels import denoise
 from pilotfish.training.reader import Calibration, Reader, under
@@ -325,6 +326,5 @@ def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    half = path.with_name(path.name + ".half")
-    write(half)
-    half.replace(path)
+    with replacing(path) as half:
+        write(half)

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from pilotfish.decoding.fusion import normalised
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.files import replacing
 from pilotfish.protocols import FloatArray, LogProbs
 
 __all__ = ["LearnedCombination", "combination_features"]
@@ -129,12 +130,11 @@ class LearnedCombination:
 
     def save(self, path: str | Path) -> None:
         """Save as an npz archive, without pickle."""
-        new = Path(path).with_name(f".{Path(path).name}.part.npz")
         sizes = np.array([self.n_hidden, self.seed])
-        np.savez(
-            new, sizes=sizes, penalty=self.penalty, parameters=self.parameters_, mean=self.mean_, scale=self.scale_
-        )
-        new.replace(path)
+        with replacing(path) as half, half.open("wb") as file:
+            np.savez(
+                file, sizes=sizes, penalty=self.penalty, parameters=self.parameters_, mean=self.mean_, scale=self.scale_
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
