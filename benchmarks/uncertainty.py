@@ -60,9 +60,7 @@ def questions(run: Run, n_each: int) -> Iterator[dict[str, str]]:
     for row in run.rows("commonsenseqa/dev_rand_split.jsonl.gz"):
         asked = row["question"]
         options = "\n".join(f"{c['label']}. {c['text']}" for c in asked["choices"])
-        prompt = (
-            f"{asked['stem']}\n{options}\nThink in one short sentence, then end with 'The answer is ' and the letter."
-        )
+        prompt = f"{asked['stem']}\n{options}\n{_LETTER}"
         sets["commonsenseqa"].append({"prompt": prompt, "gold": row["answerKey"].lower()})
     for row in run.rows("svamp/svamp.jsonl.gz"):
         gold = final_answer(str(row["Answer"]))
@@ -111,11 +109,7 @@ def make(run: Run, n_each: int, seconds: float) -> None:
             replies = model.generate(
                 [ask.replace(temperature=0.0), *(ask.replace(temperature=0.7, seed=k + 1) for k in range(N_SAMPLES))]
             )
-            made = [
-                {"text": r.text, "log_probs": [[t.log_prob, *(p for _, p in t.top)] for t in r.log_probs]}
-                for r in replies
-            ]
-            out.write(json.dumps({**row, "replies": made}) + "\n")
+            out.write(json.dumps({**row, "replies": [_kept(reply) for reply in replies]}) + "\n")
             out.flush()
             n_made += 1
     spent = time.monotonic() - started
@@ -123,8 +117,7 @@ def make(run: Run, n_each: int, seconds: float) -> None:
 
 
 def _kept(reply: Reply) -> dict[str, Any]:
-    tokens = [[t.log_prob, *(log_prob for _, log_prob in t.top)] for t in reply.log_probs]
-    return {"text": reply.text, "log_probs": tokens}
+    return {"text": reply.text, "log_probs": [[t.log_prob, *(p for _, p in t.top)] for t in reply.log_probs]}
 
 
 def _reply(made: dict[str, Any]) -> Reply:
