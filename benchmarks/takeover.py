@@ -188,14 +188,14 @@ def others(run: Run, train: Traffic, test: Traffic) -> None:
 
 
 def speed(run: Run, student: ClosedSetStudent, test: Traffic) -> None:
-    """Answer the test calls in one batch, then one at a time."""
+    """Answer the test calls in one batch, then every sixth (the file is sorted by class) alone."""
     student.predict(test.texts[:64])
     started = time.perf_counter()
     student.predict(test.texts)
     batch = len(test.texts) / (time.perf_counter() - started)
     run.figure("student_calls_per_s", batch, unit="calls/s", better="higher", n=len(test.texts))
     times = []
-    for text in test.texts[:500]:
+    for text in test.texts[::6]:
         started = time.perf_counter()
         student.predict([text])
         times.append(1000 * (time.perf_counter() - started))

@@ -147,11 +147,11 @@ class ClosedSetStudent:
             rows = np.flatnonzero(numbers < len(number))
             texts, numbers, truth = [texts[int(i)] for i in rows], numbers[rows], truth[rows]
             typical = typical[rows]
-        kinds: list[FeatureKind] = ["static", "encoder"] if self.features == "encoder" else [self.features]
-        self.readers_ = [
-            Reader(kind, self.precision, self.n_axes, n_networks=1 if kind != kinds[-1] else 2, seed=self.seed)
-            for kind in kinds
-        ]
+        settings: dict[str, Any] = {"precision": self.precision, "n_axes": self.n_axes, "seed": self.seed}
+        self.readers_ = [Reader(self.features, **settings)]
+        if self.features == "encoder":
+            # In the small space a network alone ranks its calls no worse than with the kernel, at half the time.
+            self.readers_.insert(0, Reader("static", n_networks=1, kernel_weight=0.0, **settings))
         # The heavy parts run side by side on one thread each: split products crawl on a machine that is also serving.
         with threadpool_limits(limits=1):
             placed = [reader.place(texts) for reader in self.readers_]

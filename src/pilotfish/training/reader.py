@@ -20,7 +20,6 @@ __all__ = ["Calibration", "Reader", "geometric_mean"]
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
 _N_FOLDS = 3
-_KERNEL_WEIGHT = 0.4
 _FLOOR = np.float32(1e-4)
 # The kernel's cost grows with the cube of its calls; beyond these the networks alone see the rest.
 _MOST_KERNEL_CALLS = 10_000
@@ -99,6 +98,9 @@ class Reader:
         Axes of the space.
     n_networks : int
         Networks beside the kernel.
+    kernel_weight : float
+        The kernel's part in the joined probabilities, in [0, 1]. At 0 it only tells what is familiar, which saves its
+        equations, whose cost grows with the cube of the calls; there must be a network then.
     seed : int
         Of folds and networks.
 
@@ -125,12 +127,14 @@ class Reader:
         precision: Literal["int8", "fp32"] = "int8",
         n_axes: int = 512,
         n_networks: int = 2,
+        kernel_weight: float = 0.4,
         seed: int = 0,
     ) -> None:
         self.features = features
         self.precision = precision
         self.n_axes = n_axes
         self.n_networks = n_networks
+        self.kernel_weight = kernel_weight
         self.seed = seed
 
     def place(self, texts: Sequence[str]) -> Array:
@@ -157,7 +161,8 @@ class Reader:
                 _, scores[rows], nearest[rows] = kernels[f].result()
                 for k in range(self.n_networks):
                     by_network[k][rows] = networks[f][k].result()[1]
-        self.kernel_.tune(scores, targets)
+        if self.kernel_weight:
+            self.kernel_.tune(scores, targets)
         self.held_out_ = self._joined(scores, by_network)
         self.gate_ = float(np.quantile(nearest, _UNFAMILIAR))
         return self
@@ -165,17 +170,22 @@ class Reader:
     def read(self, texts: Sequence[str]) -> tuple[Array, NDArray[np.bool_]]:
         """Log-probabilities (n, n_classes) of texts, and whether each looks like those learned from (n,)."""
         X = self.space_.transform(texts)
-        scores, nearest = self.kernel_.scores(X)
+        if self.kernel_weight:
+            scores, nearest = self.kernel_.scores(X)
+        else:
+            scores, nearest = X[:, :0], self.kernel_.nearest(X)
         return self._joined(scores, [network.log_proba(X) for network in self.networks_]), nearest >= self.gate_
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """The fitted reader as plain data and arrays."""
         space, arrays = self.space_.get_state()
         arrays = {f"space_{name}": value for name, value in arrays.items()}
-        arrays |= {"kernel_points": self.kernel_.points_, "kernel_weights": self.kernel_.weights_}
+        arrays["kernel_points"] = self.kernel_.points_
+        if self.kernel_weight:
+            arrays["kernel_weights"] = self.kernel_.weights_
         for i, network in enumerate(self.networks_):
             arrays |= {f"network{i}_{name}": value for name, value in network.get_arrays().items()}
-        names = ("features", "precision", "n_axes", "n_networks", "seed")
+        names = ("features", "precision", "n_axes", "n_networks", "kernel_weight", "seed")
         plain = {
             "params": {name: getattr(self, name) for name in names},
             "space": space,
@@ -190,22 +200,27 @@ class Reader:
         made = cls(**plain["params"])
         made.space_ = TextSpace.from_state(plain["space"], under(arrays, "space_"))
         made.kernel_ = KernelHead(**plain["kernel"])
-        made.kernel_.points_, made.kernel_.weights_ = arrays["kernel_points"], arrays["kernel_weights"]
+        made.kernel_.points_ = arrays["kernel_points"]
+        if made.kernel_weight:
+            made.kernel_.weights_ = arrays["kernel_weights"]
         made.networks_ = [MlpHead().set_arrays(under(arrays, f"network{i}_")) for i in range(made.n_networks)]
         made.gate_ = float(plain["gate"])
         return made
 
     def _joined(self, scores: Array, networks: Sequence[Array]) -> Array:
-        each = (1 - _KERNEL_WEIGHT) / max(self.n_networks, 1)
-        weights = [_KERNEL_WEIGHT if networks else 1.0, *[each] * len(networks)]
+        if not self.kernel_weight:
+            return geometric_mean(networks, [1 / len(networks)] * len(networks))
+        each = (1 - self.kernel_weight) / max(self.n_networks, 1)
+        weights = [self.kernel_weight if networks else 1.0, *[each] * len(networks)]
         return geometric_mean([self.kernel_.log_proba_of(scores), *networks], weights)
 
     def _fit_kernel(self, X: Array, targets: Array, fit: Rows, test: Rows) -> tuple[KernelHead, Array, Array]:
         if fit.size > _MOST_KERNEL_CALLS:
             fit = np.sort(np.random.default_rng(self.seed).choice(fit, _MOST_KERNEL_CALLS, replace=False))
-        head = KernelHead().fit(X[fit], targets[fit])
-        if not test.size:
-            return head, targets[:0], np.zeros(0, dtype=np.float32)
+        head = KernelHead()
+        if not self.kernel_weight:
+            return head.remember(X[fit]), np.zeros_like(targets[test]), head.nearest(X[test])
+        head.fit(X[fit], targets[fit])
         return head, *head.scores(X[test])
 
     def _fit_network(self, X: Array, targets: Array, fit: Rows, test: Rows, k: int) -> tuple[MlpHead, Array]:
