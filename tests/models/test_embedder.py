@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
@@ -238,3 +240,12 @@ def test_bad_input_is_told(minilm: Path) -> None:
         OnnxEmbedder(max_length=2).embed(["a"])
     with pytest.raises(InputError, match="neither a path"):
         OnnxEmbedder("no-such-model").embed(["a"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(alphabet=st.sampled_from("ab e.,'\n\t\u2581 é日🙂<s>/"), max_size=40), min_size=2, max_size=4))
+def test_a_text_alone_has_the_vector_it_has_in_a_batch(texts: list[str]) -> None:
+    embedder = StaticEmbedder(pulled("wordllama"))
+    together = embedder.embed([*TEXTS, *texts])
+    for text, vector in zip([*TEXTS, *texts], together, strict=True):
+        np.testing.assert_allclose(embedder.embed([text])[0], vector, atol=1e-6)

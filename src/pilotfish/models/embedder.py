@@ -23,6 +23,16 @@ _Vectors = NDArray[np.float32]
 # Longer runs measured slower: their activations leave the core's cache.
 _TOKENS_PER_RUN = 512
 _CHARACTERS_PER_TOKEN = 128
+_MOST_WORDS = 65_536
+_LONGEST_WORD = 64
+_SPACE = "\u2581"
+_SPACES_KEPT = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": _SPACE},
+        {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+    ],
+}
 
 
 class OnnxEmbedder:
@@ -224,7 +234,8 @@ class StaticEmbedder:
 
     def __init__(self, model: str | Path = "wordllama") -> None:
         self.model = model
-        self._loaded: tuple[Any, _Vectors] | None = None
+        self._loaded: tuple[Any, _Vectors, bool] | None = None
+        self._words: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -242,9 +253,11 @@ class StaticEmbedder:
         InputError
             When ``texts`` is not a sequence of texts.
         """
-        tokenizer, table = self._parts()
+        tokenizer, table, by_word = self._parts()
         sums = np.zeros((len(texts), table.shape[1]), dtype=np.float32)
-        for row, ids in enumerate(_token_ids(tokenizer, _checked(texts), special=False)):
+        alone = by_word and len(texts) == 1 and _splits(_checked(texts)[0])
+        found = [self._ids_by_word(tokenizer, texts[0])] if alone else _token_ids(tokenizer, _checked(texts), False)
+        for row, ids in enumerate(found):
             if ids:
                 tokens = np.minimum(np.array(ids), table.shape[0] - 1)
                 sums[row] = sum(table[tokens[i : i + 4096]].sum(axis=0) for i in range(0, tokens.size, 4096))
@@ -260,20 +273,35 @@ class StaticEmbedder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"])  # type: ignore[misc]
 
-    def _parts(self) -> tuple[Any, _Vectors]:
+    def _ids_by_word(self, tokenizer: Any, text: str) -> list[int]:
+        """Tokens of a text alone from those of its words, which mostly were seen before."""
+        ids: list[int] = []
+        for word in text.split(" "):
+            known = self._words.get(word)
+            if known is None:
+                [known] = _token_ids(tokenizer, [word], special=False)
+                if len(word) <= _LONGEST_WORD:
+                    if len(self._words) >= _MOST_WORDS:
+                        self._words = {}
+                    self._words[word] = known
+            ids += known
+        return ids
+
+    def _parts(self) -> tuple[Any, _Vectors, bool]:
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
             return self._loaded
 
-    def _load(self) -> tuple[Any, _Vectors]:
+    def _load(self) -> tuple[Any, _Vectors, bool]:
         from safetensors.numpy import load_file
 
         folder = catalog.resolve(self.model)
         tables = [value for value in load_file(folder / "model.safetensors").values() if value.ndim == 2]
         if len(tables) != 1:
             raise InputError(f"{folder / 'model.safetensors'} has {len(tables)} tables: give a file with one.")
-        return _tokenizer(folder / "tokenizer.json"), tables[0].astype(np.float32)
+        tokenizer = _tokenizer(folder / "tokenizer.json")
+        return tokenizer, tables[0].astype(np.float32), _keeps_words_apart(tokenizer)
 
 
 def _tokenizer(path: Path) -> Any:
@@ -298,12 +326,27 @@ def _session(path: Path, n_threads: int | None) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+def _token_ids(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
     # Half of a surrogate pair has no UTF-8 form.
     clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     if len(clean) == 1:
         return [tokenizer.encode(clean[0], add_special_tokens=special).ids]
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(clean, add_special_tokens=special)]
+
+
+def _keeps_words_apart(tokenizer: Any) -> bool:
+    """Whether no token reaches over a space, so that a word has the same tokens alone as in a text."""
+    plain = json.loads(tokenizer.to_str())
+    return (
+        plain["normalizer"] == _SPACES_KEPT
+        and plain["pre_tokenizer"] is None
+        and not any(_SPACE in token.lstrip(_SPACE) for token in plain["model"]["vocab"])
+    )
+
+
+def _splits(text: str) -> bool:
+    """Whether a text is words with one space between them, and holds no special token nor the sign for a space."""
+    return bool(text) and " " not in (text[0], text[-1]) and not any(part in text for part in ("  ", "<", _SPACE))
 
 
 def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

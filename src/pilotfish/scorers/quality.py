@@ -15,6 +15,8 @@ from pilotfish.scorers.prompts import PromptFeatures
 
 __all__ = ["Column", "Gap", "KernelQuality", "NeighbourQuality", "QualityScorer", "checked_scores"]
 
+_Points = NDArray[np.float64] | NDArray[np.float32]
+
 
 class QualityScorer(Protocol):
     """Anything that predicts how good each model's answer to a prompt would be."""
@@ -168,11 +170,11 @@ class KernelQuality:
         return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
 
     def _span(self, landmarks: NDArray[np.float32]) -> None:
-        # Widened and squared once: to do so on every call would take most of a prediction's time.
-        self.landmarks_ = landmarks.astype(np.float64)
-        self.squares_ = (self.landmarks_**2).sum(axis=1)
+        # Squared once: to do so on every call would take most of a prediction's time.
+        self.landmarks_ = landmarks
+        self.squares_ = (landmarks.astype(np.float64) ** 2).sum(axis=1)
 
-    def _kernel(self, x: FloatArray) -> FloatArray:
+    def _kernel(self, x: _Points) -> FloatArray:
         return _gauss(x, self.landmarks_, self.gamma, self.squares_)
 
     def predict(self, prompts: Sequence[str]) -> FloatArray:
@@ -190,7 +192,7 @@ class KernelQuality:
             name: getattr(self, f"{name}_")
             for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend")
         }
-        own["landmarks"] = self.landmarks_.astype(np.float32)
+        own["landmarks"] = self.landmarks_
         own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
         return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
 
@@ -241,14 +243,16 @@ def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, 
     return weights, held_out
 
 
-def _gauss(x: FloatArray, landmarks: FloatArray, gamma: float, squares: FloatArray | None = None) -> FloatArray:
-    own = (landmarks**2).sum(axis=1) if squares is None else squares
-    distances = (x**2).sum(axis=1)[:, None] + own[None] - 2 * (x @ landmarks.T)
+def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None = None) -> FloatArray:
+    """Gaussian kernel of points with others, multiplied in the precision of the others."""
+    own = (others.astype(np.float64) ** 2).sum(axis=1) if squares is None else squares
+    products = np.matmul(x, others.T, dtype=others.dtype, casting="same_kind")
+    distances = (x**2).sum(axis=1)[:, None] + own - 2 * products
     return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
 
 
 def _second(z: FloatArray | NDArray[np.float32], anchors: NDArray[np.float32]) -> FloatArray:
-    kernel = _gauss(np.asarray(z, dtype=np.float64), anchors.astype(np.float64), 0.1)
+    kernel = _gauss(z, anchors.astype(np.float64), 0.1)
     return kernel + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
 
 
