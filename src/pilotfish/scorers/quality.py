@@ -15,7 +15,7 @@ from pilotfish.scorers.prompts import PromptFeatures
 
 __all__ = ["Column", "Gap", "KernelQuality", "NeighbourQuality", "QualityScorer", "checked_scores"]
 
-_Points = NDArray[np.float64] | NDArray[np.float32]
+_Points = NDArray[Any]
 
 
 class QualityScorer(Protocol):
@@ -246,8 +246,7 @@ def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, 
 def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None = None) -> FloatArray:
     """Gaussian kernel of points with others, multiplied in the precision of the others."""
     own = (others.astype(np.float64) ** 2).sum(axis=1) if squares is None else squares
-    products = np.matmul(x, others.T, dtype=others.dtype, casting="same_kind")
-    distances = (x**2).sum(axis=1)[:, None] + own - 2 * products
+    distances = (x**2).sum(axis=1)[:, None] + own - 2 * (x.astype(others.dtype) @ others.T)
     return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
 
 
