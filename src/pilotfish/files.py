@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
-__all__ = ["replacing"]
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish.errors import InputError
+
+__all__ = ["read_arrays", "replacing", "write_arrays"]
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary name beside a path; what was written there takes the path's place, unless something failed.
+
+    Parameters
+    ----------
+    path : str or Path
+        What is to be written.
+    private : bool
+        Whether only the file's owner may read it.
 
     Examples
     --------
@@ -26,7 +41,49 @@ def replacing(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     half = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        if private:
+            half.touch(mode=0o600)
         yield half
         half.replace(target)
     finally:
         half.unlink(missing_ok=True)
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], *, private: bool = False) -> None:
+    """Write named arrays as a compressed npz archive, as :func:`replacing` writes."""
+    with replacing(path, private=private) as half, half.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def read_arrays(path: str | Path, what: str) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Open an npz archive; pickled objects are refused, and whatever fails inside the block is put down to the file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    what : str
+        What it should be, for the sentence of the error.
+
+    Raises
+    ------
+    InputError
+        When the file is something else, damaged, or lacks an array that is asked for.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_arrays(Path(folder) / "a.npz", {"x": np.arange(3)})
+    ...     with read_arrays(Path(folder) / "a.npz", "list") as arrays:
+    ...         arrays["x"]
+    array([0, 1, 2])
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is no saved {what} ({error}): give a file that was written as one.") from error

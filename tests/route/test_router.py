@@ -82,7 +82,7 @@ def test_saved_and_loaded_without_pickle(router, says, tmp_path):
     with pytest.raises(InputError, match="models has no"):
         Router.load(tmp_path / "r.npz", {"small": says("small")})
     (tmp_path / "bad.npz").write_bytes(b"not a router")
-    with pytest.raises(InputError, match="not a saved router"):
+    with pytest.raises(InputError, match="no saved router"):
         Router.load(tmp_path / "bad.npz", {})
 
 

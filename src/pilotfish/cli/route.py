@@ -31,16 +31,11 @@ class _Absent:
 def _router(path: Path) -> Router:
     import json
 
-    import numpy as np
-
+    from pilotfish.files import read_arrays
     from pilotfish.route.router import Router
 
-    names: list[str] = []
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [c["name"] for c in json.loads(file["about"].tobytes())["candidates"]]
-    except (OSError, ValueError, KeyError):
-        names = []
+    with read_arrays(path, "router") as file:
+        names = [c["name"] for c in json.loads(file["about"].tobytes())["candidates"]]
     absent = dict.fromkeys(names, _Absent())
     return Router.load(path, absent)  # type: ignore[arg-type]
 

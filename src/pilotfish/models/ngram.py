@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import replacing
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.models.sessions import FunctionSession
 from pilotfish.protocols import FloatArray, IntArray, LogProbs
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
@@ -196,8 +196,7 @@ class NGramModel:
         for i, level in enumerate(self._levels()):
             for name, array in zip(("keys", "discounted", "totals", "backoffs"), level, strict=True):
                 arrays[f"{name}{i}"] = array
-        with replacing(path) as half, half.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -208,22 +207,17 @@ class NGramModel:
         InputError
             When the file is something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(bytes(archive["header"]))
-                if header["format"] != _FORMAT:
-                    raise InputError(f"{path} has format {header['format']}: save the model again with this version.")
-                model = cls(header["order"], header["unit"], header["min_count"])
-                model._set_vocabulary(header["vocabulary"])
-                orders = range(model.order)
-                model._keys = [archive[f"keys{i}"] for i in orders]
-                model._discounted = [archive[f"discounted{i}"] for i in orders]
-                model._totals = [archive[f"totals{i}"] for i in orders]
-                model._backoffs = [archive[f"backoffs{i}"] for i in orders]
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, InputError | FileNotFoundError):
-                raise
-            raise InputError(f"{path} is no saved n-gram model ({error}): give one that save wrote.") from error
+        with read_arrays(path, "n-gram model") as archive:
+            header = json.loads(bytes(archive["header"]))
+            if header["format"] != _FORMAT:
+                raise InputError(f"{path} has format {header['format']}: save the model again with this version.")
+            model = cls(header["order"], header["unit"], header["min_count"])
+            model._set_vocabulary(header["vocabulary"])
+            orders = range(model.order)
+            model._keys = [archive[f"keys{i}"] for i in orders]
+            model._discounted = [archive[f"discounted{i}"] for i in orders]
+            model._totals = [archive[f"totals{i}"] for i in orders]
+            model._backoffs = [archive[f"backoffs{i}"] for i in orders]
         return model
 
     def _levels(self) -> Iterable[tuple[IntArray, FloatArray, FloatArray, FloatArray]]:

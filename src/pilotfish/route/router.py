@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, Model
 from pilotfish.route.policies import CostModel
 from pilotfish.rules import value_minus_price
@@ -223,13 +220,7 @@ class Router:
             arrays[f"added.{k}.name"] = np.array(name)
         about = {"version": 1, "price": self.price, "candidates": [asdict(c) for c in self.candidates]}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        target = Path(path)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        with os.fdopen(handle, "wb") as out:
-            out.write(buffer.getvalue())
-        Path(name).replace(target)
+        write_arrays(path, arrays, private=True)
 
     @classmethod
     def load(cls, path: Path | str, models: Mapping[str, Model], scorer: KernelQuality | None = None) -> Router:
@@ -240,12 +231,9 @@ class Router:
         InputError
             When the file is not a saved router.
         """
-        try:
-            with np.load(Path(path), allow_pickle=False) as file:
-                arrays: dict[str, Any] = dict(file)
+        with read_arrays(path, "router") as file:
+            arrays = dict(file)
             about = json.loads(arrays["about"].tobytes())
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is not a saved router ({error}): fit one with 'pilotfish route fit'.") from error
         parts = {k.removeprefix("scorer."): v for k, v in arrays.items() if k.startswith("scorer.")}
         cost = CostModel()
         cost.lines_ = arrays["cost.lines"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +13,7 @@ import numpy as np
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError
+from pilotfish.files import replacing
 from pilotfish.protocols import FloatArray, IntArray
 from pilotfish.traffic.calls import UPSTREAM, Call
 from pilotfish.traffic.log import TrafficLog
@@ -266,13 +265,10 @@ class ReplyTable:
                 yield row
 
     def to_jsonl(self, path: Path | str) -> None:
-        """Write one JSON object per answer; the file appears whole or not at all."""
-        target = Path(path)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
+        """Write one JSON object per answer, for the owner to read; the file appears whole or not at all."""
+        with replacing(path, private=True) as half, half.open("w", encoding="utf-8") as out:
             for row in self.rows():
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        Path(name).replace(target)
 
     @property
     def n_queries(self) -> int:

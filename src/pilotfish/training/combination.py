@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from pilotfish.decoding.fusion import normalised
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import replacing
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, LogProbs
 
 __all__ = ["LearnedCombination", "combination_features"]
@@ -131,10 +131,8 @@ class LearnedCombination:
     def save(self, path: str | Path) -> None:
         """Save as an npz archive, without pickle."""
         sizes = np.array([self.n_hidden, self.seed])
-        with replacing(path) as half, half.open("wb") as file:
-            np.savez(
-                file, sizes=sizes, penalty=self.penalty, parameters=self.parameters_, mean=self.mean_, scale=self.scale_
-            )
+        arrays = {"sizes": sizes, "penalty": np.array(self.penalty), "parameters": self.parameters_}
+        write_arrays(path, {**arrays, "mean": self.mean_, "scale": self.scale_})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -145,12 +143,9 @@ class LearnedCombination:
         InputError
             When the file is something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                made = cls(int(file["sizes"][0]), float(file["penalty"]), int(file["sizes"][1]))
-                made.parameters_, made.mean_, made.scale_ = file["parameters"], file["mean"], file["scale"]
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path} is no saved combination ({error}): give one that save wrote.") from error
+        with read_arrays(path, "combination") as file:
+            made = cls(int(file["sizes"][0]), float(file["penalty"]), int(file["sizes"][1]))
+            made.parameters_, made.mean_, made.scale_ = file["parameters"], file["mean"], file["scale"]
         return made
 
     def _parts(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
