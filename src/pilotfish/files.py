@@ -81,7 +81,7 @@ def read_arrays(path: str | Path, what: str) -> Iterator[Mapping[str, NDArray[An
     array([0, 1, 2])
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             yield file
     except InputError:
         raise
