@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import http.client
 import socket
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pilotfish.gateway.wire import WireReply
 from tests.gateway.rig import CHAT, STREAM_HEAD, answer, chunk, events, whole
 
 OURS = "x-pilotfish-"
@@ -315,3 +317,17 @@ def test_a_slow_client_slows_the_upstream(start, upstream):
         n_bytes += len(part_read)
     assert n_bytes == 600 * len(part)
     connection.close()
+
+
+def test_a_call_leaves_nothing_to_the_garbage_collection(start, upstream):
+    """Whose pauses all calls would wait for."""
+    upstream.replies(whole(answer("yes")))
+    run = start()
+    gc.disable()
+    try:
+        for _ in range(5):
+            assert run.chat().status == 200
+        n_left = sum(type(one) is WireReply for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert n_left <= 1

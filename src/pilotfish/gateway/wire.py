@@ -187,7 +187,7 @@ class WireReply:
         self._n_header_bytes = 0
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     async def read_some(self) -> bytes:
         """What has arrived of the body, waiting for at least one byte; empty at its end.
@@ -218,6 +218,8 @@ class WireReply:
 
     def feed(self, data: bytes) -> None:
         """Take what has arrived."""
+        if self._parser is None:
+            return
         self.touched = True
         try:
             self._parser.feed_data(data)
@@ -226,6 +228,9 @@ class WireReply:
         except httptools.HttpParserError as error:
             name = self._connection.wire.name
             self.fail(UpstreamError(f"The upstream {name} sent no valid HTTP ({error}): check its address.", 502))
+        if self.ended or self._error is not None:
+            # It holds methods of this reply: were the two left to the garbage collection, all calls would wait for it.
+            self._parser = None
 
     def finish(self) -> bool:
         """Take the end of the connection; whether that is the end of the body."""
@@ -260,6 +265,7 @@ class WireReply:
 
     def on_headers_complete(self) -> None:
         """Called by the parser, also for interim replies."""
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if status < 200:
             return
