@@ -138,7 +138,7 @@ def overhead(run: Run, small: TransformersModel, large: TransformersModel) -> No
     fusion = ProxyTuning(1.0)
     parts: dict[str, WhiteBoxModel] = {"base": large, "expert": small, "anti_expert": small}
     text = "Explain in simple words why the sky is blue."
-    n_tokens = 24 if run.quick else 64
+    n_tokens = 24 if run.quick else 32
     request = Request.of(text, temperature=0, max_tokens=n_tokens)
     ways = {
         "large": Decoder(large), "small": Decoder(small), "fused": Decoder(Fused(fusion, parts)),
