@@ -176,6 +176,8 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
 
 
 def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
+    import torch
+
     by_way: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_way.setdefault(row["way"], {})[row["i"]] = row
@@ -197,7 +199,8 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
 
     def figure(name: str, found: tuple[float, int], **more: Any) -> None:
         end = "" if label == "smollm2" else f"_{label}"
-        run.figure(name + end, found[0], unit="ratio", better="higher", n=found[1], target=TARGETS[label], **more)
+        common = {"target": TARGETS[label], "n_threads": torch.get_num_threads(), "max_tokens": N_TIMED}
+        run.figure(name + end, found[0], unit="ratio", better="higher", n=found[1], **common, **more)
 
     each = {group: ratio("combination", "plain", group) for group in groups}
     worst = min(each, key=lambda group: each[group])
@@ -253,11 +256,15 @@ def llama_cpp(target: str) -> dict[str, Any]:
     except ImportError:
         print("no xllamacpp: llama.cpp is left out")
         return {}
+    import torch
+
     servers = {}
     for name, kind in (("llama.cpp plain", "NONE"), ("llama.cpp lookup", "NGRAM_SIMPLE")):
         params = xllamacpp.CommonParams()
         params.model.path = str(catalog.path(target))
         params.n_ctx, params.n_parallel, params.verbosity = 4096, 1, -1
+        for cpu in (params.cpuparams, params.cpuparams_batch):
+            cpu.n_threads = torch.get_num_threads()
         params.speculative.types = [getattr(xllamacpp.common_speculative_type, f"COMMON_SPECULATIVE_TYPE_{kind}")]
         servers[name] = xllamacpp.Server(params)
     return servers
