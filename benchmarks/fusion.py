@@ -56,7 +56,7 @@ def main(run: Run) -> None:
 def science(run: Run) -> tuple[list[str], list[str], list[str]]:
     """Abstracts of scifact, split by document: to tune on, to fit weights on, to test on."""
     texts = [row["text"] for row in islice(run.rows("scifact/corpus.jsonl.gz"), 2100)]
-    n_test = 6 if run.quick else 30
+    n_test = 6 if run.quick else 24
     return texts[: 200 if run.quick else 800], texts[1000 : 1000 + n_test], texts[2000 : 2000 + n_test]
 
 
@@ -89,14 +89,14 @@ def trained(run: Run, name: str, train: Callable[[], TransformersModel]) -> Tran
 def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
     """Share of the directly tuned large model's gain in log-probability that proxy tuning gets; CombLM beside it."""
     fit, weigh, test = science(run)
-    steps = 25 if run.quick else 60
+    steps = 25 if run.quick else 30
     examples = [("", text) for text in fit]
-    expert = trained(run, "expert", lambda: tune(small, examples, n_steps=steps, max_tokens=96, learning_rate=1e-4))
+    expert = trained(run, "expert", lambda: tune(small, examples, n_steps=steps, max_tokens=64, learning_rate=1e-4))
     tuned = trained(
-        run, "tuned", lambda: tune(large, examples, n_steps=steps // 3, max_tokens=96, rank=8, learning_rate=3e-4)
+        run, "tuned", lambda: tune(large, examples, n_steps=steps // 3, max_tokens=64, rank=8, learning_rate=3e-4)
     )
     models: dict[str, WhiteBoxModel] = {"base": large, "tuned": tuned, "expert": expert, "anti_expert": small}
-    n_tokens = 64 if run.quick else 128
+    n_tokens = 64 if run.quick else 96
     alphas = (0.5, 1.0, 1.5)
     rows: list[Any] = list(places(models, weigh, n_tokens))
 

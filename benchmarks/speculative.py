@@ -181,7 +181,8 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
     by_way: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_way.setdefault(row["way"], {})[row["i"]] = row
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    started = [row["group"] for row in rows if row["way"] == "plain" and row["i"] in by_way["combination"]]
+    groups = list(dict.fromkeys(started))
 
     def rate(name: str, wanted: Iterable[int]) -> float:
         found = [by_way[name][i] for i in wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ TEXT = [i * 7 % 27 for i in range(90)]
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("packed") / "tiny")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_layer() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pilotfish.models.packed._LARGE", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
