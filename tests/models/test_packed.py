@@ -48,6 +48,26 @@ def test_passes_of_any_length_are_those_of_the_plain_model(networks: tuple[Any, 
             start += n
 
 
+@pytest.mark.parametrize("family", ["Gemma3Text", "Qwen2", "Mistral", "Phi3"])
+def test_other_families_and_sliding_windows(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=29, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, max_position_embeddings=128, sliding_window=8, pad_token_id=0, eos_token_id=28,
+    )  # fmt: skip
+    network = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    one, other = TorchSession(network, 128), TorchSession(packed(network), 128)
+    start = 0
+    for n in (1, 1, 12, 3, 40, 5, 1):
+        rows = [session.extend(TEXT[start : start + n]).log_probs() for session in (one, other)]
+        assert rows[1] == pytest.approx(rows[0], abs=1e-4)
+        start += n
+        if n > 2:
+            one.rewind(2)
+            other.rewind(2)
+            start -= 2
+
+
 def test_generated_batches_are_those_of_the_plain_model(networks: tuple[Any, Any]) -> None:
     import torch
 

@@ -91,7 +91,8 @@ def _register() -> None:
 
         n_batch, n_heads, n, width = query.shape
         n_groups = n_heads // key.shape[1]
-        if n_groups == 1 or not 1 < n <= _FEW or attention_mask is None or attention_mask.shape[1] != 1:
+        shared = n_groups > 1 and 1 < n <= _FEW and attention_mask is not None and attention_mask.shape[1] == 1
+        if not shared or how.get("position_bias") is not None:
             made: tuple[Any, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
             return made
         seen = torch.nn.functional.scaled_dot_product_attention(
