@@ -29,7 +29,7 @@ from pilotfish.types import Request
 
 TARGETS = {"smollm2": "smollm2-135m-instruct", "qwen": "qwen2.5-coder-0.5b-instruct"}
 N_TOKENS = 64
-N_TIMED = 128
+N_TIMED = 64
 COPYING = ("summarization", "rag")
 _CHAT = "mt_bench"
 
@@ -121,7 +121,7 @@ def exact(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> N
     kept = Kept(run, "exact")
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     plain, fast = Decoder(model), Decoder(model, [Lookup(), Retrieval(replies)], k=4)
-    end = time.perf_counter() + (25 if run.quick else 500 if run.only else 150)
+    end = time.perf_counter() + (25 if run.quick else 300 if run.only else 150)
     for i, (group, text) in enumerate(in_turn(groups)):
         if time.perf_counter() > end:
             break
@@ -153,21 +153,22 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
     peer = model._trainable()[1]  # as transformers loads it
     ways["transformers generate"] = lambda request: _generated(model, peer, request)
     ways["transformers lookup"] = lambda request: _generated(model, peer, request, prompt_lookup_num_tokens=10)
-    if label == "smollm2":
+    if label == "smollm2" and run.quick:  # a third as fast as plain generation: it would only use up the time
         small = first_layers(peer, 6)
         ways["transformers assisted"] = lambda request: _generated(model, peer, request, assistant_model=small)
     servers = llama_cpp(TARGETS[label])
     ways |= {name: functools.partial(_served, server) for name, server in servers.items()}
     for way in ways.values():  # every way once unmeasured: memory is touched, controllers know their costs
         way(ask("Repeat after me: one two three, one two three, one two three, one two", 24))
-    end = time.perf_counter() + (60 if run.quick else 160)
+    end = time.perf_counter() + (60 if run.quick else 185)
     done = {(row["i"], row["way"]) for row in kept.rows}
     for i, (group, text) in enumerate(in_turn(groups)):
         for at in np.random.default_rng(i).permutation(len(ways)):
             name = list(ways)[at]
-            # Once for each group is enough of what is slowest by far.
             late = time.perf_counter() > end and (kept.path is not None or i >= len(groups))
-            if late or (i, name) in done or (name == "transformers assisted" and i >= len(groups)):
+            # Few are enough of what is no rival by far, or has other weights.
+            few = name == "transformers assisted" or name in servers
+            if late or (i, name) in done or (few and i >= 2):
                 continue
             start = time.perf_counter()
             _, n_written = ways[name](ask(text, n_tokens))
@@ -181,8 +182,11 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
     by_way: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_way.setdefault(row["way"], {})[row["i"]] = row
-    started = [row["group"] for row in rows if row["way"] == "plain" and row["i"] in by_way["combination"]]
-    groups = list(dict.fromkeys(started))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    ours = ("plain", "lookup", "combination")
+    if any(len({row["group"] for row in by_way[name].values()}) < 6 for name in ours):
+        print("Not every task group was timed yet: run the part again.")
+        return
 
     def rate(name: str, wanted: Iterable[int]) -> float:
         found = [by_way[name][i] for i in wanted]
