@@ -121,7 +121,7 @@ def exact(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> N
     kept = Kept(run, "exact")
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     plain, fast = Decoder(model), Decoder(model, [Lookup(), Retrieval(replies)], k=4)
-    end = time.perf_counter() + (25 if run.quick else 240 if run.only else 150)
+    end = time.perf_counter() + (25 if run.quick else 170 if run.only else 150)
     for i, (group, text) in enumerate(in_turn(groups)):
         if time.perf_counter() > end:
             break
