@@ -7,7 +7,7 @@ tokens costs that share of theirs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
@@ -19,11 +19,13 @@ from pilotfish.decoding.decoder import Decoder, fuse
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import ContextAware, Contrastive, Product, ProxyTuning
 from pilotfish.decoding.search import ChunkSearch, LogRatio
+from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.methods.build_decoder import without_context
+from pilotfish.models import catalog
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import LogProbs, WhiteBoxModel
 from pilotfish.training.combination import LearnedCombination, combination_features
-from pilotfish.training.tuning import prefer, train_adapter, tune
+from pilotfish.training.tuning import prefer, save_model, train_adapter, tune
 from pilotfish.types import Request
 
 SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
@@ -54,7 +56,7 @@ def main(run: Run) -> None:
 def science(run: Run) -> tuple[list[str], list[str], list[str]]:
     """Abstracts of scifact, split by document: to tune on, to fit weights on, to test on."""
     texts = [row["text"] for row in islice(run.rows("scifact/corpus.jsonl.gz"), 2100)]
-    n_test = 6 if run.quick else 30
+    n_test = 6 if run.quick else 24
     return texts[: 200 if run.quick else 800], texts[1000 : 1000 + n_test], texts[2000 : 2000 + n_test]
 
 
@@ -65,26 +67,36 @@ def places(models: dict[str, WhiteBoxModel], texts: Sequence[str], n_tokens: int
         tokens = main.encode(text)[:n_tokens]
         logs = {}
         for role, model in models.items():
-            session = model.session() if model.tokenizer is main else Bridged(model, main).session()
+            session = model.session() if same_vocabulary(model.tokenizer, main) else Bridged(model, main).session()
             logs[role] = session.extend(tokens[:-1]).log_probs()[:, : main.n_vocabulary]
         yield logs, np.array(tokens[1:])
+
+
+def trained(run: Run, name: str, train: Callable[[], TransformersModel]) -> TransformersModel:
+    """A model that is trained once and kept in the cache beside the others; quick runs train their own."""
+    folder = catalog.cache_dir("x").parent.parent / "benchmarks" / f"fusion-{name}"
+    if not run.quick and folder.exists():
+        return TransformersModel(folder)
+    start = time.perf_counter()
+    made = train()
+    print(f"{name} trained in {time.perf_counter() - start:.0f} s", flush=True)
+    if not run.quick:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_model(made, folder)
+    return made
 
 
 def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
     """Share of the directly tuned large model's gain in log-probability that proxy tuning gets; CombLM beside it."""
     fit, weigh, test = science(run)
-    start = time.perf_counter()
-    steps = 25 if run.quick else 120
+    steps = 25 if run.quick else 30
     examples = [("", text) for text in fit]
-    expert = tune(small, examples, n_steps=steps, max_tokens=128, learning_rate=1e-4)
-    print(f"expert tuned in {time.perf_counter() - start:.0f} s")
-    start = time.perf_counter()
-    tuned = tune(
-        large, examples, n_steps=steps // 5 if run.quick else steps // 2, max_tokens=128, rank=8, learning_rate=3e-4
+    expert = trained(run, "expert", lambda: tune(small, examples, n_steps=steps, max_tokens=64, learning_rate=1e-4))
+    tuned = trained(
+        run, "tuned", lambda: tune(large, examples, n_steps=steps // 3, max_tokens=64, rank=8, learning_rate=3e-4)
     )
-    print(f"the large model itself tuned in {time.perf_counter() - start:.0f} s")
     models: dict[str, WhiteBoxModel] = {"base": large, "tuned": tuned, "expert": expert, "anti_expert": small}
-    n_tokens = 64 if run.quick else 128
+    n_tokens = 64 if run.quick else 96
     alphas = (0.5, 1.0, 1.5)
     rows: list[Any] = list(places(models, weigh, n_tokens))
 
@@ -123,25 +135,29 @@ def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
 
 def overhead(run: Run, small: TransformersModel, large: TransformersModel) -> None:
     """Seconds a token of a fused model beside the sum of its models' own, and with a gate beside the large one's."""
+    import torch
+
     fusion = ProxyTuning(1.0)
     parts: dict[str, WhiteBoxModel] = {"base": large, "expert": small, "anti_expert": small}
     text = "Explain in simple words why the sky is blue."
-    n_tokens = 24 if run.quick else 96
+    n_tokens = 24 if run.quick else 32
     request = Request.of(text, temperature=0, max_tokens=n_tokens)
     ways = {
         "large": Decoder(large), "small": Decoder(small), "fused": Decoder(Fused(fusion, parts)),
         "gated": Decoder(Fused(fusion, parts, gate=0.5)),
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(2 if run.quick else 5):
+    end = time.perf_counter() + (40 if run.quick else 150)
+    while len(seconds["gated"]) < 5 and (not seconds["gated"] or time.perf_counter() < end):
         for name, decoder in ways.items():
             _, stats = decoder.answer(request)
             seconds[name].append(stats.seconds / max(1, stats.n_tokens))
     cost = {name: float(np.median(values)) for name, values in seconds.items()}
     print("  ".join(f"{name} {value * 1e3:.1f} ms a token" for name, value in cost.items()))
     own = cost["large"] + 2 * cost["small"]
-    run.figure("fusion_overhead", cost["fused"] / own, unit="ratio", better="lower", n=n_tokens, floor=1.1)
-    run.figure("gated_overhead", cost["gated"] / cost["large"], unit="ratio", better="lower", n=n_tokens, floor=1.4)
+    common = {"n": n_tokens, "n_threads": torch.get_num_threads()}
+    run.figure("fusion_overhead", cost["fused"] / own, unit="ratio", better="lower", floor=1.1, **common)
+    run.figure("gated_overhead", cost["gated"] / cost["large"], unit="ratio", better="lower", floor=1.4, **common)
 
 
 def context(run: Run, model: TransformersModel) -> None:
@@ -153,7 +169,7 @@ def context(run: Run, model: TransformersModel) -> None:
         if answer in told and 2 < len(answer) < 30 and answer.lower() not in ("yes", "no"):
             items.append((row["question"], told, answer))
     rng = np.random.default_rng(0)
-    n = 6 if run.quick else 40
+    n = 6 if run.quick else 32
     # A third of the questions chooses the gate, and is not scored.
     picked = [items[i] for i in rng.permutation(len(items))[: n + n // 2]]
     others = [items[i][2] for i in rng.permutation(len(items))[: n + n // 2]]

@@ -2,13 +2,17 @@
 
 The floor of a plain token is the time to read all weights once; a pass over k + 1 tokens reads them once as well, so
 that a drafted token is free until arithmetic takes longer than reading. Both are printed before anything else.
+
+``exact`` and ``speed`` take long: what was measured is kept in the cache beside the models (no texts), and the next
+full run of the part goes on where the last one stopped. Delete ``speculative.jsonl`` there to measure again.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,15 +21,15 @@ from scipy import stats
 from benchmarks.figures import Run, bootstrap
 from pilotfish.decoding.acceptance import Draft, Lossless, Sampling
 from pilotfish.decoding.decoder import Decoder
-from pilotfish.decoding.drafting import Drafter, EarlyExit, Lookup, Retrieval, SmallModel
+from pilotfish.decoding.drafting import Lookup, Retrieval
 from pilotfish.models import catalog
 from pilotfish.models.sessions import ArrayLogits
-from pilotfish.models.transformers import TransformersModel
-from pilotfish.training.tuning import distil_draft
+from pilotfish.models.transformers import TransformersModel, first_layers
 from pilotfish.types import Request
 
-TARGET = "smollm2-135m-instruct"
+TARGETS = {"smollm2": "smollm2-135m-instruct", "qwen": "qwen2.5-coder-0.5b-instruct"}
 N_TOKENS = 64
+N_TIMED = 64
 COPYING = ("summarization", "rag")
 _CHAT = "mt_bench"
 
@@ -48,23 +52,44 @@ def in_turn(groups: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
 
 
 def main(run: Run) -> None:
-    model = TransformersModel(TARGET)
+    model = TransformersModel(TARGETS["smollm2"])
     groups = prompts(run)
     if run.wants("floor"):
         floor(model)
     if run.wants("exact"):
         exact(run, model, groups)
     if run.wants("speed"):
-        speed(run, model, groups)
+        speed(run, "smollm2", model, groups)
+    if "speed_qwen" in run.only:
+        large = TransformersModel(TARGETS["qwen"])
+        floor(large)
+        speed(run, "qwen", large, groups)
     if run.wants("sampling"):
         sampling(run, model)
     if run.wants("structured"):
         structured(run, model)
 
 
+class Kept:
+    """What earlier runs of a part measured; nothing is kept of a quick run."""
+
+    def __init__(self, run: Run, part: str) -> None:
+        self.part = part
+        self.path = None if run.quick else catalog.cache_dir("x").parent.parent / "benchmarks" / "speculative.jsonl"
+        lines = self.path.read_text().splitlines() if self.path is not None and self.path.exists() else []
+        self.rows = [row for row in map(json.loads, lines) if row["part"] == part]
+
+    def add(self, **row: Any) -> None:
+        self.rows.append({"part": self.part, **row})
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(self.rows[-1]) + "\n")
+
+
 def floor(model: TransformersModel) -> None:
     """What a token costs at least, and what a pass of more tokens costs beside it."""
-    _, network = model._parts()
+    network = model._trainable()[1]
     n_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
     block = np.ones(64 << 20, dtype=np.float32)
     start = time.perf_counter()
@@ -92,104 +117,121 @@ def ask(text: str, n_tokens: int = N_TOKENS) -> Request:
 
 
 def exact(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> None:
-    """Greedy texts of a drafting decoder against the plain target's; asked for by name, all prompts are taken."""
-    seconds = 25 if run.quick else 10**9 if run.only else 150
-    plain, fast = Decoder(model), Decoder(model, [Lookup(), EarlyExit(6, least=0.0)], k=4)
-    end = time.perf_counter() + seconds
-    same, n_tokens = [], 0
-    for group, text in in_turn(groups):
+    """Greedy texts of a drafting decoder against the plain target's, for as long as there is time."""
+    kept = Kept(run, "exact")
+    replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
+    plain, fast = Decoder(model), Decoder(model, [Lookup(), Retrieval(replies)], k=4)
+    end = time.perf_counter() + (25 if run.quick else 170 if run.only else 150)
+    for i, (group, text) in enumerate(in_turn(groups)):
         if time.perf_counter() > end:
             break
+        if i < len(kept.rows):
+            continue
         (a,), (b,) = plain.generate([ask(text)]), fast.generate([ask(text)])
-        same.append(a.text == b.text)
-        n_tokens += a.usage.completion_tokens
-        if not same[-1]:
+        kept.add(i=i, group=group, same=a.text == b.text, n_tokens=a.usage.completion_tokens)
+        if a.text != b.text:
             print(f"{group}: {a.text!r} became {b.text!r}")
+    same = [row["same"] for row in kept.rows]
     run.figure(
-        "greedy_identical", float(np.mean(same)), unit="share", better="higher", n=len(same), n_tokens=n_tokens,
-        floor=1.0, note="always four drafted tokens a pass, fp32",
+        "greedy_identical", float(np.mean(same)), unit="share", better="higher", n=len(same),
+        n_tokens=sum(row["n_tokens"] for row in kept.rows), floor=1.0, note="always four drafted tokens a pass, fp32",
     )  # fmt: skip
 
 
-def speed(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> None:
-    """Tokens a second of every way on the same prompts in turn."""
+def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list[str]]) -> None:
+    """Tokens a second of every way on the same prompts in turn, reading of the prompt included."""
+    kept = Kept(run, f"speed {label}")
+    n_tokens = 32 if run.quick else N_TIMED
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
-    n_tokens = 32 if run.quick else N_TOKENS
-    drafters: list[Drafter] = [Lookup(), Retrieval(replies)]
-    small = model.first_layers(6)
-    if not run.quick:
-        start = time.perf_counter()
-        small = distil_draft(model, replies[:400], n_layers=3, n_steps=60)
-        print(f"a draft of 3 layers distilled in {time.perf_counter() - start:.0f} s")
-        drafters.append(SmallModel(small))
-    ours = {"plain": Decoder(model), "lookup": Decoder(model, [Lookup()]), "combination": Decoder(model, drafters)}
+    ours = {
+        "plain": Decoder(model), "lookup": Decoder(model, [Lookup()]),
+        "combination": Decoder(model, [Lookup(), Retrieval(replies)]),
+    }  # fmt: skip
     ways: dict[str, Callable[[Request], tuple[str, int]]] = {
-        name: lambda request, decoder=decoder: _written(decoder, request)
-        for name, decoder in ours.items()  # type: ignore[misc]
+        name: functools.partial(_written, decoder) for name, decoder in ours.items()
     }
-    ways["transformers generate"] = lambda request: _generated(model, request)
-    ways["transformers lookup"] = lambda request: _generated(model, request, prompt_lookup_num_tokens=10)
-    ways["transformers assisted"] = lambda request: _generated(model, request, assistant_model=small._parts()[1])
-    servers = llama_cpp()
-    ways |= {name: lambda request, server=server: _served(server, request) for name, server in servers.items()}  # type: ignore[misc]
-    times: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in ways}
+    peer = model._trainable()[1]  # as transformers loads it
+    ways["transformers generate"] = lambda request: _generated(model, peer, request)
+    ways["transformers lookup"] = lambda request: _generated(model, peer, request, prompt_lookup_num_tokens=10)
+    if label == "smollm2" and run.quick:  # a third as fast as plain generation: it would only use up the time
+        small = first_layers(peer, 6)
+        ways["transformers assisted"] = lambda request: _generated(model, peer, request, assistant_model=small)
+    servers = llama_cpp(TARGETS[label])
+    ways |= {name: functools.partial(_served, server) for name, server in servers.items()}
     for way in ways.values():  # every way once unmeasured: memory is touched, controllers know their costs
-        way(ask("Repeat after me: one two three, one two three.", 16))
-    end = time.perf_counter() + (70 if run.quick else 400)
-    n = 0
-    for group, text in in_turn(groups):
-        if time.perf_counter() > end and n >= len(groups):
-            break
-        n += 1
-        order = np.random.default_rng(n).permutation(len(ways))
-        for i in order:
-            name = list(ways)[i]
+        way(ask("Repeat after me: one two three, one two three, one two three, one two", 24))
+    end = time.perf_counter() + (60 if run.quick else 185)
+    done = {(row["i"], row["way"]) for row in kept.rows}
+    for i, (group, text) in enumerate(in_turn(groups)):
+        for at in np.random.default_rng(i).permutation(len(ways)):
+            name = list(ways)[at]
+            late = time.perf_counter() > end and (kept.path is not None or i >= len(groups))
+            # Few are enough of what is no rival by far, or has other weights.
+            few = name == "transformers assisted" or name in servers
+            if late or (i, name) in done or (few and i >= 2):
+                continue
             start = time.perf_counter()
             _, n_written = ways[name](ask(text, n_tokens))
-            times[name].setdefault(group, []).append((n_written, time.perf_counter() - start))
-    _speed_figures(run, times, n)
+            kept.add(i=i, group=group, way=name, n_tokens=n_written, seconds=time.perf_counter() - start)
+    speed_figures(run, label, kept.rows)
 
 
-def _speed_figures(run: Run, times: dict[str, dict[str, list[tuple[int, float]]]], n: int) -> None:
-    def rate(name: str, wanted: tuple[str, ...] | None = None) -> float:
-        rows = [row for group, found in times[name].items() if wanted is None or group in wanted for row in found]
-        return sum(tokens for tokens, _ in rows) / sum(seconds for _, seconds in rows)
+def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
+    import torch
 
-    for name in times:
-        by_group = "  ".join(f"{group} {rate(name, (group,)):.1f}" for group in times[name])
-        print(f"{name:24s} {rate(name):6.1f} tokens/s   {by_group}")
-    groups = list(times["plain"])
-    ratios = {group: rate("combination", (group,)) / rate("plain", (group,)) for group in groups}
-    worst = min(ratios, key=lambda group: ratios[group])
-    run.figure("worst_group_speedup", ratios[worst], unit="ratio", better="higher", n=n, floor=0.98, group=worst)
-    each = np.array(
-        [
-            (c[0] / c[1]) / (p[0] / p[1])
-            for group in groups
-            for c, p in zip(times["combination"][group], times["plain"][group], strict=True)
-        ]
-    )
-    low, high = bootstrap(each)
-    whole = rate("combination") / rate("plain")
-    run.figure("overall_speedup", whole, unit="ratio", better="higher", n=n, low=low, high=high, floor=1.5)
-    copied = rate("lookup", COPYING) / rate("plain", COPYING)
-    n_copied = sum(len(times["plain"][group]) for group in COPYING)
-    run.figure("lookup_summarisation_speedup", copied, unit="ratio", better="higher", n=n_copied, floor=1.8)
-    peers = {name: rate(name) for name in times if name.startswith("transformers")}
-    best = max(peers, key=lambda name: peers[name])
-    run.figure(
-        "vs_transformers_best", rate("combination") / peers[best], unit="ratio", better="higher", n=n, floor=1.2,
-        peer=best, peer_value=peers[best], peer_source="measured",
+    by_way: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_way.setdefault(row["way"], {})[row["i"]] = row
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    ours = ("plain", "lookup", "combination")
+    if any(len({row["group"] for row in by_way[name].values()}) < 6 for name in ours):
+        print("Not every task group was timed yet: run the part again.")
+        return
+
+    def rate(name: str, wanted: Iterable[int]) -> float:
+        found = [by_way[name][i] for i in wanted]
+        return float(sum(row["n_tokens"] for row in found) / sum(row["seconds"] for row in found))
+
+    def ratio(one: str, other: str, *among: str) -> tuple[float, int]:
+        """Of two ways' speeds on the prompts both had, and how many there were."""
+        both = [i for i in by_way[one].keys() & by_way[other].keys() if not among or by_way[one][i]["group"] in among]
+        return rate(one, both) / rate(other, both), len(both)
+
+    for name, found in by_way.items():
+        of = {group: [i for i, row in found.items() if row["group"] == group] for group in groups}
+        by_group = "  ".join(f"{group} {rate(name, own):.1f}" for group, own in of.items() if own)
+        print(f"{name:24s} {rate(name, found):6.1f} tokens/s   {by_group}")
+
+    def figure(name: str, found: tuple[float, int], **more: Any) -> None:
+        end = "" if label == "smollm2" else f"_{label}"
+        common = {"target": TARGETS[label], "n_threads": torch.get_num_threads(), "max_tokens": N_TIMED}
+        run.figure(name + end, found[0], unit="ratio", better="higher", n=found[1], **common, **more)
+
+    each = {group: ratio("combination", "plain", group) for group in groups}
+    worst = min(each, key=lambda group: each[group])
+    shown = {group: round(value, 3) for group, (value, _) in each.items()}
+    figure("worst_group_speedup", each[worst], floor=0.98, group=worst, groups=shown)
+    both = by_way["combination"].keys() & by_way["plain"].keys()
+    low, high = bootstrap(np.array([rate("combination", [i]) / rate("plain", [i]) for i in both]))
+    figure("overall_speedup", ratio("combination", "plain"), low=low, high=high, floor=1.5)
+    shown = {group: round(ratio("lookup", "plain", group)[0], 3) for group in groups}
+    figure("lookup_summarisation_speedup", ratio("lookup", "plain", *COPYING), floor=1.8, groups=shown)
+    peers = {name: ratio("combination", name) for name in by_way if name.startswith("transformers")}
+    best = min(peers, key=lambda name: peers[name])
+    figure(
+        "vs_transformers_best", peers[best], floor=1.2, peer=best, peer_value=rate(best, by_way[best]),
+        peer_source="measured",
     )  # fmt: skip
-    run.figure(
-        "plain_vs_generate", rate("plain") / rate("transformers generate"), unit="ratio", better="higher", n=n,
-        floor=1.0, peer="transformers generate", peer_value=rate("transformers generate"), peer_source="measured",
+    peer = "transformers generate"
+    figure(
+        "plain_vs_generate", ratio("plain", peer), floor=1.0, peer=peer, peer_value=rate(peer, by_way[peer]),
+        peer_source="measured",
     )  # fmt: skip
-    if "llama.cpp lookup" in times:
-        run.figure(
-            "vs_llama_cpp", rate("combination") / rate("llama.cpp lookup"), unit="ratio", better="higher", n=n,
-            peer="llama.cpp n-gram speculation, 4-bit weights against fp32", peer_value=rate("llama.cpp lookup"),
-            peer_source="measured", its_own_speedup=rate("llama.cpp lookup") / rate("llama.cpp plain"),
+    if (peer := "llama.cpp lookup") in by_way:
+        figure(
+            "vs_llama_cpp", ratio("combination", peer), peer="llama.cpp n-gram speculation, 4-bit weights against fp32",
+            peer_value=rate(peer, by_way[peer]), peer_source="measured",
+            its_own_speedup=round(ratio(peer, "llama.cpp plain")[0], 3),
         )  # fmt: skip
 
 
@@ -198,10 +240,10 @@ def _written(decoder: Decoder, request: Request) -> tuple[str, int]:
     return reply.text, max(1, reply.usage.completion_tokens)
 
 
-def _generated(model: TransformersModel, request: Request, **how: Any) -> tuple[str, int]:
+def _generated(model: TransformersModel, network: Any, request: Request, **how: Any) -> tuple[str, int]:
     import torch
 
-    tokenizer, network = model._parts()
+    tokenizer, _ = model._parts()
     ids = torch.tensor([model.tokenizer.encode_request(request)])
     with torch.inference_mode():
         made = network.generate(
@@ -212,18 +254,22 @@ def _generated(model: TransformersModel, request: Request, **how: Any) -> tuple[
     return str(tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens)
 
 
-def llama_cpp() -> dict[str, Any]:
+def llama_cpp(target: str) -> dict[str, Any]:
     """llama.cpp on the same model's 4-bit file, plain and with its own n-gram speculation."""
     try:
         import xllamacpp
     except ImportError:
         print("no xllamacpp: llama.cpp is left out")
         return {}
+    import torch
+
     servers = {}
     for name, kind in (("llama.cpp plain", "NONE"), ("llama.cpp lookup", "NGRAM_SIMPLE")):
         params = xllamacpp.CommonParams()
-        params.model.path = str(catalog.path(TARGET))
+        params.model.path = str(catalog.path(target))
         params.n_ctx, params.n_parallel, params.verbosity = 4096, 1, -1
+        for cpu in (params.cpuparams, params.cpuparams_batch):
+            cpu.n_threads = torch.get_num_threads()
         params.speculative.types = [getattr(xllamacpp.common_speculative_type, f"COMMON_SPECULATIVE_TYPE_{kind}")]
         servers[name] = xllamacpp.Server(params)
     return servers

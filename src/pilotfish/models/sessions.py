@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.models.packed import new_cache
 from pilotfish.protocols import IntArray, LogProbs
 
 __all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "n_common"]
@@ -109,7 +110,7 @@ class TorchSession:
         try:
             with torch.inference_mode():
                 if self._cache is None:
-                    self._cache = _new_cache(self.model)
+                    self._cache = new_cache(self.model)
                 logits = self.model(
                     ids, past_key_values=self._cache, use_cache=True, logits_to_keep=n_last or len(tokens)
                 ).logits[0]
@@ -133,7 +134,7 @@ class TorchSession:
             self._cache.crop(-n)
 
     def fork(self) -> TorchSession:
-        """Copy the state. Tensors are shared: a cache is only ever replaced by a longer or a shorter one."""
+        """Copy the state. Tensors are shared until one of the two writes."""
         twin = TorchSession(self.model, self.window)
         twin.n_tokens = self.n_tokens
         if self._cache is not None:
@@ -212,16 +213,6 @@ def n_common(one: Sequence[int], other: Sequence[int]) -> int:
     if one[:n] == other[:n]:
         return n
     return next(i for i in range(n) if one[i] != other[i])
-
-
-def _new_cache(model: Any) -> Any:
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    for layer in cache.layers:
-        if hasattr(layer, "activate_past_recording"):
-            layer.activate_past_recording()
-    return cache
 
 
 def _check(total: float) -> None:

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError, missing_extra
 from pilotfish.models import catalog
+from pilotfish.models.packed import is_packed, packed
 from pilotfish.models.sessions import TorchSession
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
-__all__ = ["TransformersModel"]
+__all__ = ["TransformersModel", "first_layers"]
 
 
 class TransformersModel:
@@ -54,6 +55,7 @@ class TransformersModel:
         self.device = device
         self.batch_size = batch_size
         self._loaded: tuple[Any, Any] | None = None
+        self._trained: tuple[Any, Any] | None = None
         self._tokenizer: HubTokenizer | None = None
         self._lock = threading.Lock()
 
@@ -134,7 +136,7 @@ class TransformersModel:
             n = len(layers) if layers is not None else "no 'model.layers'"
             raise InputError(f"n_layers is {n_layers}, but the model has {n}: give 1 to its number of layers.")
         cut = TransformersModel(self.model, dtype=self.dtype, device=self.device, batch_size=self.batch_size)
-        cut._loaded = (tokenizer, _first_layers(model, n_layers))
+        cut._loaded = (tokenizer, first_layers(model, n_layers))
         return cut
 
     def _generate(
@@ -220,8 +222,16 @@ class TransformersModel:
     def _parts(self) -> tuple[Any, Any]:
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._load()
+                tokenizer, network = self._trained or self._load()
+                self._loaded = (tokenizer, packed(network))
             return self._loaded
+
+    def _trainable(self) -> tuple[Any, Any]:
+        """Tokenizer and network with plain weights: read again, since the packed ones are of no use to training."""
+        with self._lock:
+            if self._trained is None and self._loaded is not None and not is_packed(self._loaded[1]):
+                return self._loaded
+            return self._trained or self._load()
 
     def _load(self) -> tuple[Any, Any]:
         try:
@@ -246,7 +256,8 @@ class TransformersModel:
         return tokenizer, model.to(self.device).eval().requires_grad_(False)
 
 
-def _first_layers(model: Any, n_layers: int) -> Any:
+def first_layers(model: Any, n_layers: int) -> Any:
+    """A model of transformers without its later layers; the weights are shared."""
     import torch
 
     cut, body, config = copy.copy(model), copy.copy(model.model), copy.copy(model.config)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError
-from pilotfish.models.transformers import TransformersModel
+from pilotfish.models.transformers import TransformersModel, first_layers
 
 __all__ = ["distil_draft", "prefer", "save_model", "train_adapter", "tune"]
 
@@ -98,11 +98,11 @@ def distil_draft(
     """
     import torch
 
-    tokenizer, whole = model._parts()
+    tokenizer, whole = model._trainable()
     n_whole = len(whole.model.layers)
     if not 1 <= n_layers <= n_whole:
         raise InputError(f"n_layers is {n_layers}, but the model has {n_whole}: give 1 to its number of layers.")
-    draft = copy.copy(model.first_layers(n_layers)._parts()[1])
+    draft = first_layers(whole, n_layers)
     kept = np.unique(np.linspace(0, n_whole - 1, n_layers).round().astype(int))
     layers = [copy.deepcopy(whole.model.layers[i]) for i in kept]
     for i, layer in enumerate(layers):
@@ -240,7 +240,7 @@ def train_adapter(
 
 def save_model(model: TransformersModel, folder: str | Path) -> None:
     """Save a trained model as a folder of safetensors, whole or not at all; its path is a model's name."""
-    tokenizer, network = model._parts()
+    tokenizer, network = model._trainable()
     folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder} exists already: give a new folder.")
@@ -254,13 +254,13 @@ def save_model(model: TransformersModel, folder: str | Path) -> None:
 
 
 def _copied(model: TransformersModel) -> tuple[Any, Any]:
-    tokenizer, network = model._parts()
+    tokenizer, network = model._trainable()
     return tokenizer, copy.deepcopy(network).requires_grad_(True)
 
 
 def _finished(like: TransformersModel, tokenizer: Any, network: Any) -> TransformersModel:
     made = TransformersModel(like.model, dtype=like.dtype, device=like.device, batch_size=like.batch_size)
-    made._loaded = (tokenizer, network.eval())
+    made._trained = (tokenizer, network.eval())
     return made
 
 
