@@ -16,7 +16,20 @@ import orjson
 
 from pilotfish.errors import InputError, missing_extra
 
-__all__ = ["Document", "Rejected", "Shard", "as_document", "opened_to_write", "read", "shards", "writer"]
+__all__ = [
+    "Document",
+    "Rejected",
+    "Shard",
+    "as_document",
+    "is_plain_lines",
+    "line_blocks",
+    "marked",
+    "opened_to_write",
+    "read",
+    "records",
+    "shards",
+    "writer",
+]
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".md", ".warc", ".wet")
 _SHARD_BYTES = 64_000_000
@@ -211,6 +224,11 @@ def opened_to_write(path: Path) -> Iterator[Any]:
         half.unlink(missing_ok=True)
 
 
+def is_plain_lines(path: str | Path) -> bool:
+    """Whether a file holds JSON lines as they are, not packed."""
+    return _kind(Path(path)) in (".jsonl", ".ndjson", ".json") and not _packing(Path(path))
+
+
 def _packing(path: Path) -> str:
     return path.suffix if path.suffix in (".gz", ".zst") else ""
 
@@ -258,48 +276,59 @@ def _arrow(part: str = "") -> Any:
 
 
 def _json_lines(file: BinaryIO, shard: Shard, field: str, longest: int) -> Iterator[Read]:
+    mark = marked(shard)
+    for content, _, n in line_blocks(file, shard, longest):
+        yield ([], [content]) if isinstance(content, Rejected) else records(content, mark, n, field)
+
+
+def marked(shard: Shard) -> str:
+    """The name of a shard, for the places of its records."""
+    name = Path(shard.path).name
+    return f"{name}@{shard.start}" if shard.start else name
+
+
+def line_blocks(file: BinaryIO, shard: Shard, longest: int) -> Iterator[tuple[bytes | Rejected, int, int]]:
+    """Yield whole lines in blocks of about a megabyte, each with the place of its first byte and the lines before it.
+
+    A line of more than ``longest`` bytes is passed over and comes as rejected.
+    """
     if shard.start:
         file.seek(shard.start)
-    name, n, rest = Path(shard.path).name, 0, b""
-    mark = f"{name}@{shard.start}" if shard.start else name
     left = shard.end - shard.start if shard.end >= 0 else -1
-    skipping, ended = False, False
+    at, n, rest, skipping, ended = shard.start, 0, b"", False, False
     while not ended:
-        try:
-            block = file.read(_PART_BYTES if left < 0 else min(_PART_BYTES, left))
-        except (EOFError, zlib.error, OSError):
-            # What came before the damage is kept; the broken end is rejected by the caller.
-            if rest and not skipping:
-                yield _records(rest.split(b"\n")[:-1], mark, n, field)
-            raise
-        left -= len(block) if left > 0 else 0
-        ended = not block
-        lines = (rest + block).split(b"\n")
-        rest = b"" if ended else lines.pop()
-        if skipping and lines:
-            skipping = False
-            lines = lines[1:]
-        elif skipping:
-            rest = b""
-            continue
+        content = file.read(_PART_BYTES if left < 0 else min(_PART_BYTES, left))
+        left -= len(content) if left > 0 else 0
+        ended = not content
+        content = rest + content
+        if skipping:
+            end = content.find(b"\n") + 1 or len(content)
+            skipping = not content.endswith(b"\n", 0, end)
+            at, content = at + end, content[end:]
+        whole = len(content) if ended else content.rfind(b"\n") + 1
+        rest, content = content[whole:], content[:whole]
+        if content:
+            yield content, at, n
+            n, content = n + content.count(b"\n"), b""
+        at += whole
         if len(rest) > longest:
-            where = f"{mark}:{n + len(lines) + 1}"
-            yield [], [Rejected("too_long", where, rest[:80].decode("utf-8", "replace"))]
-            skipping, rest = True, b""
-            yield _records(lines, mark, n, field)
-            n += len(lines) + 1
-        elif lines:
-            yield _records(lines, mark, n, field)
-            n += len(lines)
+            n += 1
+            where = f"{marked(shard)}:{n}"
+            yield Rejected("too_long", where, rest[:80].decode("utf-8", "replace")), at, n
+            at, rest, skipping = at + len(rest), b"", True
 
 
-def _records(lines: list[bytes], mark: str, n: int, field: str) -> Read:
+def records(content: bytes, mark: str, n: int, field: str) -> Read:
+    """The documents among whole lines, of which the first has ``n`` before it, and what is none."""
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
     try:
-        records = [orjson.loads(line) for line in lines]
+        found = [orjson.loads(line) for line in lines]
         # The common case at once: every line is an object with a text.
         return [
             Document(_texts(record[field]), str(record.get("id", f"{mark}:{n + i + 1}")), record, line)
-            for i, (record, line) in enumerate(zip(records, lines, strict=True))
+            for i, (record, line) in enumerate(zip(found, lines, strict=True))
         ], []
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         documents: list[Document] = []

@@ -19,21 +19,24 @@ from uuid import uuid4
 import numpy as np
 import orjson
 
+from pilotfish.curation.barriers import Fates, GatheredKeys, extend_index, resolve
 from pilotfish.curation.characters import tables
 from pilotfish.curation.dedup import Barrier
 from pilotfish.curation.documents import (
     Document,
+    Rejected,
     Shard,
     as_document,
+    is_plain_lines,
     opened_to_write,
     read,
     shards,
     writer,
 )
-from pilotfish.curation.scan import Batch, Plan
-from pilotfish.curation.sorted_keys import join, write_keys
+from pilotfish.curation.lines import copy_lines, documents_at, read_lines
+from pilotfish.curation.scan import Batch
 from pilotfish.curation.steps import Fate, Step, apply
-from pilotfish.curation.tally import Tally
+from pilotfish.curation.tally import N_EXAMPLES, Tally
 from pilotfish.errors import InputError
 
 __all__ = ["Settings", "curate", "curate_files"]
@@ -158,23 +161,23 @@ def curate(
                 return
             spool = Path(folder) / f"{s}.jsonl"
             with spool.open("wb") as file:
-                collected = _Keys(stage.barrier)
+                collected = GatheredKeys(stage.barrier)
                 for group in _grouped(source):
                     if s == 0:
                         counted.read(group)
                     kept, fates = apply(group, stage.steps)
                     lose(fates)
-                    collected.add(kept)
+                    collected.add(Batch([d.text for d in kept]), kept)
                     for d in kept:
                         file.write(orjson.dumps([d.text, d.id, d.fields], default=str) + b"\n")
             keys = Path(folder) / f"keys-{s}"
             collected.write(keys)
-            fate = _resolve(stage.barrier, [keys], 1_000_000_000)[0]
-            _extend_index(stage.barrier, [keys], [fate], uuid4().hex[:12])
+            fate = resolve(stage.barrier, [keys], 1_000_000_000)[0]
+            extend_index(stage.barrier, [keys], [fate], uuid4().hex[:12])
             source = _after(spool, stage.barrier, fate, lose)
 
 
-def _after(spool: Path, barrier: Barrier, fate: _Fates, lose: Callable[[Sequence[Fate]], None]) -> Iterator[Document]:
+def _after(spool: Path, barrier: Barrier, fate: Fates, lose: Callable[[Sequence[Fate]], None]) -> Iterator[Document]:
     with spool.open("rb") as file:
         for i, line in enumerate(file):
             document = Document(*orjson.loads(line))
@@ -182,87 +185,6 @@ def _after(spool: Path, barrier: Barrier, fate: _Fates, lose: Callable[[Sequence
                 yield document
             else:
                 lose([(document, barrier.name, fate.rule, float(fate.scores[i]))])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fates:
-    """What a barrier decided on the documents of a shard."""
-
-    kept: np.ndarray
-    scores: np.ndarray
-    groups: np.ndarray
-    rule: str = "duplicate"
-
-
-class _Keys:
-    """Keys of the documents of a shard, gathered batch by batch."""
-
-    def __init__(self, barrier: Barrier) -> None:
-        self.barrier = barrier
-        self.bands: list[Any] = []
-        self.checks: list[Any] = []
-
-    def add(self, documents: Sequence[Document]) -> None:
-        if documents:
-            plan = Plan()
-            self.barrier.plan(plan)
-            batch = Batch([d.text for d in documents]).scan(plan)
-            bands, checks = self.barrier.keys(batch, np.arange(len(documents)), documents)
-            self.bands.append(bands)
-            self.checks.append(checks)
-
-    def write(self, folder: Path) -> None:
-        if self.bands:
-            write_keys(folder, np.concatenate(self.bands), np.concatenate(self.checks))
-        elif folder.exists():
-            shutil.rmtree(folder)
-
-
-def _resolve(barrier: Barrier, folders: Sequence[Path], memory: int, run: str = "") -> list[_Fates]:
-    """What the barrier decides on the documents of each folder of keys; a folder that is not there has none.
-
-    What the run itself has put into the index, before it was killed, does not count.
-    """
-    earlier = sorted(barrier.index.iterdir()) if barrier.index is not None and barrier.index.is_dir() else []
-    earlier = [f for f in earlier if (f / "keys.npy").exists() and not (run and f"-{run}-" in f.name)]
-    have = [folder for folder in folders if folder.exists()]
-    if not have:
-        return [_Fates(np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64)) for _ in folders]
-    widths = {np.load(folder / "checks.npy", mmap_mode="r").shape[1] for folder in (*earlier, *have)}
-    if len(widths) > 1:
-        raise InputError(
-            f"The index {barrier.index} has other settings than this {barrier.name}: use those it began with."
-        )
-    leaders, similarities, bounds = join([*earlier, *have], barrier.least, memory)
-    first = int(bounds[len(earlier)])
-    made = {}
-    for folder, a, b in zip(have, bounds[len(earlier) :], bounds[len(earlier) + 1 :], strict=False):
-        groups = leaders[a:b] - first
-        made[folder] = _Fates(leaders[a:b] == np.arange(a, b), similarities[a:b].astype(np.float64), groups)
-    empty = _Fates(np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-    return [made.get(folder, empty) for folder in folders]
-
-
-def _extend_index(barrier: Barrier, folders: Sequence[Path], fates: Sequence[_Fates], name: str) -> None:
-    """Add the keys of what was kept to the index, under the name of the run, whole or not at all."""
-    if barrier.index is None:
-        return
-    if barrier.index.is_dir():
-        for place in barrier.index.glob(f"*-{name}-*"):
-            shutil.rmtree(place)
-    for i, (folder, fate) in enumerate(zip(folders, fates, strict=True)):
-        if not folder.exists() or not fate.kept.any():
-            continue
-        checks = np.load(folder / "checks.npy")[fate.kept]
-        keys, documents = np.load(folder / "keys.npy"), np.load(folder / "documents.npy")
-        bands = np.empty((fate.kept.size, keys.shape[0]), dtype=np.uint64)
-        for band in range(keys.shape[0]):
-            bands[documents[band], band] = keys[band]
-        n = sum(1 for made in barrier.index.glob("*") if made.is_dir()) if barrier.index.is_dir() else 0
-        place = barrier.index / f"{n:06d}-{name}-{i:06d}"
-        half = barrier.index / f".{place.name}"
-        write_keys(half, bands[fate.kept], checks)
-        half.rename(place)
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -302,6 +224,14 @@ class _Job:
         """Whether the next stage reads what this one leaves, not what it has read."""
         return self.steps.barrier is not None and (bool(self.steps.steps) or self.before is not None)
 
+    def by_lines(self) -> bool:
+        """Whether lines can be read, and copied, without making documents of them."""
+        if self.steps.steps or self.settings.write_dropped or not is_plain_lines(self.source.path):
+            return False
+        if self.steps.barrier is not None:
+            return self.before is None and self.steps.barrier.by_bytes
+        return is_plain_lines(self.target()) and self.place("places", ".npy", self.stage - 1).exists()
+
 
 def _work(job: _Job) -> dict[str, Any]:
     """Run one stage of one shard; at once done where its marker says so."""
@@ -309,9 +239,52 @@ def _work(job: _Job) -> dict[str, Any]:
     if marker.exists():
         done: dict[str, Any] = orjson.loads(marker.read_bytes())
         return done
-    tally, last = Tally(), job.steps.barrier is None
+    tally = Tally()
+    if job.by_lines():
+        _work_by_lines(job, tally)
+    else:
+        _work_by_documents(job, tally)
+    with opened_to_write(marker) as file:
+        file.write(orjson.dumps(tally.to_json()))
+    return tally.to_json()
+
+
+def _work_by_lines(job: _Job, tally: Tally) -> None:
+    """Gather the keys of a shard's lines, or copy those that stay."""
+    field = job.settings.field
+    if job.steps.barrier is not None:
+        collected, places = GatheredKeys(job.steps.barrier), [np.zeros((0, 3), dtype=np.int64)]
+        for lines in read_lines(job.source, field, job.settings.longest):
+            for bad in lines.rejected:
+                _reject(job, bad, tally, None)
+            collected.add(lines.batch)
+            places.append(lines.places)
+        collected.write(job.place("keys", ""))
+        every = np.concatenate(places)
+        tally.n_in, tally.characters_in = len(every), int(every[:, 2].sum())
+        with opened_to_write(job.place("places", ".npy")) as file:
+            np.save(file, every)
+    elif job.before is not None:
+        every, fates = np.load(job.place("places", ".npy", job.stage - 1)), _fates(job)
+        with opened_to_write(job.target()) as file:
+            copy_lines(job.source.path, every[fates.kept], file)
+
+        def shown(which: np.ndarray) -> list[Document]:
+            return documents_at(job.source.path, every[which][:N_EXAMPLES], field)
+
+        kept, lost = np.flatnonzero(fates.kept), np.flatnonzero(~fates.kept)
+        tally.keep(shown(kept), len(kept), int(every[kept, 2].sum()))
+        name, scores = job.before.name, fates.scores[lost].tolist()
+        told = [(d, name, fates.rule, score) for d, score in zip(shown(lost), scores, strict=False)]
+        tally.drop(told)
+        if told:
+            tally.dropped[name][fates.rule] = [len(lost), int(every[lost, 2].sum())]
+
+
+def _work_by_documents(job: _Job, tally: Tally) -> None:
+    last = job.steps.barrier is None
     names = iter(orjson.loads(job.place("names", ".json", job.stage - 1).read_bytes())) if job.renamed else None
-    collected = None if job.steps.barrier is None else _Keys(job.steps.barrier)
+    collected = None if job.steps.barrier is None else GatheredKeys(job.steps.barrier)
     kept_names: list[str] = []
     rewrites = job.rewrites()
     text = job.place("text", ".jsonl")
@@ -330,7 +303,7 @@ def _work(job: _Job) -> dict[str, Any]:
                 for document, step, rule, score in lost:
                     lose.write(document.line(job.settings.field, dropped={"step": step, "rule": rule, "score": score}))
             if collected is not None:
-                collected.add(kept)
+                collected.add(Batch([d.text for d in kept]), kept)
                 kept_names += [d.id for d in kept] if rewrites else []
             if last or rewrites:
                 keep(kept)
@@ -343,9 +316,6 @@ def _work(job: _Job) -> dict[str, Any]:
             file.write(orjson.dumps(kept_names))
     if collected is not None:
         collected.write(job.place("keys", ""))
-    with opened_to_write(marker) as file:
-        file.write(orjson.dumps(tally.to_json()))
-    return tally.to_json()
 
 
 @contextmanager
@@ -355,19 +325,11 @@ def _nowhere() -> Iterator[Any]:
 
 def _surviving(job: _Job, names: Iterator[str] | None, tally: Tally, lose: Any) -> Iterator[list[Document]]:
     """Documents of a shard part by part, less those that the barrier before has dropped."""
-    fates = None
-    if job.before is not None:
-        with np.load(job.place("fates", ".npz", job.stage - 1)) as loaded:
-            fates = _Fates(loaded["kept"], loaded["scores"], loaded["groups"])
+    fates = None if job.before is None else _fates(job)
     n = 0
     for documents, rejected in read(job.source, job.settings.field, job.settings.longest):
         for bad in rejected:
-            if job.settings.on_bad == "refuse":
-                raise InputError(f"{bad.where} is no document ({bad.reason}): mend it, or let bad records be skipped.")
-            if job.stage == 0:
-                tally.reject(bad)
-                if lose is not None:
-                    lose.write(orjson.dumps({"rejected": bad._asdict()}, option=orjson.OPT_APPEND_NEWLINE))
+            _reject(job, bad, tally, lose)
         if names is not None:
             documents = [d._replace(id=name) for d, name in zip(documents, names, strict=False)]
         if fates is None or job.before is None:
@@ -383,6 +345,20 @@ def _surviving(job: _Job, names: Iterator[str] | None, tally: Tally, lose: Any) 
                 lose.write(document.line(job.settings.field, dropped=why))
         n += len(documents)
         yield [d for d, stay in zip(documents, stays, strict=True) if stay]
+
+
+def _fates(job: _Job) -> Fates:
+    with np.load(job.place("fates", ".npz", job.stage - 1)) as loaded:
+        return Fates(loaded["kept"], loaded["scores"], loaded["groups"])
+
+
+def _reject(job: _Job, bad: Rejected, tally: Tally, lose: Any) -> None:
+    if job.settings.on_bad == "refuse":
+        raise InputError(f"{bad.where} is no document ({bad.reason}): mend it, or let bad records be skipped.")
+    if job.stage == 0:
+        tally.reject(bad)
+        if lose is not None:
+            lose.write(orjson.dumps({"rejected": bad._asdict()}, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def curate_files(
@@ -453,7 +429,7 @@ def curate_files(
         with opened_to_write(out / "report.json") as file:
             file.write(orjson.dumps(total.to_json(), option=orjson.OPT_INDENT_2))
         for path in state.iterdir():
-            if path.name.startswith(("text-", "keys-", "fates-", "names-")):
+            if path.name.startswith(("text-", "keys-", "fates-", "names-", "places-")):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return total
 
@@ -466,8 +442,8 @@ def _settle(barrier: Barrier, jobs: Sequence[_Job], memory: int) -> None:
         return
     folders = [job.place("keys", "") for job in jobs]
     run = hashlib.sha256(str(jobs[0].out.resolve()).encode()).hexdigest()[:12]
-    fates = _resolve(barrier, folders, memory, run)
-    _extend_index(barrier, folders, fates, run)
+    fates = resolve(barrier, folders, memory, run)
+    extend_index(barrier, folders, fates, run)
     for place, fate in zip(places, fates, strict=True):
         with opened_to_write(place) as file:
             np.savez(file, kept=fate.kept, scores=fate.scores, groups=fate.groups)
