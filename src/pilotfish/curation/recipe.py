@@ -151,7 +151,7 @@ def _python(function: str, name: str = "", low: float = float("-inf"), high: flo
 
 
 def _language(
-    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 600
+    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 400
 ) -> Language:
     return Language(languages, least, LanguageIdentifier(model, longest))
 
