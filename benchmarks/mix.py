@@ -14,7 +14,7 @@ def main(run: Run) -> None:
     # What a method may look at beside training text is cut from that, not what the figures are scored on.
     seen = {name: text[: int(len(text) * 0.9)] for name, text in train.items()}
     seen_held = [text[int(len(text) * 0.9) :] for text in train.values()]
-    steps = 80 if run.quick else 1200
+    steps = 80 if run.quick else 800
     natural = np.array([len(text) for text in train.values()], dtype=float)
     found: dict[str, list[np.ndarray]] = {}
     for seed in range(1 if run.quick else 3):

@@ -25,9 +25,11 @@ from pilotfish.curation import (
 )
 from pilotfish.curation import lines as lines_module
 from pilotfish.curation import run as run_module
-from pilotfish.curation.documents import Shard, read, writer
+from pilotfish.curation.documents import Shard
+from pilotfish.curation.reading import read
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.report import to_html
+from pilotfish.curation.writing import writer
 from pilotfish.errors import ConfigError, InputError
 from tests.curation.texts import edited, kept_ids, prose, write_lines
 
@@ -75,14 +77,14 @@ def test_files_and_iterator_and_any_number_of_workers_agree(files, tmp_path):
 
 
 def _killed(files, out):
-    work = run_module._work
+    work = run_module.work
 
     def stop_at(job):
         if job.stage == 1 and job.number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return work(job)
 
-    run_module._work = stop_at
+    run_module.work = stop_at
     curate_files(files, out, STEPS)
 
 
@@ -143,7 +145,7 @@ def test_lines_give_the_same_as_documents_made_of_them(step, tmp_path, monkeypat
     (tmp_path / "all.jsonl").write_bytes(b"\n".join([*ODD_LINES, *ODD_LINES[:4]]))
     files.append(tmp_path / "all.jsonl")
     by_lines = curate_files(files, tmp_path / "lines", [step])
-    monkeypatch.setattr(run_module._Job, "by_lines", lambda job: False)
+    monkeypatch.setattr(run_module.Job, "by_lines", lambda job: False)
     by_documents = curate_files(files, tmp_path / "documents", [step])
     assert by_lines.to_json() == by_documents.to_json()
     assert content(tmp_path / "lines") == content(tmp_path / "documents")
@@ -184,7 +186,7 @@ def test_a_record_that_is_too_long_is_passed_over_in_little_memory(tmp_path):
 
 
 def test_a_large_file_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("pilotfish.curation.documents._SHARD_BYTES", 5_000)
+    monkeypatch.setattr("pilotfish.curation.reading._SHARD_BYTES", 5_000)
     made = [prose(i) for i in range(60)]
     path = write_lines(tmp_path / "large.jsonl", made)
     tally = curate_files([path], tmp_path / "out", [], workers=1)

@@ -10,7 +10,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pilotfish.curation.documents import Document, Rejected, Shard, line_blocks, marked, records
+from pilotfish.curation.documents import Document, Rejected, Shard
+from pilotfish.curation.reading import line_blocks, marked, records
 from pilotfish.curation.scan import Batch
 
 __all__ = ["Lines", "copy_lines", "documents_at", "read_lines"]
