@@ -16,7 +16,7 @@ from pilotfish.curation.mixing import ByteModel, autoscale, doremi, presence, se
 from pilotfish.curation.perplexity import Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
 from pilotfish.curation.recipe import Recipe
-from pilotfish.curation.selection import k_centres, needed, representative
+from pilotfish.curation.selection import herded, k_centres, needed, representative
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.features import HashedNgrams
 from pilotfish.methods import cards, find
@@ -314,3 +314,18 @@ def test_mixtures_of_real_small_models():
 
 def test_documents_are_plain():
     assert Document("x").line() == b'{"text":"x"}\n'
+
+
+def test_herding_matches_the_mean_better_than_chance_and_keeps_the_shares_of_labels():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [300, 100])
+    X = rng.normal(size=(400, 8)) + 3 * labels[:, None]
+    chosen = herded(X, 40, labels)
+    assert np.bincount(labels[chosen]).tolist() == [30, 10]
+    assert np.unique(chosen).size == 40
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+
+    def off(which):
+        return np.linalg.norm(unit[which].mean(axis=0) - unit.mean(axis=0))
+
+    assert off(chosen) < 0.5 * np.mean([off(rng.permutation(400)[:40]) for _ in range(50)])
