@@ -172,15 +172,14 @@ def toxicity(run: Run) -> None:
         test, train = order[: len(texts) // 5], order[len(texts) // 5 :]
         model = NgramClassifier(C=10.0).fit(*([texts[i] for i in train if toxic[i] == kind] for kind in (True, False)))
         said = {"ours": model.score([texts[i] for i in test]) > 0.5, "every text": np.ones(test.size, dtype=bool)}
-        for name, values in (peer or {}).items():
-            said[name] = np.array(values)[test] > 0.5
+        if peer is not None:
+            said["alt-profanity-check"] = np.array(peer)[test] > 0.5
         for name, flags in said.items():
             both = f1_score(toxic[test], flags), f1_score(toxic[test], flags, average="macro")
             scores.setdefault(name, []).append(both)
     for name, values in scores.items():
         print(f"{name:20s} F1 {np.mean(values, axis=0)[0]:.3f}, mean of both classes {np.mean(values, axis=0)[1]:.3f}")
     ours = np.array(scores["ours"])
-    best = max((name for name in peer or {}), key=lambda name: np.mean(scores[name], axis=0)[1], default=None)
     for k, figure in enumerate(("toxicity_f1", "toxicity_macro_f1")):
         low, high = bootstrap(ours[:, k])
         run.figure(
@@ -192,14 +191,14 @@ def toxicity(run: Run) -> None:
             seeds=len(ours),
             low=low,
             high=high,
-            peer=best,
-            peer_value=float(np.mean(scores[best], axis=0)[k]) if best else None,
-            peer_source="measured" if best else None,
+            peer="alt-profanity-check" if peer else None,
+            peer_value=float(np.mean(scores["alt-profanity-check"], axis=0)[k]) if peer else None,
+            peer_source="measured; what its model learned from may hold these texts" if peer else None,
             every_text=float(np.mean(scores["every text"], axis=0)[k]),
         )
 
 
-def _told(peer: str, script: str, texts: list[str]) -> dict[str, Any] | None:
+def _told(peer: str, script: str, texts: list[str]) -> Any:
     """What a peer's script says of texts."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "texts.json"

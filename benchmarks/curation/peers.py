@@ -29,7 +29,7 @@ REQUIREMENTS = {
     "datasketch": ["datasketch==2.0.0", "rensa==0.5.0", "orjson"],
     "data-selection": ["data-selection==1.0.3", "nltk"],
     "presidio": ["presidio-analyzer==2.2.366", "spacy"],
-    "profanity": ["alt-profanity-check==1.9.1", "better-profanity==0.7.0"],
+    "profanity": ["alt-profanity-check==1.9.1"],
 }
 
 
