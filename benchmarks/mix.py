@@ -14,7 +14,7 @@ def main(run: Run) -> None:
     # What a method may look at beside training text is cut from that, not what the figures are scored on.
     seen = {name: text[: int(len(text) * 0.9)] for name, text in train.items()}
     seen_held = [text[int(len(text) * 0.9) :] for text in train.values()]
-    steps = 80 if run.quick else 800
+    steps = 80 if run.quick else 400
     natural = np.array([len(text) for text in train.values()], dtype=float)
     found: dict[str, list[np.ndarray]] = {}
     for seed in range(1 if run.quick else 3):
@@ -24,8 +24,8 @@ def main(run: Run) -> None:
             "doremi": doremi(train, steps // 2, seed),
         }
         if not run.quick:
-            mixtures["autoscale"] = autoscale(seen, seen_held, steps // 4, seed)
-            mixtures["presence"] = presence(train, steps // 4, seed)
+            mixtures["autoscale"] = autoscale(seen, seen_held, steps // 2, seed)
+            mixtures["presence"] = presence(train, steps // 2, seed)
         for name, mixture in mixtures.items():
             losses = ByteModel(train, seed=100 + seed).train(mixture, steps).held_out(held)
             found.setdefault(name, []).append(losses)
