@@ -17,7 +17,7 @@ def meet(a, b, bands: int) -> bool:
 
 
 def main() -> None:
-    folder, about, n_bands, n_rows, n_gram, limit = sys.argv[1:]
+    folder, about, n_bands, n_rows, n_gram, limit, n_draws = sys.argv[1:]
     bands, rows, size, limit = int(n_bands), int(n_rows), int(n_gram), int(limit)
     pairs = json.loads(Path(about).read_text(encoding="utf-8"))["pairs"]
     wanted = {}
@@ -46,7 +46,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     n_bytes = sum(len(texts[i].encode()) for i in few)
     draws = [signed]
-    for seed in (2, 3):
+    for seed in range(2, int(n_draws) + 1):
         again = {}
         for i in few:
             again[i] = MinHash(num_perm=bands * rows, seed=seed)

@@ -24,9 +24,12 @@ REQUIREMENTS = {
         "orjson",
         "fasttext-wheel",
         "tokenizers",
+        "xxhash==3.5.0",
     ],
     "datasketch": ["datasketch==2.0.0", "rensa==0.5.0", "orjson"],
     "data-selection": ["data-selection==1.0.3", "nltk"],
+    "presidio": ["presidio-analyzer==2.2.366", "spacy"],
+    "profanity": ["alt-profanity-check==1.9.1"],
 }
 
 

@@ -16,7 +16,7 @@ from pilotfish.curation.mixing import ByteModel, autoscale, doremi, presence, se
 from pilotfish.curation.perplexity import Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
 from pilotfish.curation.recipe import Recipe
-from pilotfish.curation.selection import k_centres, needed, representative
+from pilotfish.curation.selection import herded, k_centres, needed, representative
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.features import HashedNgrams
 from pilotfish.methods import cards, find
@@ -26,7 +26,7 @@ from pilotfish.methods.pretraining_data import d4, perplexity_filter, quality_cl
 from pilotfish.models import catalog
 from pilotfish.models.arpa import ArpaModel
 from pilotfish.models.fake import FakeModel
-from pilotfish.models.fasttext import FastTextModel
+from pilotfish.models.fasttext import FastTextModel, _add_ngrams
 from pilotfish.models.ngram import NGramModel
 from pilotfish.rules import Between
 from tests.curation.texts import prose, write_lines
@@ -83,6 +83,29 @@ def test_languages_and_scripts(identifier):
     kept = [d.id for d in curate([{"id": k, "text": t} for k, t in said.items()], [Language({"en": 0.5, "de": 0.5})])]
     assert kept == ["en", "de"]
     assert identifier.predict(["", "123 456"])[0][0] == ""
+
+
+def test_letter_ngrams_are_added_whatever_room_there_is():
+    rng = np.random.default_rng(0)
+    there = rng.random(128) < 0.5
+    known = np.append(np.packbits(there, bitorder="little").view(np.uint64), np.uint64(0))
+    pruned = np.array([0, there[:64].sum(), there.sum()], dtype=np.int32)
+    matrix = rng.normal(size=(int(there.sum()) + 5, 16)).astype(np.float32)
+    word = "<" + "wörterbuch" * 30 + ">"
+    want, n_want = np.zeros(16), 0
+    for i in range(len(word)):
+        for size in (2, 3, 4):
+            h = 2166136261
+            for byte in word[i : i + size].encode():
+                h = ((h ^ (byte if byte < 128 else byte | 0xFFFFFF00)) * 16777619) & 0xFFFFFFFF
+            if i + size <= len(word) and there[h % 128]:
+                want, n_want = want + matrix[5 + there[: h % 128].sum()], n_want + 1
+    letters = np.frombuffer(word.encode(), dtype=np.uint8)
+    for room in (8, 4096):
+        total, rows = np.zeros(16, dtype=np.float32), np.empty(room, dtype=np.int32)
+        found = _add_ngrams(letters, letters.size, pruned, known, np.uint32(128), 5, 2, 4, matrix, rows, total)
+        assert found == n_want
+        assert total == pytest.approx(want, abs=1e-3)
 
 
 def test_a_file_that_is_no_fasttext_model(tmp_path):
@@ -314,3 +337,18 @@ def test_mixtures_of_real_small_models():
 
 def test_documents_are_plain():
     assert Document("x").line() == b'{"text":"x"}\n'
+
+
+def test_herding_matches_the_mean_better_than_chance_and_keeps_the_shares_of_labels():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [300, 100])
+    X = rng.normal(size=(400, 8)) + 3 * labels[:, None]
+    chosen = herded(X, 40, labels)
+    assert np.bincount(labels[chosen]).tolist() == [30, 10]
+    assert np.unique(chosen).size == 40
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+
+    def off(which):
+        return np.linalg.norm(unit[which].mean(axis=0) - unit.mean(axis=0))
+
+    assert off(chosen) < 0.5 * np.mean([off(rng.permutation(400)[:40]) for _ in range(50)])

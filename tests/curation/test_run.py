@@ -23,10 +23,13 @@ from pilotfish.curation import (
     curate,
     curate_files,
 )
+from pilotfish.curation import lines as lines_module
 from pilotfish.curation import run as run_module
-from pilotfish.curation.documents import Shard, read, writer
+from pilotfish.curation.documents import Shard
+from pilotfish.curation.reading import read
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.report import to_html
+from pilotfish.curation.writing import writer
 from pilotfish.errors import ConfigError, InputError
 from tests.curation.texts import edited, kept_ids, prose, write_lines
 
@@ -74,14 +77,14 @@ def test_files_and_iterator_and_any_number_of_workers_agree(files, tmp_path):
 
 
 def _killed(files, out):
-    work = run_module._work
+    work = run_module.work
 
     def stop_at(job):
         if job.stage == 1 and job.number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return work(job)
 
-    run_module._work = stop_at
+    run_module.work = stop_at
     curate_files(files, out, STEPS)
 
 
@@ -116,6 +119,50 @@ def test_bad_records_are_counted_and_skipped_or_refused(tmp_path):
     assert not list((tmp_path / "strict").glob("*.jsonl"))
 
 
+ODD_LINES = [
+    json.dumps({"text": 'a\u00e9\u4e2d \\ " / \b\f\n\r\t \x00', "n": -12.5, "b": True, "c": None, "id": 3}).encode(),
+    json.dumps({"id": "x", "text": "\u00e9\u4e2d\U0001f600 as it is"}, ensure_ascii=False).encode(),
+    b' { "text" : "" }\r', b'{"text": "pair \\ud83d\\ude00"}', b'{"text": "nested", "m": {"a": [1]}}',
+    b'{"text":"a","text":"b"}',
+    b'{"te\\u0078t": "escaped key"}', b'{"text": "e", "x": 1e5}', b'{"text": "f", "x": -0.5}',
+    b'{"text": "f", "x": -0.5}',
+]  # fmt: skip
+BROKEN_LINES = [
+    b'{"text": "broken', b'{"other": 1}', b'{"text": 7}', b"[1]", b"{}", b'{"text": "\xff"}', b'{"text": "\xc0\x80"}',
+    b'{"text": "\xed\xa0\x80"}', b'{"text": "\xf4\x90\x80\x80"}', b'{"text": "\xe4\xb8"}', b'{"text": "\\ud800"}',
+    b'{"text": "a", "n": 01}', b'{"text": "a", "n": 1.}', b'{"text": "a", "n": tru}', b'{"text": "a"} x',
+    b'{"text": "a",}',
+    b'{"text": "tab\t"}', b'{"text": "\\x"}', b'{"text": "\\u12g4"}', b'{"text" "a"}', b"", b"   ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [ExactDedup(), MinHashDedup(n_gram=1)])
+def test_lines_give_the_same_as_documents_made_of_them(step, tmp_path, monkeypatch):
+    files = []
+    for i, line in enumerate([*ODD_LINES, *BROKEN_LINES]):
+        files.append(tmp_path / f"{i:02d}.jsonl")
+        files[-1].write_bytes(json.dumps({"text": prose(i % 5)}).encode() + b"\n" + line + b"\n" * (i % 2))
+    (tmp_path / "all.jsonl").write_bytes(b"\n".join([*ODD_LINES, *ODD_LINES[:4]]))
+    files.append(tmp_path / "all.jsonl")
+    by_lines = curate_files(files, tmp_path / "lines", [step])
+    monkeypatch.setattr(run_module.Job, "by_lines", lambda job: False)
+    by_documents = curate_files(files, tmp_path / "documents", [step])
+    assert by_lines.to_json() == by_documents.to_json()
+    assert content(tmp_path / "lines") == content(tmp_path / "documents")
+    assert sum(by_lines.rejected.values()) == len(BROKEN_LINES) - 2
+    assert by_lines.n_in - by_lines.n_out == sum(n for n, _ in by_lines.dropped[step.name].values()) > 20
+
+
+@pytest.mark.parametrize("line", ODD_LINES[:3])
+def test_plain_lines_are_read_without_a_parser(line, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes((line + b"\n") * 2)
+    monkeypatch.setattr(lines_module, "records", None)
+    (found,) = lines_module.read_lines(Shard(str(tmp_path / "a.jsonl")), "text", 1000)
+    text = json.loads(line)["text"]
+    assert bytes(found.batch.buffer) == text.encode() * 2
+    assert found.places.tolist() == [[0, len(line), len(text)], [len(line) + 1, 2 * len(line) + 1, len(text)]]
+
+
 def test_truncated_files_keep_what_is_whole(tmp_path):
     lines = b"".join(json.dumps({"text": prose(i, 40)}).encode() + b"\n" for i in range(200))
     packed = gzip.compress(lines)
@@ -139,7 +186,7 @@ def test_a_record_that_is_too_long_is_passed_over_in_little_memory(tmp_path):
 
 
 def test_a_large_file_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("pilotfish.curation.documents._SHARD_BYTES", 5_000)
+    monkeypatch.setattr("pilotfish.curation.reading._SHARD_BYTES", 5_000)
     made = [prose(i) for i in range(60)]
     path = write_lines(tmp_path / "large.jsonl", made)
     tally = curate_files([path], tmp_path / "out", [], workers=1)

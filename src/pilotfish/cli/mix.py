@@ -63,7 +63,7 @@ def mix(
 
 
 def _texts(folder: Path, field: str) -> dict[str, str]:
-    from pilotfish.curation.documents import read, shards
+    from pilotfish.curation.reading import read, shards
     from pilotfish.errors import InputError
 
     if not folder.is_dir():

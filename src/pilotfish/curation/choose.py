@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from pilotfish.curation.documents import Document, opened_to_write, read, shards, writer
+from pilotfish.curation.documents import Document
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
+from pilotfish.curation.reading import read, shards
 from pilotfish.curation.scan import Batch, Plan
+from pilotfish.curation.writing import opened_to_write, writer
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray
 

@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import expit
 
-from pilotfish.curation.documents import opened_to_write
 from pilotfish.curation.scan import Batch, Plan, hashed_counts
+from pilotfish.curation.writing import opened_to_write
 from pilotfish.errors import InputError, ModelError, NotFittedError
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Decision, Embedder, FloatArray, Model

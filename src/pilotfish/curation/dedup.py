@@ -22,11 +22,15 @@ Keys = tuple[NDArray[np.uint64], NDArray[np.uint32]]
 
 
 class Barrier(Protocol):
-    """A step that must see every document before it can drop one: documents that share a key are compared."""
+    """A step that must see every document before it can drop one: documents that share a key are compared.
+
+    ``by_bytes`` says that its keys come of a batch's bytes, so that documents need not be given.
+    """
 
     name: str
     least: float
     index: Path | None
+    by_bytes: bool
 
     def plan(self, plan: Plan) -> None:
         """Say what the one pass over the text must yield."""
@@ -54,6 +58,7 @@ class ExactDedup:
 
     name = "exact_dedup"
     least = 1.0
+    by_bytes = True
 
     def __init__(self, index: str | Path | None = None) -> None:
         self.index = None if index is None else Path(index)
@@ -101,6 +106,7 @@ class MinHashDedup:
     """
 
     name = "minhash_dedup"
+    by_bytes = True
 
     def __init__(
         self,

@@ -71,14 +71,14 @@ class LanguageIdentifier:
     Examples
     --------
     >>> LanguageIdentifier().longest
-    600
+    400
 
     References
     ----------
     Joulin 2016 (arXiv:1607.01759); Kargaran 2023 (GlotLID, arXiv:2310.16248), on scripts.
     """
 
-    def __init__(self, model: str | Path = "lid.176", longest: int = 600, check_script: bool = True) -> None:
+    def __init__(self, model: str | Path = "lid.176", longest: int = 400, check_script: bool = True) -> None:
         self.model = model
         self.longest = longest
         self.check_script = check_script

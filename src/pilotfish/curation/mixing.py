@@ -80,11 +80,15 @@ class ByteModel:
 
     def losses(self, windows: Any) -> Any:
         """Mean loss of each window, in nats a byte."""
+        return self.byte_losses(windows).mean(dim=1)
+
+    def byte_losses(self, windows: Any) -> Any:
+        """Loss of each byte of each window but its first, in nats."""
         torch = _torch()
         given, wanted = windows[:, :-1], windows[:, 1:]
         x = self.net["bytes"](given) + self.net["places"](torch.arange(self.window))[None]
         scores = self.net["out"](self.net["body"](x, mask=self.mask, is_causal=True))
-        return torch.nn.functional.cross_entropy(scores.transpose(1, 2), wanted, reduction="none").mean(dim=1)
+        return torch.nn.functional.cross_entropy(scores.transpose(1, 2), wanted, reduction="none")
 
     def step(self, windows: Any, weights: Any = None) -> FloatArray:
         """One step on windows, weighted if asked; their losses before it."""
@@ -153,8 +157,8 @@ def doremi(
     for _ in range(n_steps):
         windows, where = proxy.drawn([each] * k)
         with torch.no_grad():
-            base = reference.losses(windows).numpy()
-            now = proxy.losses(windows).numpy()
+            base = reference.byte_losses(windows).numpy()
+            now = proxy.byte_losses(windows).numpy()
         excess = np.array([np.maximum(now - base, 0)[where == i].mean() for i in range(k)])
         weights = weights * np.exp(rate * excess)
         weights = (1 - smoothing) * weights / weights.sum() + smoothing / k

@@ -102,30 +102,36 @@ def permutations(n: int, seed: int = 1) -> NDArray[np.uint32]:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def sign(hashes: Any, n: int, n_gram: int, permuted: Any, signature: Any) -> int:
+def sign(hashes: Any, n: int, n_gram: int, permuted: Any, grams: Any, signature: Any) -> int:
     """MinHash of the n-grams of the words among runs (n,); return the number of n-grams.
 
     A document of fewer words than ``n_gram`` has one n-gram, of all its words; one without a word has none.
+    ``grams`` (n + 32,) is working space.
     """
     signature[:] = np.uint32(0xFFFFFFFF)
     n_words = 0
     for i in range(n):
-        if hashes[i] & _ONE:
-            hashes[n_words] = hashes[i]
-            n_words += 1
+        hashes[n_words] = hashes[i]
+        n_words += int(hashes[i] & _ONE)
     if n_words == 0:
         return 0
     size = min(n_gram, n_words)
-    multiply, add = permuted[0], permuted[1]
-    for i in range(n_words - size + 1):
+    n_grams = n_words - size + 1
+    for i in range(n_grams):
         h = _SEED
         for k in range(i, i + size):
             h = h * _MIX + hashes[k]
-        low = np.uint32(finish(h) >> np.uint64(32))
-        for j in range(signature.size):
-            value = np.uint32(low * multiply[j] + add[j])
-            signature[j] = min(signature[j], value)
-    return n_words - size + 1
+        grams[i] = np.uint32(finish(h) >> np.uint64(32))
+    # Some n-grams once more, so that the loop below is made of whole vectors.
+    filled = n_grams + -n_grams % 32
+    for i in range(n_grams, filled):
+        grams[i] = grams[0]
+    for j in range(signature.size):
+        multiply, add, least = permuted[0, j], permuted[1, j], signature[j]
+        for i in range(filled):
+            least = min(least, np.uint32(grams[i] * multiply + add))
+        signature[j] = least
+    return n_grams
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

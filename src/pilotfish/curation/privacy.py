@@ -10,9 +10,10 @@ from typing import Self
 
 import numpy as np
 
-from pilotfish.curation.documents import Document, opened_to_write
+from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.steps import Verdict
+from pilotfish.curation.writing import opened_to_write
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray, IntArray, Transform
 from pilotfish.traffic.masking import PatternMasker

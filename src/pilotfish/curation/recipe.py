@@ -13,10 +13,10 @@ from typing import Any
 
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
-from pilotfish.curation.documents import read, shards
 from pilotfish.curation.language import Language, LanguageIdentifier
 from pilotfish.curation.perplexity import LogProbModel, Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger
+from pilotfish.curation.reading import read, shards
 from pilotfish.curation.run import AnyStep, Settings
 from pilotfish.curation.semantic import SemanticDedup
 from pilotfish.curation.steps import Filter, OwnRule, Rules
@@ -151,7 +151,7 @@ def _python(function: str, name: str = "", low: float = float("-inf"), high: flo
 
 
 def _language(
-    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 600
+    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 400
 ) -> Language:
     return Language(languages, least, LanguageIdentifier(model, longest))
 

@@ -73,8 +73,8 @@ class Batch:
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
         encoded = [text.encode("utf-8", "replace") for text in texts]
-        self.sizes = np.fromiter((len(part) for part in encoded), dtype=np.int64, count=len(encoded))
-        self.offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.sizes)])
+        sizes = np.fromiter((len(part) for part in encoded), dtype=np.int64, count=len(encoded))
+        self.offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
         self.buffer = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self.rows: FloatArray = np.zeros((0, len(MEASURES)))
         self.signatures: NDArray[np.uint32] = _NONE
@@ -83,12 +83,19 @@ class Batch:
         self.n_runs: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.sums: FloatArray = np.zeros((0, 0))
 
+    @classmethod
+    def of(cls, buffer: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Batch:
+        """Texts that lie end to end as UTF-8 already, text i from offsets i to i + 1; they are not there as strings."""
+        made = cls([])
+        made.buffer, made.offsets = buffer, offsets
+        return made
+
     def __len__(self) -> int:
-        return len(self.texts)
+        return self.offsets.size - 1
 
     def scan(self, plan: Plan) -> Batch:
         """Read the texts once and keep what the plan asks for."""
-        n, classes_lower = len(self.texts), tables()
+        n, classes_lower = len(self), tables()
         signing = plan.signing
         n_signs = 0 if signing is None else signing.permuted.shape[1]
         self.rows = np.zeros((n if plan.measures else 0, len(MEASURES)))
@@ -185,6 +192,7 @@ def _scan(
     for d in range(n):
         longest = max(longest, offsets[d + 1] - offsets[d])
     hashes = np.empty(longest + 1, dtype=np.uint64)
+    gram_hashes = np.empty(longest + 33, dtype=np.uint32)
     signs, sums_wanted = signatures.shape[1] > 0, weights.size > 0
     if rows.shape[0]:
         size = 16
@@ -211,7 +219,7 @@ def _scan(
             for k in range(bounds.size - 1):
                 sums[d, k] = sum_weights(hashes, found, weights[bounds[k] : bounds[k + 1]])
             if signs:
-                n_grams[d] = sign(hashes, found, n_gram, permuted, signatures[d])
+                n_grams[d] = sign(hashes, found, n_gram, permuted, gram_hashes, signatures[d])
                 join_bands(signatures[d], bands[d])
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from pilotfish.errors import InputError, missing_extra
 from pilotfish.protocols import FloatArray, IntArray
 
-__all__ = ["diverse_best", "in_context_worth", "k_centres", "needed", "representative"]
+__all__ = ["diverse_best", "herded", "in_context_worth", "k_centres", "needed", "representative"]
+
+_N_MOST = 4096
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
@@ -74,6 +76,57 @@ def diverse_best(vectors: FloatArray, quality: FloatArray, k: int, seed: int = 0
         rest = np.setdiff1d(np.arange(len(vectors)), chosen)
         chosen = np.concatenate([chosen, rest[np.argsort(-quality[rest], kind="stable")[: k - chosen.size]]])
     return np.sort(chosen).astype(np.int64)
+
+
+def herded(
+    vectors: FloatArray, k: int, labels: IntArray | None = None, sharpness: float = 2.0, seed: int = 0
+) -> IntArray:
+    """Choose about k vectors (n, d) whose mean is that of all in the space of a kernel, each label in proportion.
+
+    Each step takes the one that lies where most are and fewest have been taken: the mean of what is chosen nears that
+    of all as 1 / k, that of a random choice as 1 / sqrt(k).
+
+    Parameters
+    ----------
+    vectors : ndarray, (n, d)
+        Embeddings.
+    k : int
+        How many to choose.
+    labels : ndarray of int, (n,), optional
+        Chosen from by themselves; one label when left out.
+    sharpness : float
+        The kernel of two vectors is exp(sharpness * (cosine - 1)).
+    seed : int
+        Of the sample of 4,096 that stands for a larger label.
+
+    References
+    ----------
+    Chen 2010 (arXiv:1203.3472), equation 8.
+
+    Examples
+    --------
+    >>> herded(np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0], [0.1, 1.0]]), 2).tolist()
+    [2, 4]
+    """
+    unit, rng = _unit(vectors), np.random.default_rng(seed)
+    labels = np.zeros(len(unit), dtype=np.int64) if labels is None else labels
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        of_all = unit[rng.permutation(members)[:_N_MOST]]
+        mean = np.concatenate(
+            [
+                np.exp(sharpness * (unit[part] @ of_all.T - 1)).mean(axis=1)
+                for part in np.array_split(members, -(-members.size // _N_MOST))
+            ]
+        )
+        taken = np.zeros(members.size)
+        for step in range(min(round(k * members.size / len(unit)), members.size)):
+            best = int((mean - taken / (step + 1)).argmax())
+            chosen.append(int(members[best]))
+            taken += np.exp(sharpness * (unit[members] @ unit[members[best]] - 1))
+            mean[best] = -np.inf
+    return np.sort(np.array(chosen, dtype=np.int64))
 
 
 def k_centres(vectors: FloatArray, k: int, start: Sequence[int] = (0,)) -> IntArray:

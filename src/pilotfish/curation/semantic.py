@@ -54,6 +54,7 @@ class SemanticDedup:
     """
 
     name = "semantic_dedup"
+    by_bytes = False
 
     def __init__(
         self,

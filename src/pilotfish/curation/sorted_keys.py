@@ -29,9 +29,10 @@ def write_keys(folder: Path, bands: NDArray[np.uint64], checks: NDArray[np.uint3
         The share of equal numbers is the similarity of two documents.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    order = np.argsort(bands, axis=0, kind="stable").astype(np.uint32)
-    np.save(folder / "keys.npy", np.ascontiguousarray(np.take_along_axis(bands, order, axis=0).T))
-    np.save(folder / "documents.npy", np.ascontiguousarray(order.T))
+    columns = np.ascontiguousarray(bands.T)
+    order = np.argsort(columns, axis=1, kind="stable").astype(np.uint32)
+    np.save(folder / "keys.npy", np.take_along_axis(columns, order, axis=1))
+    np.save(folder / "documents.npy", order)
     np.save(folder / "checks.npy", checks)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from pilotfish.curation.documents import Document, Rejected
 from pilotfish.curation.steps import Fate
 
-__all__ = ["Tally"]
+__all__ = ["N_EXAMPLES", "Tally"]
 
-_N_EXAMPLES = 3
+N_EXAMPLES = 3
 _EXAMPLE = 400
 
 
@@ -44,11 +44,11 @@ class Tally:
         self.n_in += len(documents)
         self.characters_in += sum(len(d.text) for d in documents)
 
-    def keep(self, documents: Sequence[Document]) -> None:
-        """Count documents that stay."""
-        self.n_out += len(documents)
-        self.characters_out += sum(len(d.text) for d in documents)
-        for document in documents[: _N_EXAMPLES - len(self.examples.get("kept", ()))]:
+    def keep(self, documents: Sequence[Document], n: int = -1, characters: int = 0) -> None:
+        """Count documents that stay; where the first alone are given, with their number and that of characters."""
+        self.n_out += len(documents) if n < 0 else n
+        self.characters_out += sum(len(d.text) for d in documents) if n < 0 else characters
+        for document in documents[: N_EXAMPLES - len(self.examples.get("kept", ()))]:
             self._show("kept", document.id, document.text, None)
 
     def drop(self, fates: Sequence[Fate]) -> None:
@@ -77,7 +77,7 @@ class Tally:
             self.rejected[reason] = self.rejected.get(reason, 0) + n
         for title, shown in other["examples"].items():
             have = self.examples.setdefault(title, [])
-            have += shown[: _N_EXAMPLES - len(have)]
+            have += shown[: N_EXAMPLES - len(have)]
 
     def to_json(self) -> dict[str, Any]:
         """The counts as plain data."""
@@ -93,5 +93,5 @@ class Tally:
 
     def _show(self, title: str, name: str, text: str, score: float | None) -> None:
         have = self.examples.setdefault(title, [])
-        if len(have) < _N_EXAMPLES:
+        if len(have) < N_EXAMPLES:
             have.append({"id": name, "text": text[:_EXAMPLE], **({} if score is None else {"score": round(score, 4)})})

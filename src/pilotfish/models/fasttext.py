@@ -19,7 +19,7 @@ from pilotfish.protocols import FloatArray
 __all__ = ["FastTextModel"]
 
 _MAGIC, _SOFTMAX, _HIERARCHICAL, _SUPERVISED = 793712314, 3, 1, 3
-_CACHE = 1 << 13
+_CACHE, _ROWS = 1 << 13, 1 << 10
 
 
 class FastTextModel:
@@ -87,8 +87,9 @@ class FastTextModel:
             *self._sizes, self._end, self._input, *room, hidden, counts,
         )  # fmt: skip
         self._spare.append(room)
-        scores = (hidden / np.maximum(counts, 1)[:, None].astype(np.float32)) @ self._output.T
-        return np.asarray(self._normalised(np.asarray(scores, dtype=np.float64)) * (counts > 0)[:, None])
+        scores = np.zeros((counts.size, self._weights.shape[1]))
+        _score(hidden, counts, self._weights, scores)
+        return np.asarray(self._normalised(scores) * (counts > 0)[:, None])
 
     def _normalised(self, scores: FloatArray) -> FloatArray:
         if self._loss == _HIERARCHICAL:
@@ -169,10 +170,11 @@ class FastTextModel:
         self._known = bits.view(np.uint64)
         counts_before = np.add.reduceat(np.append(there, False).astype(np.int64), np.arange(0, there.size, 64))
         self._pruned = np.concatenate([[0], np.cumsum(counts_before)]).astype(np.int32)
-        self._output = file.quantised() if file.take("?")[0] and quantised else file.matrix()
+        output = file.quantised() if file.take("?")[0] and quantised else file.matrix()
         if self._loss == _HIERARCHICAL:
             self._children = _tree(counts)
-            self._output = self._output[: n_labels - 1]
+            output = output[: n_labels - 1]
+        self._weights = np.ascontiguousarray(output.T)
         self._spare: list[tuple[NDArray[Any], ...]] = []
         self.labels_ = labels
 
@@ -272,6 +274,19 @@ def _n_bits(x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _add_rows(matrix: Any, rows: Any, n: int, total: Any) -> None:
+    """Add the first n of some rows of a matrix to a vector."""
+    for r in range(n):
+        row = rows[r]
+        if total.size == 16:
+            for k in range(16):
+                total[k] += matrix[row, k]
+        else:
+            for k in range(total.size):
+                total[k] += matrix[row, k]
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _add_ngrams(
     letters: Any,
     n: int,
@@ -282,10 +297,11 @@ def _add_ngrams(
     minn: int,
     maxn: int,
     matrix: Any,
+    rows: Any,
     total: Any,
 ) -> int:
     """Add the vectors of the letter n-grams of a word between its marks; return how many there are."""
-    found, buckets, inverse = 0, np.int64(bucket), 1.0 / np.float64(bucket)
+    found, waiting, buckets, inverse = 0, 0, np.int64(bucket), 1.0 / np.float64(bucket)
     for i in range(n):
         if letters[i] & 0xC0 == 0x80:
             continue
@@ -301,17 +317,15 @@ def _add_ngrams(
                 b = np.int64(h) - np.int64(np.float64(h) * inverse) * buckets
                 b += buckets if b < 0 else (-buckets if b >= buckets else 0)
                 block, place = known[b >> 6], np.uint64(b & 63)
-                if block >> place & np.uint64(1):
-                    row = n_words + pruned[b >> 6] + _n_bits(block & ((np.uint64(1) << place) - np.uint64(1)))
-                    if total.size == 16:
-                        for k in range(16):
-                            total[k] += matrix[row, k]
-                    else:
-                        for k in range(total.size):
-                            total[k] += matrix[row, k]
-                    found += 1
+                # Half of them are known: the place of the next is moved on without a branch, rows are added later.
+                rows[waiting] = n_words + pruned[b >> 6] + _n_bits(block & ((np.uint64(1) << place) - np.uint64(1)))
+                waiting += int(block >> place & np.uint64(1))
             size += 1
-    return found
+        if waiting > rows.size - maxn:
+            _add_rows(matrix, rows, waiting, total)
+            found, waiting = found + waiting, 0
+    _add_rows(matrix, rows, waiting, total)
+    return found + waiting
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -326,6 +340,7 @@ def _hidden(
     for d in range(offsets.size - 1):
         longest_text = max(longest_text, offsets[d + 1] - offsets[d])
     letters = np.empty(longest_text + 2, dtype=np.uint8)
+    rows = np.empty(_ROWS + maxn, dtype=np.int32)
     for d in range(offsets.size - 1):
         i, stop = offsets[d], offsets[d + 1]
         if longest and stop - i > longest:
@@ -361,7 +376,9 @@ def _hidden(
                 if maxn > 0:
                     letters[0], letters[i - s + 1] = 60, 62
                     letters[1 : i - s + 1] = buffer[s:i]
-                    found += _add_ngrams(letters, i - s + 2, pruned, known, bucket, n_words, minn, maxn, matrix, total)
+                    found += _add_ngrams(
+                        letters, i - s + 2, pruned, known, bucket, n_words, minn, maxn, matrix, rows, total
+                    )
                 cached[slot] = found
             for k in range(width):
                 hidden[d, k] += sums[slot, k]
@@ -370,3 +387,13 @@ def _hidden(
             for k in range(width):
                 hidden[d, k] += matrix[end, k]
             counts[d] += 1
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _score(hidden: Any, counts: Any, weights: Any, scores: Any) -> None:
+    """Scores of every text: means of vectors times weights. So small a product would only wake the threads of BLAS."""
+    for d in range(counts.size):
+        for k in range(hidden.shape[1]):
+            value = np.float64(hidden[d, k]) / max(counts[d], 1)
+            for j in range(scores.shape[1]):
+                scores[d, j] += value * weights[k, j]
