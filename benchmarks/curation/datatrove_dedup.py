@@ -32,7 +32,9 @@ def timed(lines: list[str]) -> tuple[int, float]:
             ([reader, MinhashDedupFilter(str(folder / "remove")), JsonlWriter(str(folder / "out"))], 1),
         ]
         for steps, tasks in stages:
-            LocalPipelineExecutor(pipeline=steps, tasks=tasks, workers=2, skip_completed=False).run()
+            LocalPipelineExecutor(
+                pipeline=steps, tasks=tasks, workers=2, skip_completed=False, logging_dir=str(folder / "logs")
+            ).run()
         return n_bytes, time.perf_counter() - started
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["select"]
 
 _METHODS = (
-    "importance_resampling", "representative_selection", "lima", "mods", "d4", "less", "data_whisperer", "random",
+    "importance_resampling", "representative_selection", "lima", "mods", "d4", "less", "data_whisperer", "herding",
+    "random",
 )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def select(
     n: Annotated[int, typer.Option("--n", "-n", help="documents to choose", min=1)],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write, empty")],
     method: Annotated[str, typer.Option("--method", "-m", help=", ".join(_METHODS))] = "importance_resampling",
-    model: Annotated[str, typer.Option("--model", help="folder of a causal language model, for the last two")] = "",
+    model: Annotated[str, typer.Option("--model", help="folder of a causal model, for less and data_whisperer")] = "",
     field: Annotated[str, typer.Option("--field", help="name of the text field")] = "text",
     answer: Annotated[str, typer.Option("--answer", help="name of the answer field, for a language model")] = "answer",
     seed: Annotated[int, typer.Option("--seed", help="seed of what is random")] = 0,
@@ -53,6 +54,7 @@ def _pick(method: str, n: int, model: str, answer: str, seed: int) -> Pick:
     import numpy as np
 
     from pilotfish.curation.importance import ImportanceWeight
+    from pilotfish.curation.selection import herded
     from pilotfish.methods import finetuning_data, pretraining_data
     from pilotfish.models.embedder import StaticEmbedder
 
@@ -83,6 +85,8 @@ def _pick(method: str, n: int, model: str, answer: str, seed: int) -> Pick:
             return finetuning_data.mods(texts(pool), given, n, tuned, float(np.median(given)))
         if method == "d4":
             return pretraining_data.d4(StaticEmbedder().embed(texts(pool)).astype(float), n, seed=seed)
+        if method == "herding":
+            return herded(StaticEmbedder().embed(texts(pool)).astype(float), n, seed=seed)
         if method == "less":
             return finetuning_data.less(model, examples(pool), examples(target), n, seed)
         if method == "data_whisperer":
