@@ -29,7 +29,7 @@ from pilotfish.types import Request
 
 TARGETS = {"smollm2": "smollm2-135m-instruct", "qwen": "qwen2.5-coder-0.5b-instruct"}
 N_TOKENS = 64
-N_TIMED = 64
+N_TIMED = 128
 COPYING = ("summarization", "rag")
 _CHAT = "mt_bench"
 

@@ -7,13 +7,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pilotfish.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["read_arrays", "replacing", "write_arrays"]
 
@@ -51,6 +51,8 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
 
 def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], *, private: bool = False) -> None:
     """Write named arrays as a compressed npz archive, as :func:`replacing` writes."""
+    import numpy as np
+
     with replacing(path, private=private) as half, half.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -74,12 +76,15 @@ def read_arrays(path: str | Path, what: str) -> Iterator[Mapping[str, NDArray[An
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_arrays(Path(folder) / "a.npz", {"x": np.arange(3)})
     ...     with read_arrays(Path(folder) / "a.npz", "list") as arrays:
     ...         arrays["x"]
     array([0, 1, 2])
     """
+    import numpy as np
+
     try:
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             yield file

@@ -145,7 +145,7 @@ def test_two_classifiers_share_one_pass():
     assert [d.text for d in curate([*FISH, *MONEY], [fish, money])] == FISH
 
 
-def test_educational_quality_learns_from_a_model():
+def test_educational_quality_learns_from_a_model(tmp_path):
     class Rates:
         def generate(self, requests):
             return [
@@ -157,6 +157,11 @@ def test_educational_quality_learns_from_a_model():
     assert np.isnan(model.label([*FISH, *MONEY], Rates())).tolist() == [False] * 3 + [True] * 3
     model.fit([*FISH, *MONEY], [4, 4, 4, 0, 0, 0])
     assert model.score(FISH).min() > model.score(MONEY).max()
+    model.save(tmp_path / "ratings.npz")
+    again = EducationalQuality.load(tmp_path / "ratings.npz", HashedNgrams(128))
+    np.testing.assert_array_equal(again.score(FISH), model.score(FISH))
+    with pytest.raises(InputError, match="no saved rating model"):
+        EducationalQuality.load(tmp_path)
 
 
 def test_importance_weights_are_log_ratios():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from scipy.special import expit
 
 from pilotfish.curation.scan import Batch, Plan, hashed_counts
-from pilotfish.curation.writing import opened_to_write
 from pilotfish.errors import InputError, ModelError, NotFittedError
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Decision, Embedder, FloatArray, Model
 from pilotfish.types import Request
@@ -104,8 +103,8 @@ class NgramClassifier:
     def save(self, path: str | Path) -> None:
         """Save as an npz archive, without pickle."""
         self._check_fitted()
-        with opened_to_write(Path(path)) as file:
-            np.savez_compressed(file, weights=self.weights_, intercept=self.intercept_, C=self.C)
+        intercept, penalty = np.array(self.intercept_), np.array(self.C)
+        write_arrays(path, {"weights": self.weights_, "intercept": intercept, "C": penalty})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -116,12 +115,9 @@ class NgramClassifier:
         InputError
             When the file is something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                made = cls(file["weights"].size, float(file["C"]))
-                made.weights_, made.intercept_ = file["weights"], float(file["intercept"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is no saved classifier ({error}): give one that save wrote.") from error
+        with read_arrays(path, "classifier") as file:
+            made = cls(file["weights"].size, float(file["C"]))
+            made.weights_, made.intercept_ = file["weights"], float(file["intercept"])
         return made
 
     def _check_fitted(self) -> None:
@@ -230,19 +226,23 @@ class EducationalQuality:
         return np.asarray(np.clip(self._embedded(items) @ self.coef_ + self.intercept_, 0, 5))
 
     def save(self, path: str | Path) -> None:
-        """Save the regressor as JSON; the embedder is given again on loading."""
-        with opened_to_write(Path(path)) as file:
-            file.write(json.dumps({"coef": self.coef_.tolist(), "intercept": self.intercept_}).encode())
+        """Save as an npz archive; the embedder is given again on loading."""
+        if not hasattr(self, "coef_"):
+            raise NotFittedError("EducationalQuality is not fitted: call fit first.")
+        write_arrays(path, {"coef": self.coef_, "intercept": np.array(self.intercept_)})
 
     @classmethod
     def load(cls, path: str | Path, embedder: Embedder | None = None) -> Self:
-        """Load what :meth:`save` wrote."""
-        try:
-            state: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        """Load what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            When the file is something else.
+        """
+        with read_arrays(path, "rating model") as file:
             made = cls(embedder)
-            made.coef_, made.intercept_ = np.array(state["coef"]), float(state["intercept"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is no saved rating model ({error}): give one that save wrote.") from error
+            made.coef_, made.intercept_ = file["coef"], float(file["intercept"])
         return made
 
     def _embedded(self, texts: Sequence[str]) -> FloatArray:

@@ -13,8 +13,8 @@ import numpy as np
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.steps import Verdict
-from pilotfish.curation.writing import opened_to_write
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, IntArray, Transform
 from pilotfish.traffic.masking import PatternMasker
 
@@ -111,11 +111,9 @@ class PrivacyTagger:
 
     def save(self, path: str | Path) -> None:
         """Save as an npz archive, without pickle."""
-        with opened_to_write(Path(path)) as file:
-            kinds = np.frombuffer(json.dumps(self.kinds_).encode(), dtype=np.uint8)
-            np.savez_compressed(
-                file, weights=self.weights_.astype(np.float16), intercepts=self.intercepts_, kinds=kinds
-            )
+        kinds = np.frombuffer(json.dumps(self.kinds_).encode(), dtype=np.uint8)
+        weights = self.weights_.astype(np.float16)
+        write_arrays(path, {"weights": weights, "intercepts": self.intercepts_, "kinds": kinds})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -126,14 +124,11 @@ class PrivacyTagger:
         InputError
             When the file is something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                made = cls()
-                made.weights_ = file["weights"].astype(np.float32)
-                made.intercepts_ = file["intercepts"]
-                made.kinds_ = json.loads(file["kinds"].tobytes())
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is no saved tagger ({error}): give one that save wrote.") from error
+        with read_arrays(path, "tagger") as file:
+            made = cls()
+            made.weights_ = file["weights"].astype(np.float32)
+            made.intercepts_ = file["intercepts"]
+            made.kinds_ = json.loads(file["kinds"].tobytes())
         return made
 
 
