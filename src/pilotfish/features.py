@@ -27,6 +27,7 @@ FEATURE_KINDS: tuple[FeatureKind, ...] = ("encoder", "static", "ngrams")
 _Vectors = NDArray[np.float32]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 20_000
+_LONGEST_KEPT = 64
 _FEW_ROWS = 4
 _LEAST_SHARE = 32
 _ENCODER = "all-minilm-l6-v2"
@@ -87,22 +88,34 @@ class HashedNgrams:
         """Embed a batch as an array (n, n_buckets) of unit vectors; a text without a token gives zeros."""
         if self.n_buckets < 2:
             raise InputError(f"HashedNgrams n_buckets is {self.n_buckets}: use at least 2.")
-        vectors = np.zeros((len(texts), self.n_buckets), dtype=np.float32)
-        for row, text in zip(vectors, texts, strict=True):
-            hashes = np.fromiter((crc32(gram) for gram in _grams(text)), dtype=np.int64)
-            np.add.at(row, (hashes >> 1) % self.n_buckets, np.where(hashes & 1, 1.0, -1.0))
+        hashes = [_hashes(text) for text in texts]
+        flat = np.array([h for row in hashes for h in row], dtype=np.int64)
+        rows = np.repeat(np.arange(len(texts)), [len(row) for row in hashes])
+        places = rows * self.n_buckets + (flat >> 1) % self.n_buckets
+        counts = np.bincount(places, np.where(flat & 1, 1.0, -1.0), minlength=len(texts) * self.n_buckets)
+        vectors = counts.reshape(len(texts), self.n_buckets).astype(np.float32)
         vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
         return _unit(vectors)
 
 
-def _grams(text: str) -> list[bytes]:
+def _hashes(text: str) -> list[int]:
     words = _TOKEN.findall(text[:_LONGEST].casefold())
-    grams = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
+    hashes = [_hash(f"{a} {b}") for a, b in pairwise(words)]
     for word in words:
-        padded = f"<{word}>"
-        for n in (3, 4, 5):
-            grams.extend(f"#{padded[i : i + n]}" for i in range(len(padded) - n + 1))
-    return [gram.encode("utf-8", "replace") for gram in grams]
+        hashes += _word_hashes(word) if len(word) <= _LONGEST_KEPT else _word_hashes.__wrapped__(word)
+    return hashes
+
+
+@lru_cache(maxsize=50_000)
+def _word_hashes(word: str) -> tuple[int, ...]:
+    """Of a word and the characters 3 to 5 within it; words come again and again."""
+    padded = f"<{word}>"
+    within = (f"#{padded[i : i + n]}" for n in (3, 4, 5) for i in range(len(padded) - n + 1))
+    return (_hash(word), *map(_hash, within))
+
+
+def _hash(gram: str) -> int:
+    return crc32(gram.encode("utf-8", "replace"))
 
 
 class TextSpace:
@@ -170,8 +183,9 @@ class TextSpace:
         """Return texts in the space, (n, n_axes)."""
         if not hasattr(self, "axes_"):
             raise NotFittedError("TextSpace is not fitted: call fit first.")
-        joined = self._joined(self._views(texts))
-        return np.asarray((product(joined, self.axes_) - self.offset_) * np.float32(self.scale_), dtype=np.float32)
+        views = self._views(texts)
+        points = self._placed(views) if len(texts) == 1 else product(self._joined(views), self.axes_)
+        return np.asarray((points - self.offset_) * np.float32(self.scale_), dtype=np.float32)
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """The fitted space as plain data and arrays."""
@@ -197,6 +211,25 @@ class TextSpace:
             return [_static().embed(texts), _ngrams().embed(texts)]
         pooled = _embedded(_encoder(self.precision), texts)
         return [*np.split(pooled, len(_POOLINGS), axis=1), _static().embed(texts)]
+
+    def _placed(self, views: Sequence[_Vectors]) -> _Vectors:
+        """The joined views of one text on the axes; of a view that is mostly zeros few axes have to be read."""
+        placed, start = np.zeros((1, self.axes_.shape[1]), dtype=np.float32), 0
+        for [view], mean, centre, weight in zip(views, self.means_, self._centres(), _WEIGHTS[self.kind], strict=True):
+            axes = self.axes_[start : start + mean.size]
+            start += mean.size
+            at = np.flatnonzero(view)
+            length = np.sqrt(max(float(view @ view - 2 * (view[at] @ mean[at]) + mean @ mean), 1e-24))
+            part = product(view[None, at], axes[at]) if at.size < view.size else product(view[None], axes)
+            placed += (part - centre) * np.float32(np.sqrt(weight) / length)
+        return placed
+
+    def _centres(self) -> list[_Vectors]:
+        """The centre of each view on the axes."""
+        if not hasattr(self, "_placed_means"):
+            parts = np.split(self.axes_, np.cumsum([mean.size for mean in self.means_])[:-1])
+            self._placed_means = [mean @ axes for mean, axes in zip(self.means_, parts, strict=True)]
+        return self._placed_means
 
     def _joined(self, views: Sequence[_Vectors]) -> _Vectors:
         weights = _WEIGHTS[self.kind]
