@@ -130,13 +130,23 @@ def live(run: Run) -> None:
     spent = dict(zip(table.models, table.costs.mean(axis=0).round(3).tolist(), strict=True))
     print(f"live: right {quality}, 10^12 operations per reply {spent}")
     low, high = interval(shares)
+    floor = clairvoyant(table)
+    print(f"who knew each reply's score would need {floor:.1%} of the large model's operations to be right as often")
     common = {"n": table.n_queries, "seeds": len(shares)}
     run.figure(
         "live_compute_share", float(np.mean(shares)), unit="share of the large model's operations", better="lower",
-        low=low, high=high, target=0.60, **common,
+        low=low, high=high, target=0.60, clairvoyant=floor, **common,
     )  # fmt: skip
     low, high = bootstrap(np.array(ratios))
     run.figure(
         "live_quality_ratio", float(np.mean(ratios)), unit="of the large model's accuracy", better="higher", low=low,
         high=high, target=1.0, small_alone=quality[SMALL], large_alone=quality[LARGE], **common,
     )  # fmt: skip
+
+
+def clairvoyant(table: ReplyTable) -> float:
+    """Least share of the large model's cost at which the two are right as often as it, by whoever knows all scores."""
+    small, large = table.scores.T
+    dearer = np.sort((table.costs[:, 1] - table.costs[:, 0])[(small < 1) & (large == 1)])
+    n_needed = max(0, round(float(large.sum() - small.sum())))
+    return float((table.costs[:, 0].sum() + dearer[:n_needed].sum()) / table.costs[:, 1].sum())
