@@ -66,10 +66,13 @@ def form_of(prompt: str) -> list[float]:
     >>> len(form_of("What is 2 + 2?")) == len(form_of(""))
     True
     """
-    n = max(len(prompt), 1)
     lowered = prompt.lower()
+    return _form(prompt, lowered, _words(lowered))
+
+
+def _form(prompt: str, lowered: str, words: list[str]) -> list[float]:
+    n = max(len(prompt), 1)
     lines = prompt.split("\n")
-    words = _WORD.findall(lowered)
     distinct = set(words)
     # Each distinct character is looked at once: a long prompt has as few of them as a short one.
     counts = Counter(prompt)
@@ -205,19 +208,20 @@ class PromptFeatures:
         """
         if not hasattr(self, "form_mean_"):
             raise NotFittedError("PromptFeatures was used before fit: call fit(prompts) first.")
-        form = np.array([form_of(p) for p in prompts]).reshape(len(prompts), -1)
+        lowered = [p.lower() for p in prompts]
+        words = [_words(text) for text in lowered]
+        form = np.array([_form(*row) for row in zip(prompts, lowered, words, strict=True)]).reshape(len(prompts), -1)
         form = np.clip((form - self.form_mean_) / self.form_scale_, -4, 4)
         parts = [form * (self.form_weight / math.sqrt(form.shape[1]))]
         meanings = []
         if self.topics_.size:
-            meanings.append(np.array([self._topics_of(p) for p in prompts]).reshape(len(prompts), -1))
+            meanings.append(np.array([self._topics_of(row) for row in words]).reshape(len(prompts), -1))
         texts = list(prompts)
         meanings += [np.asarray(embedder.embed(texts), dtype=np.float64) for embedder in self.embedders]
         parts += [m / math.sqrt(len(meanings)) for m in meanings]
         return np.hstack(parts)
 
-    def _topics_of(self, prompt: str) -> NDArray[np.float64]:
-        words = _words(prompt.lower())
+    def _topics_of(self, words: list[str]) -> NDArray[np.float64]:
         counts: dict[int, int] = {}
         terms = self.terms_
         for word in words:
