@@ -64,3 +64,13 @@ def test_space_rejects_what_it_cannot_use() -> None:
         TextSpace("words").fit(["a", "b"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="n_buckets"):
         HashedNgrams(1).embed(["a"])
+
+
+def test_a_text_alone_is_placed_as_in_a_batch_also_after_fitting_again() -> None:
+    texts = ["one card", "two cards lost", "a transfer", "transfers of money", "", "é 日本"]
+    space = TextSpace("ngrams", n_dimensions=3).fit(["what else", "nothing here", "nor there", "at all"])
+    for _ in range(2):
+        together = space.fit(texts).transform(texts)
+        alone = np.vstack([space.transform([text]) for text in texts])
+        np.testing.assert_allclose(alone, together, atol=1e-5)
+        space = TextSpace.from_state(*space.get_state())

@@ -174,6 +174,7 @@ class TextSpace:
         # An axis and its opposite are the same: point each along its largest part, so that every run agrees.
         axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0) < 0, -1, 1)
         self.axes_ = np.ascontiguousarray(axes, dtype=np.float32)
+        self._placed_means = self._centres()
         points = spread @ self.axes_
         self.scale_ = float(1 / max(np.sqrt(np.einsum("ij,ij->i", points, points).mean()), 1e-9))
         self.offset_ = (centre @ self.axes_).astype(np.float32)
@@ -200,6 +201,7 @@ class TextSpace:
         made.scale_ = float(plain["scale"])
         made.axes_, made.offset_ = arrays["axes"], arrays["offset"]
         made.means_ = np.split(arrays["means"], np.cumsum(plain["sizes"])[:-1])
+        made._placed_means = made._centres()
         return made
 
     def _views(self, texts: Sequence[str]) -> list[_Vectors]:
@@ -215,7 +217,9 @@ class TextSpace:
     def _placed(self, views: Sequence[_Vectors]) -> _Vectors:
         """The joined views of one text on the axes; of a view that is mostly zeros few axes have to be read."""
         placed, start = np.zeros((1, self.axes_.shape[1]), dtype=np.float32), 0
-        for [view], mean, centre, weight in zip(views, self.means_, self._centres(), _WEIGHTS[self.kind], strict=True):
+        for [view], mean, centre, weight in zip(
+            views, self.means_, self._placed_means, _WEIGHTS[self.kind], strict=True
+        ):
             axes = self.axes_[start : start + mean.size]
             start += mean.size
             at = np.flatnonzero(view)
@@ -226,10 +230,8 @@ class TextSpace:
 
     def _centres(self) -> list[_Vectors]:
         """The centre of each view on the axes."""
-        if not hasattr(self, "_placed_means"):
-            parts = np.split(self.axes_, np.cumsum([mean.size for mean in self.means_])[:-1])
-            self._placed_means = [mean @ axes for mean, axes in zip(self.means_, parts, strict=True)]
-        return self._placed_means
+        parts = np.split(self.axes_, np.cumsum([mean.size for mean in self.means_])[:-1])
+        return [mean @ axes for mean, axes in zip(self.means_, parts, strict=True)]
 
     def _joined(self, views: Sequence[_Vectors]) -> _Vectors:
         weights = _WEIGHTS[self.kind]
