@@ -53,3 +53,25 @@ def test_what_is_lacking_and_what_is_pickled_is_refused(tmp_path: Path) -> None:
     for name in ("x", "y"):
         with pytest.raises(InputError, match="is no saved list"), read_arrays(tmp_path / "a.npz", "list") as arrays:
             arrays[name]
+
+
+def _folder(half: Path, name: str) -> None:
+    half.mkdir()
+    (half / name).write_text("whole")
+
+
+def _breaks_off(half: Path) -> None:
+    _folder(half, "third")
+    raise ZeroDivisionError
+
+
+def test_a_folder_is_replaced_as_a_file_is(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    for name in ("first", "second"):
+        with replacing(place) as half:
+            _folder(half, name)
+        assert [file.name for file in place.iterdir()] == [name]
+    with pytest.raises(ZeroDivisionError), replacing(place) as half:
+        _breaks_off(half)
+    assert [file.name for file in place.iterdir()] == ["second"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]

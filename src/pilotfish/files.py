@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     Parameters
     ----------
     path : str or Path
-        What is to be written.
+        The file or folder to be written.
     private : bool
         Whether only the file's owner may read it.
 
@@ -44,9 +45,15 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
         if private:
             half.touch(mode=0o600)
         yield half
+        if half.is_dir() and target.is_dir():
+            # A folder that holds something cannot be replaced in one step.
+            shutil.rmtree(target)
         half.replace(target)
     finally:
-        half.unlink(missing_ok=True)
+        if half.is_dir():
+            shutil.rmtree(half, ignore_errors=True)
+        else:
+            half.unlink(missing_ok=True)
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], *, private: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError, missing_extra
+from pilotfish.files import replacing
 from pilotfish.models import catalog
 from pilotfish.scorers.entailment import joined
 
@@ -186,15 +187,12 @@ def train_entailment(
         adam.step()
         schedule.step()
     folder = Path(folder)
-    new = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
-    save_file({"weight": head.weight.T.contiguous(), "bias": head.bias}, new / "head.safetensors")
-    shutil.copyfile(place / "tokenizer.json", new / "tokenizer.json")
-    (new / "config.json").write_text(json.dumps(json.loads((place / "config.json").read_text())), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    new.replace(folder)
+    with replacing(folder) as new:
+        new.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
+        save_file({"weight": head.weight.T.contiguous(), "bias": head.bias}, new / "head.safetensors")
+        shutil.copyfile(place / "tokenizer.json", new / "tokenizer.json")
+        (new / "config.json").write_text(json.dumps(json.loads((place / "config.json").read_text())), encoding="utf-8")
     return folder
 
 

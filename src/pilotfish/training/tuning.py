@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError
+from pilotfish.files import replacing
 from pilotfish.models.transformers import TransformersModel, first_layers
 
 __all__ = ["distil_draft", "prefer", "save_model", "train_adapter", "tune"]
@@ -244,13 +243,9 @@ def save_model(model: TransformersModel, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder} exists already: give a new folder.")
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
+    with replacing(folder) as new:
         tokenizer.save_pretrained(new)
         network.save_pretrained(new, safe_serialization=True)
-        new.replace(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _copied(model: TransformersModel) -> tuple[Any, Any]:
