@@ -14,8 +14,8 @@ import orjson
 from pilotfish import page
 from pilotfish.takeover.service import large_answer
 from pilotfish.takeover.state import TaskState
-from pilotfish.traffic.calls import Call
-from pilotfish.traffic.log import Event, TrafficLog
+from pilotfish.traffic.calls import Call, Event
+from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import normalise
 
 __all__ = ["Summary", "report", "summarise"]

@@ -1,4 +1,4 @@
-"""One logged call, and the interface of whatever may answer calls in the large model's place."""
+"""A logged call, what else the log tells, and whatever may answer calls in the large model's place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import orjson
 
 from pilotfish.types import Message, Reply, Request
 
-__all__ = ["Answerer", "Call", "Verdict", "new_call_id"]
+__all__ = ["Answerer", "Call", "Event", "Totals", "Verdict", "new_call_id"]
 
 UPSTREAM = "upstream"
 
@@ -151,6 +151,34 @@ class Call:
     def replace(self, **changes: Any) -> Call:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a task: its position in the log, when (unix seconds), its kind and its details."""
+
+    seq: int
+    created: float
+    task: str
+    kind: str
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the calls of one task answered by one model; ``first`` and ``last`` are unix seconds."""
+
+    task: str | None
+    answered_by: str
+    n_calls: int
+    n_gold: int
+    n_audited: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    latency: float
+    first: float
+    last: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -18,46 +17,18 @@ import orjson
 
 from pilotfish.errors import InputError, LogError
 from pilotfish.protocols import Transform
-from pilotfish.traffic.calls import Call
+from pilotfish.traffic.calls import Call, Event, Totals
 from pilotfish.traffic.masking import mask_call, mask_text
 from pilotfish.traffic.rows import CHARGE_CHANGE, call_of, conditions, day_of, insert_new
 from pilotfish.traffic.schema import COLUMNS, check_version, connect, log_error, prepare
 from pilotfish.traffic.writer import Durability, Job, Writer
 
-__all__ = ["Event", "Totals", "TrafficLog"]
+__all__ = ["TrafficLog"]
 
 BATCH = 512
 PRUNE_BATCH = 2000
 _CALL_COLUMNS = ", ".join(f"c.{name}" for name in COLUMNS)
 _AMENDABLE = frozenset(COLUMNS) - {"seq", "id"}
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to a task: its position in the log, when (unix seconds), its kind and its details."""
-
-    seq: int
-    created: float
-    task: str
-    kind: str
-    detail: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over the calls of one task answered by one model; ``first`` and ``last`` are unix seconds."""
-
-    task: str | None
-    answered_by: str
-    n_calls: int
-    n_gold: int
-    n_audited: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float
-    latency: float
-    first: float
-    last: float
 
 
 class TrafficLog:
