@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, missing_extra
+from pilotfish.models.transformers import pretrained
 from pilotfish.protocols import FloatArray
 
 __all__ = ["adam_directions", "gradient_match", "linear_gradients", "linear_influence", "lora_gradients", "projected"]
@@ -173,17 +174,16 @@ def lora_gradients(
     ----------
     Xia 2024 (LESS, arXiv:2402.04333).
     """
+    why = "Influence by gradients of a language model"
     try:
         import torch
         from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        raise missing_extra("peft", "torch", "Influence by gradients of a language model") from None
+        raise missing_extra("peft", "torch", why) from None
     if not warm or not train or not target:
         raise InputError("LESS needs examples of the warm-up, to be judged, and of the target: give all three.")
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    tokenizer, base = pretrained("AutoModelForCausalLM", folder, why, dtype="float32")
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0))
     weights = [p for p in model.parameters() if p.requires_grad]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pilotfish.errors import InputError, missing_extra
+from pilotfish.errors import InputError
+from pilotfish.models.transformers import pretrained
 from pilotfish.protocols import FloatArray, IntArray
 
 __all__ = ["diverse_best", "herded", "in_context_worth", "k_centres", "needed", "representative"]
@@ -220,17 +221,12 @@ def in_context_worth(
     ----------
     Wang 2025 (Data Whisperer, arXiv:2505.12212), section 3.
     """
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError:
-        raise missing_extra("transformers", "torch", "Worth in context") from None
     if len(examples) < n_shots + n_queries:
         raise InputError(f"The pool has {len(examples)} examples: give at least {n_shots + n_queries}.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
-    ).eval()
+    how = {"dtype": "float32", "attn_implementation": "eager"}
+    tokenizer, model = pretrained("AutoModelForCausalLM", folder, "Worth in context", **how)
+    import torch
+
     rng = np.random.default_rng(seed)
     total, shown = np.zeros(len(examples)), np.zeros(len(examples))
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pilotfish.errors import InputError, missing_extra
-from pilotfish.models.transformers import TransformersModel
+from pilotfish.errors import InputError
+from pilotfish.models.transformers import TransformersModel, pretrained
 from pilotfish.protocols import FloatArray
 
 __all__ = ["CausalReader", "Reader", "Reading", "Seq2SeqReader"]
@@ -212,15 +212,10 @@ class Seq2SeqReader:
         MissingExtraError
             When torch or transformers is not installed.
         """
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise missing_extra(error.name or "torch", "torch", "Reading with an encoder-decoder") from None
         if self._loaded is None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
-            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(self.model, use_safetensors=True).eval()
-            self._loaded = tokenizer, model
+            self._loaded = pretrained("AutoModelForSeq2SeqLM", self.model, "Reading with an encoder-decoder")
+        import torch
+
         tokenizer, model = self._loaded
         readings = []
         for text, prefix in zip(texts, prefixes or [""] * len(texts), strict=True):

@@ -18,7 +18,9 @@ from pilotfish.models.sessions import TorchSession
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
-__all__ = ["TransformersModel", "first_layers"]
+__all__ = ["TransformersModel", "first_layers", "pretrained"]
+
+_RUNNING = "Running transformers models"
 
 
 class TransformersModel:
@@ -234,26 +236,51 @@ class TransformersModel:
             return self._trained or self._load()
 
     def _load(self) -> tuple[Any, Any]:
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise missing_extra(error.name or "torch", "torch", "Running transformers models") from None
         source: str | Path = self.model
         if Path(source).exists() or source in catalog.NAMES:
             source = catalog.resolve(source)
             if Path(source).suffix == ".gguf":
                 source = _converted(Path(source))
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, self.dtype), use_safetensors=True
-            )
+            tokenizer, model = pretrained("AutoModelForCausalLM", source, _RUNNING, dtype=self.dtype)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"transformers could not load {source} ({error}): check the name or the folder."
             ) from error
-        return tokenizer, model.to(self.device).eval().requires_grad_(False)
+        return tokenizer, model.to(self.device).requires_grad_(False)
+
+
+def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any, Any]:
+    """Tokenizer and network of a folder or a name of the hub, ready to read with; weights from safetensors only.
+
+    Parameters
+    ----------
+    kind : str
+        A class of transformers such as ``AutoModelForCausalLM``.
+    source : str or Path
+        The folder or the name.
+    why : str
+        What needs it, as the start of a sentence.
+    **how
+        Given on to ``from_pretrained``.
+
+    Raises
+    ------
+    MissingExtraError
+        When torch or transformers is not installed.
+    """
+    transformers = _library(why)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    return tokenizer, getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **how).eval()
+
+
+def _library(why: str) -> Any:
+    try:
+        import torch  # noqa: F401 - without it transformers fails later, and less clearly
+        import transformers
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "torch", why) from None
+    return transformers
 
 
 def first_layers(model: Any, n_layers: int) -> Any:
@@ -274,8 +301,7 @@ def first_layers(model: Any, n_layers: int) -> Any:
 
 def _converted(path: Path) -> Path:
     """The folder of a GGUF file's weights as safetensors; made at the first call."""
-    import transformers
-
+    transformers = _library(_RUNNING)
     folder = path.with_name(path.stem + "-transformers")
     if not folder.is_dir():
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pilotfish.errors import InputError, ModelError, missing_extra
+from pilotfish.errors import InputError, ModelError
 from pilotfish.models.bert import Precision
 from pilotfish.models.embedder import OnnxEmbedder
+from pilotfish.models.transformers import pretrained
 from pilotfish.protocols import FloatArray
 
 __all__ = ["Entailment", "HubEntailment", "SmallEntailment", "joined"]
@@ -112,15 +113,12 @@ class HubEntailment:
         MissingExtraError
             When torch or transformers is not installed.
         """
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise missing_extra(error.name or "torch", "torch", "Reading with a cross-encoder") from None
         if self._loaded is None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(self.model, use_safetensors=True)
-            self._loaded = tokenizer, model.eval(), _order(model.config.id2label)
+            kind = "AutoModelForSequenceClassification"
+            tokenizer, model = pretrained(kind, self.model, "Reading with a cross-encoder")
+            self._loaded = tokenizer, model, _order(model.config.id2label)
+        import torch
+
         tokenizer, model, order = self._loaded
         rows = [np.empty((0, 3))]
         for start in range(0, len(pairs), self.batch_size):
