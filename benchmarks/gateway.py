@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.figures import Run
 from benchmarks.serving import peers
 from benchmarks.serving.load import load
+from pilotfish.demo.run import free_port
 
 CONCURRENCY = (1, 16, 64)
 N_CORES = 2
@@ -86,7 +87,7 @@ def _speed(run: Run, folder: Path) -> None:
             ports[durability] = stack.enter_context(_gateway(url, durability, folder))[0]
         litellm = peers.interpreter("litellm")
         if litellm is not None:
-            ports["litellm"] = _free_port()
+            ports["litellm"] = free_port()
             stack.enter_context(_running(peers.litellm_proxy(litellm, url, ports["litellm"], folder), ports["litellm"]))
         tensorzero = peers.interpreter("tensorzero")
         for port in ports.values():
@@ -206,14 +207,14 @@ def _call_id(reply: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _endpoint() -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     with _running(subprocess.Popen([sys.executable, "-m", "benchmarks.serving.upstream", str(port)]), port):
         yield port
 
 
 @contextlib.contextmanager
 def _gateway(url: str, durability: str, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    port = _free_port()
+    port = free_port()
     config = folder / f"{durability}.toml"
     config.write_text(CONFIG.format(port=port, url=url, folder=folder, durability=durability), encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-c", GATEWAY, config])
@@ -245,12 +246,6 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _median(rows: list[Sample], quantity: str) -> float:

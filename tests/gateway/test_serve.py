@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 import orjson
 import pytest
 
+from pilotfish.demo.run import free_port
 from pilotfish.traffic import TrafficLog
 from tests.gateway.rig import CHAT, STREAM_HEAD, chunk, events
 
@@ -26,15 +26,9 @@ main()
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @contextmanager
 def serving(folder, upstream, *, durability="durable", workers=1):
-    port = _free_port()
+    port = free_port()
     config = folder / "pilotfish.toml"
     config.write_text(
         f"[server]\nport = {port}\nworkers = {workers}\n"

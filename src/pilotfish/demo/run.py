@@ -28,7 +28,7 @@ from pilotfish.takeover.state import TaskState
 from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import normalise
 
-__all__ = ["run"]
+__all__ = ["free_port", "run"]
 
 _N_LEARN = 240
 _N_LIVE = 70
@@ -120,7 +120,7 @@ def _prepare(local: str | None, out: Path) -> Path:
     """Write the configuration into an empty folder."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    lines = ["[server]", f"port = {_free_port()}", "[log]", f'path = "{(out / "traffic.db").as_posix()}"']
+    lines = ["[server]", f"port = {free_port()}", "[log]", f'path = "{(out / "traffic.db").as_posix()}"']
     lines += ["[takeover]", f"level = {_LEVEL}", "audit_share = 0.1"]
     if local is not None:
         lines += [f'[models."{local}"]', f'source = "{local}"', "n_parallel = 1"]
@@ -131,10 +131,16 @@ def _prepare(local: str | None, out: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Find a port that is free, among those that the system gives to nobody who does not ask for one by its number."""
+    for port in range(10_000 + os.getpid() % 10_000, 30_000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("No port from 10000 to 29999 is free: stop a server.")
 
 
 @contextmanager
