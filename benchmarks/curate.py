@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 
 from benchmarks.curation.corpus import corpus
 from benchmarks.curation.peers import measured
+from benchmarks.curation.scale import scale
 from benchmarks.figures import Run, bootstrap
 from pilotfish.curation import Language, MinHashDedup, Rules
 from pilotfish.curation.classifiers import NgramClassifier
@@ -32,6 +33,8 @@ def main(run: Run) -> None:
         privacy(run)
     if run.wants("toxicity"):
         toxicity(run)
+    if run.wants("scale"):
+        scale(run)
 
 
 def speed(run: Run) -> None:

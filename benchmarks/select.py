@@ -13,6 +13,7 @@ from sklearn.model_selection import cross_val_predict
 
 from benchmarks.curation.corpus import corpus
 from benchmarks.curation.peers import measured
+from benchmarks.curation.worth import worth
 from benchmarks.figures import Run, bootstrap
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.influence import linear_influence
@@ -30,6 +31,8 @@ def main(run: Run) -> None:
         noisy_pool(run)
     if run.wants("influence"):
         influence(run)
+    if run.wants("worth") and not run.quick:
+        worth(run)
 
 
 def resampling(run: Run) -> None:

@@ -26,6 +26,7 @@ REQUIREMENTS = {
         "tokenizers",
         "xxhash==3.5.0",
     ],
+    "daft": ["daft==0.7.26", "pyarrow", "numpy", "scipy"],
     "datasketch": ["datasketch==2.0.0", "rensa==0.5.0", "orjson"],
     "data-selection": ["data-selection==1.0.3", "nltk"],
     "presidio": ["presidio-analyzer==2.2.366", "spacy"],

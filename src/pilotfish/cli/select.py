@@ -27,7 +27,9 @@ def select(
     n: Annotated[int, typer.Option("--n", "-n", help="documents to choose", min=1)],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write, empty")],
     method: Annotated[str, typer.Option("--method", "-m", help=", ".join(_METHODS))] = "importance_resampling",
-    model: Annotated[str, typer.Option("--model", help="folder of a causal model, for less and data_whisperer")] = "",
+    model: Annotated[
+        str, typer.Option("--model", help="name or folder of a causal model, for less and data_whisperer")
+    ] = "",
     field: Annotated[str, typer.Option("--field", help="name of the text field")] = "text",
     answer: Annotated[str, typer.Option("--answer", help="name of the answer field, for a language model")] = "answer",
     seed: Annotated[int, typer.Option("--seed", help="seed of what is random")] = 0,
@@ -40,7 +42,9 @@ def select(
     if method not in _METHODS:
         raise InputError(f"--method is {method!r}: use one of {', '.join(_METHODS)}.")
     if method in ("less", "data_whisperer") and not model:
-        raise InputError(f"--method {method} needs --model: give the folder of a small causal language model.")
+        raise InputError(
+            f"--method {method} needs --model: give the name or the folder of a small causal language model."
+        )
     if method == "importance_resampling":
         made = resample_files(inputs, like, out, n, field=field, seed=seed)
     else:

@@ -66,11 +66,14 @@ def linear_influence(
 
 
 def projected(gradients: NDArray[Any], n_dimensions: int, seed: int = 0) -> NDArray[np.float32]:
-    """Project gradients (n, d) to few dimensions by random signs, (n, n_dimensions); inner products stay about.
+    """Project gradients (n, d) to few dimensions, (n, n_dimensions), by a count sketch; inner products stay about.
+
+    Each coordinate is added with a random sign to one random place: d additions a gradient, where a dense matrix of
+    random signs takes d x n_dimensions; inner products have the same mean and variance.
 
     References
     ----------
-    Johnson and Lindenstrauss 1984; Xia 2024 (LESS, arXiv:2402.04333), section 4.1: 8192 dimensions.
+    Charikar 2002 (count sketch); Xia 2024 (LESS, arXiv:2402.04333), section 4.1: 8192 dimensions.
 
     Examples
     --------
@@ -80,12 +83,10 @@ def projected(gradients: NDArray[Any], n_dimensions: int, seed: int = 0) -> NDAr
     if gradients.shape[1] <= n_dimensions:
         return np.asarray(gradients, dtype=np.float32)
     rng = np.random.default_rng(seed)
-    out = np.zeros((len(gradients), n_dimensions), dtype=np.float32)
-    for start in range(0, gradients.shape[1], 4096):
-        part = np.asarray(gradients[:, start : start + 4096], dtype=np.float32)
-        signs = rng.integers(0, 2, (part.shape[1], n_dimensions), dtype=np.int8) * 2 - 1
-        out += part @ signs.astype(np.float32)
-    return out / np.float32(np.sqrt(n_dimensions))
+    places = rng.integers(0, n_dimensions, gradients.shape[1])
+    signs = rng.integers(0, 2, gradients.shape[1], dtype=np.int8) * 2.0 - 1.0
+    rows = [np.bincount(places, row * signs, minlength=n_dimensions) for row in gradients]
+    return np.asarray(rows, dtype=np.float32).reshape(len(gradients), n_dimensions)
 
 
 def adam_directions(
@@ -136,7 +137,7 @@ def _unit(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def lora_gradients(
-    folder: str,
+    model_name: str,
     warm: Sequence[tuple[str, str]],
     train: Sequence[tuple[str, str]],
     target: Sequence[tuple[str, str]],
@@ -151,8 +152,8 @@ def lora_gradients(
 
     Parameters
     ----------
-    folder : str
-        Folder or name of a model that transformers reads.
+    model_name : str
+        A causal language model that transformers reads: a name of the catalog, a folder, or a name of the hub.
     warm, train, target : sequence of (prompt, answer)
         Examples of the short warm-up, those to be judged, and those that say what is wanted.
     rank : int
@@ -183,7 +184,7 @@ def lora_gradients(
     if not warm or not train or not target:
         raise InputError("LESS needs examples of the warm-up, to be judged, and of the target: give all three.")
     torch.manual_seed(seed)
-    tokenizer, base = pretrained("AutoModelForCausalLM", folder, why, dtype="float32")
+    tokenizer, base = pretrained("AutoModelForCausalLM", model_name, why, dtype="float32")
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0))
     weights = [p for p in model.parameters() if p.requires_grad]
 

@@ -192,7 +192,7 @@ def needed(
 
 
 def in_context_worth(
-    folder: str,
+    model_name: str,
     examples: Sequence[tuple[str, str]],
     *,
     n_shots: int = 5,
@@ -208,8 +208,8 @@ def in_context_worth(
 
     Parameters
     ----------
-    folder : str
-        Folder or name of a causal language model that transformers reads.
+    model_name : str
+        A causal language model that transformers reads: a name of the catalog, a folder, or a name of the hub.
     examples : sequence of (prompt, answer)
         The pool.
     n_shots, n_queries, n_rounds : int
@@ -224,7 +224,7 @@ def in_context_worth(
     if len(examples) < n_shots + n_queries:
         raise InputError(f"The pool has {len(examples)} examples: give at least {n_shots + n_queries}.")
     how = {"dtype": "float32", "attn_implementation": "eager"}
-    tokenizer, model = pretrained("AutoModelForCausalLM", folder, "Worth in context", **how)
+    tokenizer, model = pretrained("AutoModelForCausalLM", model_name, "Worth in context", **how)
     import torch
 
     rng = np.random.default_rng(seed)

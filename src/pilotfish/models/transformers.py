@@ -236,29 +236,19 @@ class TransformersModel:
             return self._trained or self._load()
 
     def _load(self) -> tuple[Any, Any]:
-        source: str | Path = self.model
-        if Path(source).exists() or source in catalog.NAMES:
-            source = catalog.resolve(source)
-            if Path(source).suffix == ".gguf":
-                source = _converted(Path(source))
-        try:
-            tokenizer, model = pretrained("AutoModelForCausalLM", source, _RUNNING, dtype=self.dtype)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"transformers could not load {source} ({error}): check the name or the folder."
-            ) from error
+        tokenizer, model = pretrained("AutoModelForCausalLM", self.model, _RUNNING, dtype=self.dtype)
         return tokenizer, model.to(self.device).requires_grad_(False)
 
 
 def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any, Any]:
-    """Tokenizer and network of a folder or a name of the hub, ready to read with; weights from safetensors only.
+    """Tokenizer and network, ready to read with; weights from safetensors and GGUF files only.
 
     Parameters
     ----------
     kind : str
         A class of transformers such as ``AutoModelForCausalLM``.
     source : str or Path
-        The folder or the name.
+        A name of the catalog, a folder, a GGUF file, or a name of the hub.
     why : str
         What needs it, as the start of a sentence.
     **how
@@ -268,10 +258,19 @@ def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any
     ------
     MissingExtraError
         When torch or transformers is not installed.
+    ModelError
+        When nothing can be loaded from there.
     """
     transformers = _library(why)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    return tokenizer, getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **how).eval()
+    if Path(source).exists() or str(source) in catalog.NAMES:
+        source = catalog.resolve(str(source))
+        if Path(source).suffix == ".gguf":
+            source = _converted(Path(source))
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        return tokenizer, getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **how).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"transformers could not load {source} ({error}): check the name or the folder.") from error
 
 
 def _library(why: str) -> Any:

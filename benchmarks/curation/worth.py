@@ -1,0 +1,159 @@
+"""Examples chosen by a small language model, by its gradients and by its context: tuned on them, beside random ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.figures import Run
+from pilotfish.curation.influence import gradient_match, lora_gradients
+from pilotfish.curation.selection import in_context_worth
+from pilotfish.errors import DownloadError, MissingExtraError
+from pilotfish.models import catalog
+from pilotfish.models.transformers import TransformersModel
+from pilotfish.training.tuning import tune
+
+__all__ = ["worth"]
+
+NAME = "smollm2-135m-instruct"
+WORDS = ("negative", "positive")
+TOPICS = {"1": "world", "2": "sport", "3": "business", "4": "technology"}
+LEARNED = {"n_steps": 30, "batch_size": 4, "rank": 8, "learning_rate": 5e-4}
+Example = tuple[str, str]
+
+
+def worth(run: Run) -> None:
+    """Choose a twentieth of four tasks by LESS, and a tenth of examples of which three in ten are wrong in context."""
+    try:
+        catalog.resolve(NAME)
+        model = TransformersModel(NAME)
+    except (DownloadError, MissingExtraError) as error:
+        print(f"no language model: {error}")
+        return
+    rng = np.random.default_rng(0)
+    n = 20 if run.quick else 120
+    reviews = _reviews(run, "train", rng, 2 * n + 16)
+    tested = _reviews(run, "test", rng, 20 if run.quick else 200)
+    _gradients(run, model, [reviews[:n], *_others(run, rng, n)], reviews[-16:], tested)
+    _context(run, model, reviews[: 2 * n], tested, rng)
+
+
+def _gradients(
+    run: Run, model: TransformersModel, tasks: list[list[Example]], target: list[Example],
+    tested: list[Example],
+) -> None:  # fmt: skip
+    pool = [example for task in tasks for example in task]
+    from_target = np.arange(len(pool)) < len(tasks[0])
+    k = max(len(pool) // 20, 4)
+    rng = np.random.default_rng(1)
+    warm = [pool[i] for i in rng.choice(len(pool), k, replace=False)]
+    started = time.perf_counter()
+    chosen = np.argsort(-gradient_match(*lora_gradients(NAME, warm, pool, target)), kind="stable")[:k]
+    took = time.perf_counter() - started
+    scores, tuning = _tuned(run, model, pool, chosen, tested)
+    share = float(from_target[chosen].mean())
+    print(f"LESS: {share:.0%} of picks from the target's task, chosen in {took:.0f} s, {scores}", flush=True)
+    run.figure(
+        "less_in_target",
+        share,
+        unit="share of picks from the target's task",
+        better="higher",
+        n=len(pool),
+        at_random=float(from_target.mean()),
+        seconds=took,
+        seconds_of_tuning=tuning,
+    )
+    run.figure(
+        "less_vs_random_points",
+        100 * (scores["chosen"] - scores["random"]),
+        unit="points of accuracy on the target's task",
+        better="higher",
+        n=len(tested),
+        accuracy=scores,
+    )
+
+
+def _context(
+    run: Run, model: TransformersModel, reviews: list[Example], tested: list[Example],
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    wrong = rng.random(len(reviews)) < 0.3
+    pool = [
+        (asked, f" {WORDS[1 - WORDS.index(word.strip())]}" if bad else word)
+        for (asked, word), bad in zip(reviews, wrong, strict=True)
+    ]
+    started = time.perf_counter()
+    value = in_context_worth(NAME, [(a, w.strip()) for a, w in pool], n_rounds=1 if run.quick else 3)
+    took = time.perf_counter() - started
+    chosen = np.argsort(-value, kind="stable")[: max(len(pool) // 10, 4)]
+    scores, tuning = _tuned(run, model, pool, chosen, tested)
+    print(f"Data Whisperer: {wrong[chosen].mean():.0%} of picks wrong, chosen in {took:.0f} s, {scores}", flush=True)
+    run.figure(
+        "data_whisperer_vs_random_points",
+        100 * (scores["chosen"] - scores["random"]),
+        unit="points of accuracy",
+        better="higher",
+        n=len(tested),
+        accuracy=scores,
+        wrong_among_chosen=float(wrong[chosen].mean()),
+        wrong_in_pool=float(wrong.mean()),
+        seconds=took,
+        seconds_of_tuning=tuning,
+    )
+
+
+def _tuned(
+    run: Run, model: TransformersModel, pool: list[Example], chosen: np.ndarray, tested: list[Example]
+) -> tuple[dict[str, float], float]:
+    """Accuracy of the model as it is and tuned on examples chosen, random (three draws) and all; seconds of all."""
+    rng = np.random.default_rng(2)
+    draws = [rng.choice(len(pool), chosen.size, replace=False) for _ in range(1 if run.quick else 3)]
+    how = LEARNED | ({"n_steps": 4} if run.quick else {})
+
+    def accuracy(rows: Sequence[int]) -> float:
+        return _right(tune(model, [pool[i] for i in rows], **how), tested)
+
+    started = time.perf_counter()
+    whole = tune(model, pool, **(how | {"n_steps": len(pool) // LEARNED["batch_size"]}))
+    seconds = time.perf_counter() - started
+    scores = {
+        "as it is": _right(model, tested),
+        "chosen": accuracy(chosen),
+        "random": float(np.mean([accuracy(draw) for draw in draws])),
+        "all": _right(whole, tested),
+    }
+    return {name: round(value, 4) for name, value in scores.items()}, seconds
+
+
+def _right(model: TransformersModel, tested: list[Example]) -> float:
+    """Share of reviews of which the right word is the likelier."""
+    said = [
+        [sum(token.log_prob for token in logs) for logs in model.log_probs([f"{asked} {word}" for word in WORDS])]
+        for asked, _ in tested
+    ]
+    return float(
+        np.mean([WORDS[int(np.argmax(pair))] == word.strip() for pair, (_, word) in zip(said, tested, strict=True)])
+    )
+
+
+def _reviews(run: Run, part: str, rng: np.random.Generator, n: int) -> list[Example]:
+    rows = list(run.rows(f"sst2/{part}.jsonl.gz"))
+    picked = [rows[i] for i in rng.permutation(len(rows))[:n]]
+    return [(f"Review: {row['text']}\nSentiment:", f" {WORDS[row['label']]}") for row in picked]
+
+
+def _others(run: Run, rng: np.random.Generator, n: int) -> list[list[Example]]:
+    """Examples of other tasks: topics of news, whether one sentence follows from another, school mathematics."""
+    news, pairs, sums = (
+        [rows[i] for i in rng.permutation(len(rows))[:n]]
+        for rows in (
+            list(run.rows(path)) for path in ("ag_news/dev.jsonl.gz", "rte/rte1-3.jsonl.gz", "gsm8k/train.jsonl.gz")
+        )
+    )
+    return [
+        [(f"News: {row['content']}\nTopic:", f" {TOPICS[str(row['label'])]}") for row in news],
+        [(f"{row['premise']}\nSo {row['hypothesis']}\nTrue or false:", f" {row['value'].lower()}") for row in pairs],
+        [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}") for row in sums],
+    ]
