@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -204,7 +204,8 @@ def curate_files(
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]
     state = out / ".state"
     total = Tally()
-    with _owned(out, state, _fingerprint(sources, recipe or repr([_said(s) for s in steps]), settings)):
+    fingerprint = _fingerprint(sources, recipe or repr([_said(s) for s in steps]), settings)
+    with _owned(out, state, fingerprint), _hands(min(workers, len(sources)), on) as mapped:
         renamed = False
         for s, stage in enumerate(stages):
             before = stages[s - 1].barrier if s else None
@@ -213,8 +214,10 @@ def curate_files(
                 for i, (source, stem) in enumerate(zip(sources, stems, strict=True))
             ]
             title = stage.barrier.name if stage.barrier is not None else "write"
-            for done in _mapped(jobs, workers, title, progress, on):
+            for n, done in enumerate(mapped(jobs), 1):
                 total.add(done)
+                if progress is not None:
+                    progress(title, n, len(jobs))
             if stage.barrier is not None:
                 _settle(stage.barrier, jobs, settings.memory)
                 if jobs[0].rewrites():
@@ -243,33 +246,23 @@ def _settle(barrier: Barrier, jobs: Sequence[Job], memory: int) -> None:
             np.savez(file, kept=fate.kept, scores=fate.scores, groups=fate.groups)
 
 
-def _mapped(
-    jobs: Sequence[Job], workers: int, title: str, progress: Progress | None, on: str
-) -> Iterator[dict[str, Any]]:
-    """Results of jobs in their order, from this process, a pool, or a cluster."""
+@contextmanager
+def _hands(workers: int, on: str) -> Iterator[Callable[[Sequence[Job]], Iterator[dict[str, Any]]]]:
+    """Who does the jobs of all stages, with results in their order: this process, a pool, or a cluster."""
     if on:
         from pilotfish.curation.cluster import mapped
 
-        yield from mapped(work, jobs, on)
+        yield lambda jobs: mapped(work, jobs, on)
         return
     tables()
-    results: list[dict[str, Any] | None] = [None] * len(jobs)
-    if workers == 1 or len(jobs) == 1:
-        for i, job in enumerate(jobs):
-            results[i] = work(job)
-            if progress is not None:
-                progress(title, i + 1, len(jobs))
-    else:
-        # A child of a process with one thread may be its copy, which starts at once; with more it would be unsafe.
-        safe = sys.platform == "linux" and threading.active_count() == 1
-        context = multiprocessing.get_context("fork" if safe else "spawn")
-        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-            waiting = {pool.submit(work, job): i for i, job in enumerate(jobs)}
-            for n, future in enumerate(as_completed(waiting)):
-                results[waiting[future]] = future.result()
-                if progress is not None:
-                    progress(title, n + 1, len(jobs))
-    yield from (result for result in results if result is not None)
+    if workers < 2:
+        yield lambda jobs: map(work, jobs)
+        return
+    # A child of a process with one thread may be its copy, which starts at once; with more it would be unsafe.
+    safe = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if safe else "spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield lambda jobs: pool.map(work, jobs)
 
 
 @contextmanager
