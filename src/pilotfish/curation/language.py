@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.steps import Verdict
+from pilotfish.curation.words import character_at
 from pilotfish.errors import InputError
 from pilotfish.models.fasttext import FastTextModel
 from pilotfish.protocols import FloatArray, IntArray
@@ -213,25 +214,11 @@ def _main_script(buffer: Any, offsets: Any, longest: int, blocks: Any, scripts: 
         i, end = offsets[d], offsets[d + 1]
         if longest and end - i > longest:
             end = i + longest
+            while buffer[end] & 0xC0 == 0x80:
+                end -= 1
         while i < end:
-            b = np.uint32(buffer[i])
-            c = np.uint32(0)
-            if b < 0x80:
-                c = b
-                i += 1
-            elif b < 0xE0 and i + 1 < end:
-                c = (b & np.uint32(0x1F)) << np.uint32(6) | np.uint32(buffer[i + 1]) & np.uint32(0x3F)
-                i += 2
-            elif b < 0xF0 and i + 2 < end:
-                c = (
-                    (b & np.uint32(0x0F)) << np.uint32(12)
-                    | (np.uint32(buffer[i + 1]) & np.uint32(0x3F)) << np.uint32(6)
-                    | np.uint32(buffer[i + 2]) & np.uint32(0x3F)
-                )
-                i += 3
-            else:
-                i += 4
-            if blocks[c] >= 0:
+            c, i = character_at(buffer, i)
+            if c < blocks.size and blocks[c] >= 0:
                 counts[blocks[c]] += 1
         # Japanese mixes two scripts: any kana decides.
         if counts[5] > 2 and counts[5] * 10 > counts[4]:

@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pilotfish.curation.characters import N_KNOWN, SPACE, WORD
-from pilotfish.curation.words import finish
+from pilotfish.curation.words import character_at, finish
 
 __all__ = ["add_counts", "bucket_of", "hash_words", "join_bands", "permutations", "runs", "sign", "sum_weights"]
 
@@ -28,37 +28,16 @@ def runs(buffer: Any, start: int, end: int, classes: Any, lower: Any, hashes: An
     n, i = 0, start
     h, kind = _SEED, 0
     while i < end:
-        b = np.uint32(buffer[i])
-        if b < 0x80:
-            i += 1
-            c = b
-        elif b < 0xE0:
-            c = (b & np.uint32(0x1F)) << np.uint32(6) | np.uint32(buffer[i + 1]) & np.uint32(0x3F)
-            i += 2
-        elif b < 0xF0:
-            c = (
-                (b & np.uint32(0x0F)) << np.uint32(12)
-                | (np.uint32(buffer[i + 1]) & np.uint32(0x3F)) << np.uint32(6)
-                | np.uint32(buffer[i + 2]) & np.uint32(0x3F)
-            )
-            i += 3
-        else:
-            c = np.uint32(N_KNOWN)
-            if b == 0xF0 and buffer[i + 1] < 0xA0:
-                c = (
-                    (np.uint32(buffer[i + 1]) & np.uint32(0x3F)) << np.uint32(12)
-                    | (np.uint32(buffer[i + 2]) & np.uint32(0x3F)) << np.uint32(6)
-                    | np.uint32(buffer[i + 3]) & np.uint32(0x3F)
-                )
-            i += 4
-        bits = classes[min(c, np.uint32(N_KNOWN))]
+        c, i = character_at(buffer, i)
+        c = min(c, np.uint32(N_KNOWN))
+        bits = classes[c]
         now = 1 if bits & WORD else (0 if bits & SPACE else 2)
         if now != kind:
             if kind:
                 hashes[n] = (finish(h) & ~_ONE) | np.uint64(kind & 1)
                 n += 1
             h, kind = _SEED, now
-        h = (h ^ np.uint64(lower[min(c, np.uint32(N_KNOWN))])) * _PRIME
+        h = (h ^ np.uint64(lower[c])) * _PRIME
     if kind:
         hashes[n] = (finish(h) & ~_ONE) | np.uint64(kind & 1)
         n += 1

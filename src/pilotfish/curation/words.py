@@ -29,32 +29,27 @@ def finish(h: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def character_at(buffer: Any, i: int) -> tuple[Any, int]:
+    """The character of valid UTF-8 bytes that begins at i, and where the next one begins."""
+    b = np.uint32(buffer[i])
+    if b < 0x80:
+        return b, i + 1
+    low = np.uint32(0x3F)
+    c = (b & np.uint32(0x1F)) << np.uint32(6) | np.uint32(buffer[i + 1]) & low
+    if b < 0xE0:
+        return c, i + 2
+    c = (c & np.uint32(0x3FF)) << np.uint32(6) | np.uint32(buffer[i + 2]) & low
+    if b < 0xF0:
+        return c, i + 3
+    return (c & np.uint32(0x7FFF)) << np.uint32(6) | np.uint32(buffer[i + 3]) & low, i + 4
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def decode(buffer: Any, start: int, end: int, classes: Any, codes: Any, kinds: Any) -> int:
     """Write the characters of valid UTF-8 bytes and their classes; return how many there are."""
     n, i = 0, start
     while i < end:
-        b = np.uint32(buffer[i])
-        if b < 0x80:
-            i += 1
-            c = b
-        elif b < 0xE0:
-            c = (b & np.uint32(0x1F)) << np.uint32(6) | np.uint32(buffer[i + 1]) & np.uint32(0x3F)
-            i += 2
-        elif b < 0xF0:
-            c = (
-                (b & np.uint32(0x0F)) << np.uint32(12)
-                | (np.uint32(buffer[i + 1]) & np.uint32(0x3F)) << np.uint32(6)
-                | np.uint32(buffer[i + 2]) & np.uint32(0x3F)
-            )
-            i += 3
-        else:
-            c = (
-                (b & np.uint32(0x07)) << np.uint32(18)
-                | (np.uint32(buffer[i + 1]) & np.uint32(0x3F)) << np.uint32(12)
-                | (np.uint32(buffer[i + 2]) & np.uint32(0x3F)) << np.uint32(6)
-                | np.uint32(buffer[i + 3]) & np.uint32(0x3F)
-            )
-            i += 4
+        c, i = character_at(buffer, i)
         codes[n] = c
         kinds[n] = classes[min(c, np.uint32(N_KNOWN))]
         n += 1
