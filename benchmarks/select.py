@@ -19,7 +19,7 @@ from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.influence import linear_influence
 from pilotfish.curation.selection import diverse_best, herded
 from pilotfish.errors import DownloadError
-from pilotfish.models.embedder import StaticEmbedder
+from pilotfish.models.embedder import OnnxEmbedder
 
 SETS = {"ag_news": ("dev", "test"), "sst2": ("train", "test"), "hate_davidson": ("all", "")}
 
@@ -102,7 +102,8 @@ def _labelled(run: Run, name: str) -> tuple[list[str], np.ndarray, list[str], np
 def noisy_pool(run: Run) -> None:
     """Choose a tenth of a pool of which a fifth has wrong labels and a tenth are copies; train on it alone."""
     try:
-        embedder = StaticEmbedder()
+        # On held-back training texts of sst2 a tenth kept 98.5 % with these vectors, 95.6 with static ones.
+        embedder = OnnxEmbedder(precision="int8")
         embedder.embed(["warm"])
     except DownloadError as error:
         print(f"no embedder: {error}")
@@ -110,7 +111,7 @@ def noisy_pool(run: Run) -> None:
     gains, shares = [], {}
     for name in SETS:
         texts, labels, test_texts, test_labels = _labelled(run, name)
-        X_test = embedder.embed(test_texts)
+        vectors, X_test = embedder.embed(texts), embedder.embed(test_texts)
         points, parts = [], []
         for seed in range(1 if run.quick else 5):
             rng = np.random.default_rng(seed)
@@ -120,7 +121,7 @@ def noisy_pool(run: Run) -> None:
             given[wrong] = (given[wrong] + rng.integers(1, labels.max() + 1, wrong.sum())) % (labels.max() + 1)
             copies = rng.choice(clean.size, clean.size // 9, replace=False)
             pool, said = np.concatenate([clean, clean[copies]]), np.concatenate([given, given[copies]])
-            X = embedder.embed([texts[i] for i in pool])
+            X = vectors[pool]
             k = pool.size // 10
             started = time.perf_counter()
             trust = _trust(X, said)
@@ -134,7 +135,7 @@ def noisy_pool(run: Run) -> None:
                 "chosen": _accuracy(X[chosen], said[chosen], X_test, test_labels),
                 "best of each group": _accuracy(X[grouped], said[grouped], X_test, test_labels),
                 "random": _accuracy(X[random], said[random], X_test, test_labels),
-                "clean, full": _accuracy(embedder.embed([texts[i] for i in clean]), labels[clean], X_test, test_labels),
+                "clean, full": _accuracy(vectors[clean], labels[clean], X_test, test_labels),
                 "pool, full": _accuracy(X, said, X_test, test_labels),
             }
             points.append(100 * (scores["chosen"] - scores["random"]))

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pilotfish.errors import InputError
+from pilotfish.errors import InputError, NotFittedError
 from pilotfish.route.certify import certify, loss_p_value, spend_upper
 from pilotfish.route.compare import compare
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy, TableGate
@@ -15,7 +15,6 @@ from pilotfish.route.deploy import Gate, deploy, serve, setting_within
 from pilotfish.route.policies import (
     AlwaysPolicy,
     CascadePolicy,
-    CostModel,
     GatePolicy,
     OraclePolicy,
     RandomPolicy,
@@ -25,6 +24,7 @@ from pilotfish.route.policies import (
 from pilotfish.rules import Threshold
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality
+from pilotfish.scorers.costs import CostModel, PerCost
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
@@ -38,6 +38,7 @@ MAKERS = [
     lambda: RoutePolicy("forc", KernelQuality(second_stage=False), by_budget=True, n_settings=6),
     lambda: CascadePolicy("cascade", ORDER, (AnswerQuality(),)),
     lambda: CascadePolicy("gain", ORDER, (AnswerQuality(),), gain=True),
+    lambda: CascadePolicy("gain per cost", ORDER, (PerCost(AnswerQuality()),), gain=True),
     lambda: GatePolicy("gate", *ORDER, TableGate(KernelQuality())),
     lambda: LearnedPolicy("learned", ORDER, n_settings=4),
     lambda: RankPolicy("rank", ORDER, PairRanker()),
@@ -246,3 +247,28 @@ def test_blender_ranks_sums_and_fuses(table, says):
 def test_neighbours_are_a_baseline_too(table):
     policy = RoutePolicy("knn", NeighbourQuality(k=5)).fit(parts(table)[0])
     assert len(policy.settings(parts(table)[1])) > 2
+
+
+def test_within_a_budget_cheap_questions_go_on_before_dear_ones():
+    rng = np.random.default_rng(0)
+    dear = rng.random(400) < 0.5
+    queries = [f"{'a long riddle ' * 8 if d else 'a sum'} {i}" for i, d in enumerate(dear)]
+    gain = rng.random(400) < 0.7
+    costs = {"small": np.full(400, 0.001), "large": np.where(dear, 0.1, 0.01)}
+    scores = {"small": 1.0 - gain, "large": np.ones(400)}
+    replies = {"small": [f"= {i} {'perhaps' if g else 'sure'}" for i, g in enumerate(gain)], "large": ["="] * 400}
+    table = ReplyTable.of(queries, scores, costs, replies=replies)
+    fit, calibrate, test = parts(table)
+    reached = {}
+    for scorer in (AnswerQuality(), PerCost(AnswerQuality())):
+        policy = CascadePolicy("c", ORDER, (scorer,), gain=True).fit(fit)
+        choice = policy.run(test, setting_within(policy, calibrate, 0.01))
+        reached[type(scorer).__name__] = float(choice.qualities(test).mean())
+    assert reached["PerCost"] > reached["AnswerQuality"] + 0.1
+
+
+def test_gains_per_dollar_need_dollars():
+    with pytest.raises(InputError, match="no cost above zero"):
+        PerCost(AnswerQuality()).fit_costs([], np.zeros(0))
+    with pytest.raises(NotFittedError, match="fit_costs"):
+        PerCost(AnswerQuality()).score([])

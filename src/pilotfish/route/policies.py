@@ -17,6 +17,7 @@ from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray, Scorer
 from pilotfish.route.curves import pareto
 from pilotfish.rules import assign_within_budget, value_minus_price
+from pilotfish.scorers.costs import CostModel
 from pilotfish.scorers.quality import QualityScorer
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Exchange, Reply, Request, Usage
@@ -252,36 +253,6 @@ def prices(scores: FloatArray, costs: FloatArray, n: int) -> list[float]:
     return [float(p) for p in np.unique(np.concatenate([[ratios.max() + 1], at, [0.0], [ratios.min() - 1]]))[::-1]]
 
 
-class CostModel:
-    """Cost of an answer as a line in the length of the prompt, per model.
-
-    Examples
-    --------
-    >>> CostModel().fit(["ab", "abcd"], np.array([[2.0], [4.0]])).predict(["abc"]).round(6)
-    array([[3.]])
-    """
-
-    def fit(self, prompts: Sequence[str], costs: FloatArray) -> Self:
-        """Learn from costs (n, m) in dollars, NaN where a model was not asked."""
-        length = np.array([len(p) for p in prompts], dtype=np.float64)
-        lines = []
-        for j in range(costs.shape[1]):
-            known = np.isfinite(costs[:, j])
-            if not known.any():
-                raise InputError(f"Model {j} has no cost in the table: give the cost of its answers.")
-            x, y = length[known], costs[known, j]
-            slope = 0.0 if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.polyfit(x, y, 1)[0])
-            slope = max(slope, 0.0)
-            lines.append((slope, float(y.mean() - slope * x.mean())))
-        self.lines_ = np.array(lines)
-        return self
-
-    def predict(self, prompts: Sequence[str]) -> FloatArray:
-        """Predict dollars (n, m)."""
-        length = np.array([len(p) for p in prompts], dtype=np.float64)[:, None]
-        return np.asarray(np.maximum(length * self.lines_[:, 0] + self.lines_[:, 1], 0.0))
-
-
 def exchanges(table: ReplyTable, model: str, samples_of: Sequence[str] = ()) -> list[Exchange]:
     """Make exchanges of one model's recorded replies, those of other models as samples.
 
@@ -322,7 +293,8 @@ class CascadePolicy:
     order : tuple of str
         Models from first to last.
     scorers : tuple of Scorer of Exchange, one per model but the last
-        Those with ``fit`` learn from each answer's worth: its score, or what stopping gains over going on (``gain``).
+        Those with ``fit`` learn from each answer's worth: its score, or what stopping gains over going on (``gain``);
+        those with ``fit_costs`` also from what the last model's answers cost.
     gain : bool
         Learn the expected gain of stopping instead of the answer's score.
     samples_of : tuple of str
@@ -359,7 +331,10 @@ class CascadePolicy:
             later = table.scores[:, [table.column(m) for m in self.order[k + 1 :]]]
             target = own - later[:, -1] if self.gain else own
             known = np.flatnonzero(np.isfinite(target))
-            scorer.fit(exchanges(table.subset(known), self.order[k], self.samples_of), target[known])
+            asked = exchanges(table.subset(known), self.order[k], self.samples_of)
+            scorer.fit(asked, target[known])
+            if hasattr(scorer, "fit_costs"):
+                scorer.fit_costs(asked, table.costs[known, table.column(self.order[-1])])
         return self
 
     def stage_scores(self, table: ReplyTable) -> FloatArray:

@@ -12,8 +12,8 @@ import numpy as np
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, Model
-from pilotfish.route.policies import CostModel
 from pilotfish.rules import value_minus_price
+from pilotfish.scorers.costs import CostModel
 from pilotfish.scorers.quality import KernelQuality, QualityScorer
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Reply, Request
