@@ -1,4 +1,4 @@
-"""A live cascade of two local models: the replies are recorded once as a table, every figure is worked out from it.
+"""Live cascades of two local models: the replies are recorded once as a table, every figure is worked out from it.
 
 ``python -m benchmarks cascade --only live`` generates what is missing from the file of replies and measures. The file
 lies in ``~/.cache/pilotfish/benchmarks``, outside the repository, since it repeats the questions; delete it to record
@@ -22,12 +22,15 @@ from pilotfish.protocols import Model
 from pilotfish.route.deploy import setting_within
 from pilotfish.route.policies import CascadePolicy
 from pilotfish.scorers.answers import AnswerQuality, final_answer
+from pilotfish.scorers.costs import PerCost
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Exchange, Request
 
-SMALL, LARGE = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
+SMALLEST, SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
+# Name of the figures, and the pair.
+PAIRS = {"live": (SMALL, LARGE), "live_smallest": (SMALLEST, SMALL)}
 REPLIES = Path.home() / ".cache" / "pilotfish" / "benchmarks" / "live_replies.jsonl"
-_PARAMETERS = {SMALL: 0.494e9, LARGE: 1.544e9}
+_PARAMETERS = {SMALLEST: 0.1345e9, SMALL: 0.494e9, LARGE: 1.544e9}
 _GSM8K_SHARE = 0.5
 _PER_TASK = 120
 
@@ -63,7 +66,7 @@ def is_right(task: str, reply: str, gold: str) -> bool:
 
 
 def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
-    """Ask both models what is not on file yet, one question at a time, and keep every reply."""
+    """Ask every model what is not on file yet, one question at a time, and keep every reply."""
     from pilotfish.models.gguf import GGUFModel
 
     known: dict[tuple[str, str], dict[str, object]] = {}
@@ -73,7 +76,7 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
             known[row["query"], row["model"]] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     asked = questions(run, n)
-    for name in (SMALL, LARGE):
+    for name in _PARAMETERS:
         missing = [q for q in asked if (q[1], name) not in known]
         if not missing:
             continue
@@ -97,14 +100,14 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
                 known[prompt, name] = row
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
                 out.flush()
-    return [known[prompt, name] for _, prompt, _, _ in asked for name in (SMALL, LARGE)]
+    return [known[prompt, name] for _, prompt, _, _ in asked for name in _PARAMETERS]
 
 
 class _Recorded:
     """The answer's description beside its recorded mean log-probability."""
 
     def __init__(self, rows: list[dict[str, object]]) -> None:
-        self.log_prob = {(str(r["query"]), str(r["reply"])): r.get("log_prob") for r in rows if r["model"] == SMALL}
+        self.log_prob = {(str(r["query"]), str(r["reply"])): r.get("log_prob") for r in rows}
 
     def score(self, items: Sequence[Exchange]) -> NDArray[np.float64]:
         found = [self.log_prob.get((e.request.prompt, e.reply.text)) for e in items]
@@ -112,35 +115,41 @@ class _Recorded:
 
 
 def live(run: Run) -> None:
-    """Quality of the large model at a share of its compute, small replies scored by form and log-probability."""
-    n = 10 if run.quick else _PER_TASK
-    path = Path(f"{REPLIES}.quick") if run.quick else REPLIES
-    rows = record(run, n, path)
-    table = ReplyTable.from_rows([{k: v for k, v in row.items() if k != "log_prob"} for row in rows])
-    table = table.of_models([SMALL, LARGE])
+    """Quality of the larger model of each pair at a share of its compute."""
+    rows = record(run, 10 if run.quick else _PER_TASK, Path(f"{REPLIES}.quick") if run.quick else REPLIES)
+    for name, pair in PAIRS.items():
+        mine = [row for row in rows if row["model"] in pair]
+        table = ReplyTable.from_rows([{k: v for k, v in row.items() if k != "log_prob"} for row in mine])
+        _measured(run, name, table.of_models(pair), [row for row in mine if row["model"] == pair[0]])
+
+
+def _measured(run: Run, name: str, table: ReplyTable, first: list[dict[str, object]]) -> None:
+    """The small answers scored by form and log-probability, each gain by what it costs to go on."""
     shares, ratios = [], []
     for seed in range(2 if run.quick else 20):
         fit, calibrate, test = table.split((0.5, 0.2, 0.3), seed=seed)
-        policy = CascadePolicy("live", (SMALL, LARGE), (AnswerQuality(parts=[_Recorded(rows)]),), gain=True).fit(fit)
+        scorer = PerCost(AnswerQuality(parts=[_Recorded(first)]))
+        policy = CascadePolicy(name, table.models, (scorer,), gain=True).fit(fit)
         budget = max(0.6 * float(calibrate.costs[:, 1].mean()), float(calibrate.costs[:, 0].mean()))
         choice = policy.run(test, setting_within(policy, calibrate, budget))
         shares.append(float(choice.costs(test).mean() / test.costs[:, 1].mean()))
         ratios.append(float(choice.qualities(test).mean() / max(test.scores[:, 1].mean(), 1e-9)))
     quality = dict(zip(table.models, table.scores.mean(axis=0).round(3).tolist(), strict=True))
     spent = dict(zip(table.models, table.costs.mean(axis=0).round(3).tolist(), strict=True))
-    print(f"live: right {quality}, 10^12 operations per reply {spent}")
+    print(f"{name}: right {quality}, 10^12 operations per reply {spent}")
     low, high = interval(shares)
     floor = clairvoyant(table)
     print(f"who knew each reply's score would need {floor:.1%} of the large model's operations to be right as often")
     common = {"n": table.n_queries, "seeds": len(shares)}
     run.figure(
-        "live_compute_share", float(np.mean(shares)), unit="share of the large model's operations", better="lower",
+        f"{name}_compute_share", float(np.mean(shares)), unit="share of the large model's operations", better="lower",
         low=low, high=high, target=0.60, clairvoyant=floor, **common,
     )  # fmt: skip
     low, high = bootstrap(np.array(ratios))
     run.figure(
-        "live_quality_ratio", float(np.mean(ratios)), unit="of the large model's accuracy", better="higher", low=low,
-        high=high, target=1.0, small_alone=quality[SMALL], large_alone=quality[LARGE], **common,
+        f"{name}_quality_ratio", float(np.mean(ratios)), unit="of the large model's accuracy", better="higher", low=low,
+        high=high, target=1.0, pair=list(table.models), small_alone=quality[table.models[0]],
+        large_alone=quality[table.models[1]], **common,
     )  # fmt: skip
 
 
