@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -19,7 +20,7 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.protocols import Embedder
 
-__all__ = ["FEATURE_KINDS", "FeatureKind", "HashedNgrams", "TextSpace", "product"]
+__all__ = ["FEATURE_KINDS", "FeatureKind", "HashedNgrams", "TextSpace", "dealt_out", "product"]
 
 FeatureKind = Literal["encoder", "static", "ngrams"]
 FEATURE_KINDS: tuple[FeatureKind, ...] = ("encoder", "static", "ngrams")
@@ -30,6 +31,8 @@ _LONGEST = 20_000
 _LONGEST_KEPT = 64
 _FEW_ROWS = 4
 _LEAST_SHARE = 32
+_SHARES_A_CORE = 3
+_within = threading.local()
 _ENCODER = "all-minilm-l6-v2"
 # The middle layer and the maximum keep the words that the mean of the last layer blurs.
 _POOLINGS = ("mean", "max", "mean@3")
@@ -211,7 +214,8 @@ class TextSpace:
             return [_ngrams().embed(texts)]
         if self.kind == "static":
             return [_static().embed(texts), _ngrams().embed(texts)]
-        pooled = _embedded(_encoder(self.precision), texts)
+        encoder = _encoder(self.precision)
+        (pooled,) = dealt_out(lambda share: (encoder.embed(share),), texts)
         return [*np.split(pooled, len(_POOLINGS), axis=1), _static().embed(texts)]
 
     def _placed(self, views: Sequence[_Vectors]) -> _Vectors:
@@ -255,20 +259,29 @@ def _unit(vectors: _Vectors) -> _Vectors:
     return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 
 
-def _embedded(encoder: Embedder, texts: Sequence[str]) -> _Vectors:
-    """Embed on every core, one run a core: a call alone is fastest on one thread, and so are many side by side."""
-    n_shares = min(os.cpu_count() or 1, len(texts) // _LEAST_SHARE)
-    if n_shares < 2:
-        return encoder.embed(texts)
-    # Longest first and dealt out in turn, so that every core gets the same work.
+def dealt_out(work: Callable[[Sequence[str]], tuple[NDArray[Any], ...]], texts: Sequence[str]) -> tuple[Any, ...]:
+    """Do work on texts with every core, and put the arrays it gives, a row a text, back in order.
+
+    Each share is worked on by one thread, as a call alone is: what is dealt out within a share stays there. There are
+    more shares than cores, so that what one core does in Python meets what another does without it.
+
+    Examples
+    --------
+    >>> lengths, = dealt_out(lambda texts: (np.array([len(text) for text in texts]),), ["a", "bbb"] * 100)
+    >>> lengths[:4]
+    array([1, 3, 1, 3])
+    """
+    n_cores = os.cpu_count() or 1
+    n_shares = min(_SHARES_A_CORE * n_cores, len(texts) // _LEAST_SHARE)
+    if n_shares < 2 or getattr(_within, "share", False):
+        return work(texts)
+    # Longest first and dealt out in turn, so that every share is the same work.
     order = np.argsort([-len(text) for text in texts], kind="stable")
     shares = [order[i::n_shares] for i in range(n_shares)]
-    with ThreadPoolExecutor(n_shares) as pool:
-        parts = list(pool.map(lambda share: encoder.embed([texts[i] for i in share]), shares))
-    vectors = np.empty((len(texts), parts[0].shape[1]), dtype=np.float32)
-    for share, part in zip(shares, parts, strict=True):
-        vectors[share] = part
-    return vectors
+    with ThreadPoolExecutor(n_cores, initializer=setattr, initargs=(_within, "share", True)) as pool:
+        parts = list(pool.map(lambda share: work([texts[i] for i in share]), shares))
+    back = np.argsort(np.concatenate(shares))
+    return tuple(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True))
 
 
 @lru_cache(maxsize=2)

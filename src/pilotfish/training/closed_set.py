@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
-from pilotfish.features import FEATURE_KINDS, FeatureKind
+from pilotfish.features import FEATURE_KINDS, FeatureKind, dealt_out
 from pilotfish.files import replacing
 from pilotfish.protocols import FloatArray
 from pilotfish.training.labels import denoise
@@ -33,6 +33,7 @@ _MOST_AT_A_GLANCE = 0.52
 _GLANCE_COST = 0.001
 _GOLD_COVERS = 0.95
 _LEAST_TO_CALIBRATE = 50
+_MANY = 100
 
 
 class ClosedSetStudent:
@@ -254,6 +255,13 @@ class ClosedSetStudent:
         self._check_fitted()
         if not texts:
             return np.zeros((0, len(self.classes_)), np.float32), np.zeros(0), np.zeros(0, dtype=np.bool_)
+        if len(texts) < _MANY:
+            return self._read_alone(texts)
+        with threadpool_limits(limits=1):
+            log_proba, confidence, familiar = dealt_out(self._read_alone, texts)
+        return log_proba, confidence, familiar
+
+    def _read_alone(self, texts: Sequence[str]) -> tuple[Array, FloatArray, NDArray[np.bool_]]:
         log_proba, familiar = self.readers_[0].read(texts)
         confidence = self.calibrations_[0].predict(_top(log_proba))
         rows = np.flatnonzero(~((confidence >= self.glance_at_) & familiar))

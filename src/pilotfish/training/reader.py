@@ -23,6 +23,8 @@ _N_FOLDS = 3
 _FLOOR = np.float32(1e-4)
 # The kernel's cost grows with the cube of its calls; beyond these the networks alone see the rest.
 _MOST_KERNEL_CALLS = 10_000
+# What is familiar shows as well beside some of the calls, and reading all of them would take a third of a glance's time.
+_MOST_REMEMBERED = 3_000
 _UNFAMILIAR = 0.005
 
 
@@ -215,8 +217,9 @@ class Reader:
         return geometric_mean([self.kernel_.log_proba_of(scores), *networks], weights)
 
     def _fit_kernel(self, X: Array, targets: Array, fit: Rows, test: Rows) -> tuple[KernelHead, Array, Array]:
-        if fit.size > _MOST_KERNEL_CALLS:
-            fit = np.sort(np.random.default_rng(self.seed).choice(fit, _MOST_KERNEL_CALLS, replace=False))
+        most = _MOST_KERNEL_CALLS if self.kernel_weight else _MOST_REMEMBERED
+        if fit.size > most:
+            fit = np.sort(np.random.default_rng(self.seed).choice(fit, most, replace=False))
         head = KernelHead()
         if not self.kernel_weight:
             return head.remember(X[fit]), np.zeros_like(targets[test]), head.nearest(X[test])
