@@ -7,7 +7,8 @@ import time
 import pytest
 
 from pilotfish.gateway.config import KeyConfig
-from pilotfish.gateway.keys import Keyring, hash_key, new_key
+from pilotfish.gateway.keys import Budgets, Keyring, hash_key, new_key
+from pilotfish.traffic.rows import day_of
 from tests.gateway.rig import answer, whole
 
 PRICES = {"large": {"input": 0.0, "output": 1_000_000.0}}
@@ -93,3 +94,15 @@ def test_hashes_are_salted_and_known_keys_remembered():
     assert ring.name_of(b"Bearer " + key.encode()) == "b"
     assert ring.name_of(b"Bearer other") is None
     assert key.encode() not in b"".join(ring._known)
+
+
+def test_what_was_spent_here_stays_spent_until_the_log_has_it():
+    class Log:
+        def spent(self, name, now):
+            budgets.add(name, 1.0)  # a call ends while the sums are being read
+            return 0.0
+
+    budgets = Budgets(Log(), {"team": KeyConfig(hash=new_key()[1], budget_usd_per_day=1.0)})
+    budgets.accounts["team"].day = day_of(time.time())
+    budgets.refresh()
+    assert budgets.exceeded("team")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class Budgets:
 
     def __init__(self, log: TrafficLog, keys: Mapping[str, KeyConfig]) -> None:
         self.log = log
+        self._lock = threading.Lock()
         self.accounts = {
             name: _Account(key.budget_usd_per_day) for name, key in keys.items() if key.budget_usd_per_day is not None
         }
@@ -111,10 +113,14 @@ class Budgets:
         """Add what a call of this process cost."""
         account = self.accounts.get(name)
         if account is not None:
-            account.spent += cost
+            with self._lock:
+                account.spent += cost
 
     def refresh(self) -> None:
         """Read the sums of today; called in a worker thread."""
         now = time.time()
         for name, account in self.accounts.items():
-            account.spent, account.day = self.log.spent(name, now), day_of(now)
+            spent, day = self.log.spent(name, now), day_of(now)
+            with self._lock:
+                # What was added here may not be in the log yet, and within a day nothing spent comes back.
+                account.spent, account.day = max(spent, account.spent) if account.day == day else spent, day

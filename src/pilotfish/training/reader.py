@@ -23,7 +23,7 @@ _N_FOLDS = 3
 _FLOOR = np.float32(1e-4)
 # The kernel's cost grows with the cube of its calls; beyond these the networks alone see the rest.
 _MOST_KERNEL_CALLS = 10_000
-# What is familiar shows as well beside some of the calls, and reading all of them would take a third of a glance's time.
+# What is familiar shows as well beside some of the calls; reading all of them takes a third of a glance's time.
 _MOST_REMEMBERED = 3_000
 _UNFAMILIAR = 0.005
 
