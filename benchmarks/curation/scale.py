@@ -19,13 +19,19 @@ from pilotfish.curation import Language, MinHashDedup, Rules, curate_files
 __all__ = ["scale"]
 
 LOCAL_CLUSTER = "ray://"
-# What a run of one process holds at its most, in megabytes.
-HELD = """\
-import json, resource, sys
+# A run in a process of its own: its seconds, and the most memory it held in megabytes.
+ALONE = """\
+import json, sys, time
+from pathlib import Path
 from benchmarks.curation.scale import recipe
 from pilotfish.curation import curate_files
-curate_files(json.loads(sys.argv[1]), sys.argv[2], recipe())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+few, files, out = json.loads(sys.argv[1])
+curate_files(few, out + "-few", recipe())
+started = time.perf_counter()
+curate_files(files, out, recipe())
+took = time.perf_counter() - started
+lines = Path("/proc/self/status").read_text().splitlines()
+print(took, next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")))
 """
 
 
@@ -48,7 +54,9 @@ def scale(run: Run) -> None:
             for _ in range(1 if run.quick else 3)
         ]
         cluster = _on_ray(files, few, folder, 1 if run.quick else 3)
-        held = [_held(paths, folder / f"held {k}") for k, paths in enumerate((_copied(made, folder, 1250), made.files))]
+        # Two runs that share nothing: what this machine's cores allow.
+        halves = _alone(few, folder, files[::2], files[1::2])
+        held = [_alone(few, folder, paths)[0][1] for paths in (_copied(made, folder, 1250), files)]
     seconds = {way: min(took[way] for took in pools) for way in pools[0]} | cluster
     n_bytes = sum(path.stat().st_size for path in files)
     for way, took in seconds.items():
@@ -60,6 +68,7 @@ def scale(run: Run) -> None:
         better="higher",
         n=made.n_documents,
         target=1.8,
+        separate_runs=seconds["1 workers"] / max(took for took, _ in halves),
     )
     if cluster:
         run.figure(
@@ -116,7 +125,14 @@ def _seconds(files: Sequence[Path], out: Path, **how: object) -> float:
     return took
 
 
-def _held(files: Sequence[Path], out: Path) -> float:
-    command = [sys.executable, "-c", HELD, json.dumps([str(path) for path in files]), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+def _alone(few: Sequence[Path], folder: Path, *parts: Sequence[Path]) -> list[tuple[float, float]]:
+    """Seconds and megabytes of runs side by side, each in a process of its own."""
+    running = []
+    for k, files in enumerate(parts):
+        job = [[str(path) for path in few], [str(path) for path in files], str(folder / f"alone {len(files)} {k}")]
+        shutil.rmtree(job[2], ignore_errors=True)
+        shutil.rmtree(f"{job[2]}-few", ignore_errors=True)
+        command = [sys.executable, "-c", ALONE, json.dumps(job)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    said = [process.communicate()[0].split()[-2:] for process in running]
+    return [(float(took), float(held)) for took, held in said]
