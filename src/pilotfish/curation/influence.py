@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilotfish.errors import InputError, missing_extra
-from pilotfish.models.transformers import pretrained
+from pilotfish.errors import InputError
+from pilotfish.models.transformers import low_rank, pretrained
 from pilotfish.protocols import FloatArray
 
 __all__ = ["adam_directions", "gradient_match", "linear_gradients", "linear_influence", "lora_gradients", "projected"]
@@ -176,16 +176,13 @@ def lora_gradients(
     Xia 2024 (LESS, arXiv:2402.04333).
     """
     why = "Influence by gradients of a language model"
-    try:
-        import torch
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise missing_extra("peft", "torch", why) from None
     if not warm or not train or not target:
         raise InputError("LESS needs examples of the warm-up, to be judged, and of the target: give all three.")
-    torch.manual_seed(seed)
     tokenizer, base = pretrained("AutoModelForCausalLM", model_name, why, dtype="float32")
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0))
+    import torch
+
+    torch.manual_seed(seed)
+    model = low_rank(base, rank, why)
     weights = [p for p in model.parameters() if p.requires_grad]
 
     def loss_of(example: tuple[str, str]) -> Any:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from pilotfish.models.sessions import TorchSession
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
-__all__ = ["TransformersModel", "first_layers", "pretrained"]
+__all__ = ["TransformersModel", "first_layers", "low_rank", "pretrained"]
 
 _RUNNING = "Running transformers models"
 
@@ -280,6 +281,23 @@ def _library(why: str) -> Any:
     except ImportError as error:
         raise missing_extra(error.name or "torch", "torch", why) from None
     return transformers
+
+
+def low_rank(model: Any, rank: int, why: str) -> Any:
+    """The network with low-rank matrices to train beside its linear layers (arXiv:2106.09685); the rest is frozen.
+
+    Raises
+    ------
+    MissingExtraError
+        When peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise missing_extra("peft", "torch", why) from None
+    with warnings.catch_warnings():  # peft may still use a name that transformers has renamed
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def first_layers(model: Any, n_layers: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.files import replacing
-from pilotfish.models.transformers import TransformersModel, first_layers
+from pilotfish.models.transformers import TransformersModel, first_layers, low_rank
 
 __all__ = ["distil_draft", "prefer", "save_model", "train_adapter", "tune"]
 
@@ -60,11 +59,7 @@ def tune(
     if not rows:
         raise InputError("There are no examples to learn: give at least one text of two tokens.")
     if rank:
-        from peft import LoraConfig, get_peft_model
-
-        with warnings.catch_warnings():  # peft may still use a name that transformers has renamed
-            warnings.simplefilter("ignore", FutureWarning)
-            trained = get_peft_model(trained, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+        trained = low_rank(trained, rank, "Tuning low-rank weights")
 
     def loss(batch: list[tuple[list[int], int]]) -> Any:
         ids, wanted = _padded([row[0] for row in batch], [row[1] for row in batch], trained.device)
