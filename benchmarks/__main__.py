@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -26,8 +27,13 @@ def main() -> int:
         parser.error(f"--data is {args.data}, which is not a folder: give the folder of the shared data.")
     only = frozenset(filter(None, args.only.split(",")))
     run = Run(args.name, data=args.data, quick=args.quick, only=only)
-    importlib.import_module(f"benchmarks.{args.name}").main(run)
-    run.save()
+    # What was measured before a stop is kept.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        importlib.import_module(f"benchmarks.{args.name}").main(run)
+        run.ended = True
+    finally:
+        run.save()
     return 0
 
 

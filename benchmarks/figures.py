@@ -32,6 +32,12 @@ class Run:
         Two minutes on two cores.
     only : frozenset of str
         Parts to run; empty means all.
+    figures : list of dict
+        What was measured so far.
+    started : float
+        Seconds since the epoch.
+    ended : bool
+        Whether the run got to its end.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Run:
     only: frozenset[str] = frozenset()
     figures: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)
+    ended: bool = False
 
     def wants(self, part: str) -> bool:
         """Whether a part was asked for."""
@@ -90,13 +97,18 @@ class Run:
     def save(self) -> None:
         """Save the figures with their set-up under ``benchmarks/results/``; those of quick runs are not saved.
 
-        A run of some parts replaces the figures it measured and leaves the others, each with its own date.
+        A run of some parts, or one that was stopped, replaces the figures it measured and leaves the others, each with
+        its own date.
         """
         if self.quick or not self.figures:
             return
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.name}.json"
-        kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() and self.only else []
+        kept = (
+            json.loads(path.read_text(encoding="utf-8"))["figures"]
+            if path.exists() and (self.only or not self.ended)
+            else []
+        )
         date = time.strftime("%Y-%m-%d", time.gmtime(self.started))
         rows = {row["figure"]: row for row in [*kept, *({**row, "date": date} for row in self.figures)]}
         setup = {
