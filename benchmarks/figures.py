@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from pilotfish.files import replacing
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -51,6 +53,10 @@ class Run:
     def wants(self, part: str) -> bool:
         """Whether a part was asked for."""
         return not self.only or part in self.only
+
+    def wants_long(self, part: str) -> bool:
+        """Whether a part that takes long was asked for: a quick run leaves it out unless it is named."""
+        return self.wants(part) and (part in self.only or not self.quick)
 
     def figure(
         self,
@@ -120,9 +126,8 @@ class Run:
             },
         }
         text = json.dumps({"setup": setup, "figures": list(rows.values())}, indent=1)
-        half = path.with_suffix(".half")
-        half.write_text(text + "\n", encoding="utf-8")
-        half.replace(path)
+        with replacing(path) as half:
+            half.write_text(text + "\n", encoding="utf-8")
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, n_resamples: int = 2000) -> tuple[float, float]:

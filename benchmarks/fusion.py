@@ -34,22 +34,19 @@ SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
 def main(run: Run) -> None:
     small, large = TransformersModel(SMALL), TransformersModel(LARGE)
 
-    def wants(part: str) -> bool:
-        return run.wants(part) and (part in run.only or not run.quick)
-
-    if run.wants("proxy") or wants("comblm"):
+    if run.wants("proxy") or run.wants_long("comblm"):
         proxy(run, small, large)
     if run.wants("overhead"):
         overhead(run, small, large)
     if run.wants("context"):
         context(run, small)
-    if wants("repetition"):
+    if run.wants_long("repetition"):
         repetition(run, small, large)
-    if wants("ipa"):
+    if run.wants_long("ipa"):
         adapter(run, small)
-    if wants("search"):
+    if run.wants_long("search"):
         search(run, small, large)
-    if wants("truth"):
+    if run.wants_long("truth"):
         truth(run, small)
 
 

@@ -19,6 +19,7 @@ from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.influence import linear_influence
 from pilotfish.curation.selection import diverse_best, herded
 from pilotfish.errors import DownloadError
+from pilotfish.features import dealt_out
 from pilotfish.models.embedder import OnnxEmbedder
 
 SETS = {"ag_news": ("dev", "test"), "sst2": ("train", "test"), "hate_davidson": ("all", "")}
@@ -31,7 +32,7 @@ def main(run: Run) -> None:
         noisy_pool(run)
     if run.wants("influence"):
         influence(run)
-    if run.wants("worth") and not run.quick:
+    if run.wants_long("worth"):
         worth(run)
 
 
@@ -111,7 +112,7 @@ def noisy_pool(run: Run) -> None:
     gains, shares = [], {}
     for name in SETS:
         texts, labels, test_texts, test_labels = _labelled(run, name)
-        vectors, X_test = embedder.embed(texts), embedder.embed(test_texts)
+        vectors, X_test = (dealt_out(lambda share: (embedder.embed(share),), part)[0] for part in (texts, test_texts))
         points, parts = [], []
         for seed in range(1 if run.quick else 5):
             rng = np.random.default_rng(seed)

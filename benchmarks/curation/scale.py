@@ -128,10 +128,8 @@ def _seconds(files: Sequence[Path], out: Path, **how: object) -> float:
 def _alone(few: Sequence[Path], folder: Path, *parts: Sequence[Path]) -> list[tuple[float, float]]:
     """Seconds and megabytes of runs side by side, each in a process of its own."""
     running = []
-    for k, files in enumerate(parts):
-        job = [[str(path) for path in few], [str(path) for path in files], str(folder / f"alone {len(files)} {k}")]
-        shutil.rmtree(job[2], ignore_errors=True)
-        shutil.rmtree(f"{job[2]}-few", ignore_errors=True)
+    for files in parts:
+        job = [[str(path) for path in few], [str(path) for path in files], tempfile.mkdtemp(dir=folder)]
         command = [sys.executable, "-c", ALONE, json.dumps(job)]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     said = [process.communicate()[0].split()[-2:] for process in running]

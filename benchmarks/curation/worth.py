@@ -65,14 +65,7 @@ def _gradients(
         seconds=took,
         seconds_of_tuning=tuning,
     )
-    run.figure(
-        "less_vs_random_points",
-        100 * (scores["chosen"] - scores["random"]),
-        unit="points of accuracy on the target's task",
-        better="higher",
-        n=len(tested),
-        accuracy=scores,
-    )
+    _beside_random(run, "less_vs_random_points", scores, tested)
 
 
 def _context(
@@ -90,18 +83,21 @@ def _context(
     chosen = np.argsort(-value, kind="stable")[: max(len(pool) // 10, 4)]
     scores, tuning = _tuned(run, model, pool, chosen, tested)
     print(f"Data Whisperer: {wrong[chosen].mean():.0%} of picks wrong, chosen in {took:.0f} s, {scores}", flush=True)
-    run.figure(
+    _beside_random(
+        run,
         "data_whisperer_vs_random_points",
-        100 * (scores["chosen"] - scores["random"]),
-        unit="points of accuracy",
-        better="higher",
-        n=len(tested),
-        accuracy=scores,
+        scores,
+        tested,
         wrong_among_chosen=float(wrong[chosen].mean()),
         wrong_in_pool=float(wrong.mean()),
         seconds=took,
         seconds_of_tuning=tuning,
     )
+
+
+def _beside_random(run: Run, figure: str, scores: dict[str, float], tested: list[Example], **more: float) -> None:
+    points = 100 * (scores["chosen"] - scores["random"])
+    run.figure(figure, points, unit="points of accuracy", better="higher", n=len(tested), accuracy=scores, **more)
 
 
 def _tuned(
@@ -154,6 +150,11 @@ def _others(run: Run, rng: np.random.Generator, n: int) -> list[list[Example]]:
     )
     return [
         [(f"News: {row['content']}\nTopic:", f" {TOPICS[str(row['label'])]}") for row in news],
-        [(f"{row['premise']}\nSo {row['hypothesis']}\nTrue or false:", f" {row['value'].lower()}") for row in pairs],
+        [(f"{row['premise']}\nSo {row['hypothesis']}\nTrue or false:", f" {_follows(row)}") for row in pairs],
         [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}") for row in sums],
     ]
+
+
+def _follows(row: dict[str, str]) -> str:
+    # The first set says so in other words than the later two.
+    return "true" if row.get("value", row.get("entailment")) in ("TRUE", "YES") else "false"

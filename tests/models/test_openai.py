@@ -95,10 +95,12 @@ def status(code: int, body: bytes = b"{}", **headers: str) -> Answer:
 
 
 def test_a_batch_keeps_its_order_and_runs_at_once(upstream: Upstream, model: OpenAIModel) -> None:
-    upstream.delay = 0.1
+    upstream.delay = 0.3
     model.max_concurrency = 5
+    start = time.perf_counter()
     replies = model.generate([Request.of(f"prompt {i}") for i in range(10)])
     assert [reply.text for reply in replies] == [f"prompt {i}" for i in range(10)]
+    assert time.perf_counter() - start < 0.8 * 10 * upstream.delay
     assert 1 < upstream.most_open <= 5
     assert model.generate([]) == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,13 +80,19 @@ def projected(gradients: NDArray[Any], n_dimensions: int, seed: int = 0) -> NDAr
     >>> projected(np.ones((2, 5)), 3).shape
     (2, 3)
     """
-    if gradients.shape[1] <= n_dimensions:
-        return np.asarray(gradients, dtype=np.float32)
+    sketch = _sketch(gradients.shape[1], n_dimensions, seed)
+    size = min(gradients.shape[1], n_dimensions)
+    return np.array([sketch(row) for row in gradients], dtype=np.float32).reshape(len(gradients), size)
+
+
+def _sketch(n: int, n_dimensions: int, seed: int) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """What projects one gradient (n,); its places and signs are drawn once."""
+    if n <= n_dimensions:
+        return lambda row: np.asarray(row, dtype=np.float32)
     rng = np.random.default_rng(seed)
-    places = rng.integers(0, n_dimensions, gradients.shape[1])
-    signs = rng.integers(0, 2, gradients.shape[1], dtype=np.int8) * 2.0 - 1.0
-    rows = [np.bincount(places, row * signs, minlength=n_dimensions) for row in gradients]
-    return np.asarray(rows, dtype=np.float32).reshape(len(gradients), n_dimensions)
+    places = rng.integers(0, n_dimensions, n)
+    signs = rng.integers(0, 2, n, dtype=np.int8) * 2.0 - 1.0
+    return lambda row: np.bincount(places, row * signs, minlength=n_dimensions).astype(np.float32)
 
 
 def adam_directions(
@@ -208,8 +214,7 @@ def lora_gradients(
         return np.asarray(made)
 
     model.eval()
-    ahead = [
-        projected(adam_directions(gradient(e)[None], mean, square, len(warm)), n_dimensions, seed)[0] for e in train
-    ]
-    wanted = [projected(gradient(e)[None], n_dimensions, seed)[0] for e in target]
+    sketch = _sketch(mean.size, n_dimensions, seed)
+    ahead = [sketch(adam_directions(gradient(e), mean, square, len(warm))) for e in train]
+    wanted = [sketch(gradient(e)) for e in target]
     return np.stack(ahead), np.stack(wanted)

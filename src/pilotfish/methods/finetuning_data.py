@@ -51,10 +51,10 @@ def mods(
 
 
 @method("less", paper="Xia 2024, arXiv:2402.04333", group=_GROUP, needs="weights", command=_SELECT + "less")
-def less(folder: str, pool: Sequence[Example], target: Sequence[Example], k: int, seed: int = 0) -> IntArray:
+def less(model_name: str, pool: Sequence[Example], target: Sequence[Example], k: int, seed: int = 0) -> IntArray:
     """Choose k examples whose Adam steps on a small model point where the target's gradients do."""
     warm = [pool[i] for i in range(0, len(pool), max(1, len(pool) // max(1, len(pool) // 20)))]
-    directions, wanted = lora_gradients(folder, warm, pool, target, seed=seed)
+    directions, wanted = lora_gradients(model_name, warm, pool, target, seed=seed)
     return TopK(k).decide(gradient_match(directions, wanted)).indices
 
 
@@ -65,6 +65,6 @@ def less(folder: str, pool: Sequence[Example], target: Sequence[Example], k: int
     needs="weights",
     command=_SELECT + "data_whisperer",
 )
-def data_whisperer(folder: str, pool: Sequence[Example], k: int, seed: int = 0) -> IntArray:
+def data_whisperer(model_name: str, pool: Sequence[Example], k: int, seed: int = 0) -> IntArray:
     """Choose k examples that, shown in a prompt, get attention and make a small model answer well."""
-    return TopK(k).decide(in_context_worth(folder, pool, seed=seed)).indices
+    return TopK(k).decide(in_context_worth(model_name, pool, seed=seed)).indices
