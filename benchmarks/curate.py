@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import f1_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.svm import LinearSVC
 
 from benchmarks.curation.corpus import corpus
 from benchmarks.curation.peers import measured
@@ -138,7 +143,7 @@ def privacy(run: Run) -> None:
         if peer is not None:
             scores["presidio"].append(span_f1([peer["spans"][i] for i in test], truth)[2])
     for name, values in scores.items():
-        print(f"{name:20s} F1 {np.mean(values):.3f}", flush=True)
+        print(f"{name:30s} F1 {np.mean(values):.3f}", flush=True)
     ours = np.array(scores["patterns and tagger"])
     low, high = bootstrap(ours)
     run.figure(
@@ -173,15 +178,18 @@ def toxicity(run: Run) -> None:
     for seed in range(1 if run.quick else 5):
         order = np.random.default_rng(seed).permutation(len(texts))
         test, train = order[: len(texts) // 5], order[len(texts) // 5 :]
-        model = NgramClassifier(C=10.0).fit(*([texts[i] for i in train if toxic[i] == kind] for kind in (True, False)))
+        model = NgramClassifier().fit(*([texts[i] for i in train if toxic[i] == kind] for kind in (True, False)))
         said = {"ours": model.score([texts[i] for i in test]) > 0.5, "every text": np.ones(test.size, dtype=bool)}
         if peer is not None:
             said["alt-profanity-check"] = np.array(peer)[test] > 0.5
+        said["alt-profanity-check's method"] = _refitted(
+            [texts[i] for i in train], toxic[train], [texts[i] for i in test]
+        )
         for name, flags in said.items():
             both = f1_score(toxic[test], flags), f1_score(toxic[test], flags, average="macro")
             scores.setdefault(name, []).append(both)
     for name, values in scores.items():
-        print(f"{name:20s} F1 {np.mean(values, axis=0)[0]:.3f}, mean of both classes {np.mean(values, axis=0)[1]:.3f}")
+        print(f"{name:30s} F1 {np.mean(values, axis=0)[0]:.3f}, mean of both classes {np.mean(values, axis=0)[1]:.3f}")
     ours = np.array(scores["ours"])
     for k, figure in enumerate(("toxicity_f1", "toxicity_macro_f1")):
         low, high = bootstrap(ours[:, k])
@@ -194,11 +202,20 @@ def toxicity(run: Run) -> None:
             seeds=len(ours),
             low=low,
             high=high,
-            peer="alt-profanity-check" if peer else None,
-            peer_value=float(np.mean(scores["alt-profanity-check"], axis=0)[k]) if peer else None,
-            peer_source="measured; what its model learned from may hold these texts" if peer else None,
+            peer="alt-profanity-check's method, learned from the same texts",
+            peer_value=float(np.mean(scores["alt-profanity-check's method"], axis=0)[k]),
+            peer_source="measured",
+            # By its own description it learned from this very set, test texts included.
+            as_published=float(np.mean(scores["alt-profanity-check"], axis=0)[k]) if peer else None,
             every_text=float(np.mean(scores["every text"], axis=0)[k]),
         )
+
+
+def _refitted(train: list[str], labels: NDArray[Any]) -> Pipeline:
+    """The peer's kind of model, counts of words under a linear machine, learned from the same texts as ours."""
+    machine = LinearSVC(class_weight="balanced", dual=False, tol=1e-2, max_iter=100_000)
+    words = CountVectorizer(stop_words="english", min_df=0.0001)
+    return make_pipeline(words, CalibratedClassifierCV(machine)).fit(train, labels)
 
 
 def _told(peer: str, script: str, texts: list[str]) -> Any:

@@ -7,25 +7,25 @@ tokens costs that share of theirs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 
+from benchmarks.decoding.conflict import context
+from benchmarks.decoding.topics import topics, trained
 from benchmarks.figures import Run, bootstrap
 from pilotfish.decoding.bridge import Bridged
 from pilotfish.decoding.decoder import Decoder, fuse
 from pilotfish.decoding.fused import Fused
-from pilotfish.decoding.fusion import ContextAware, Contrastive, Product, ProxyTuning
+from pilotfish.decoding.fusion import Contrastive, Product, ProxyTuning
 from pilotfish.decoding.search import ChunkSearch, LogRatio
 from pilotfish.decoding.vocabulary import same_vocabulary
-from pilotfish.methods.build_decoder import without_context
-from pilotfish.models import catalog
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import LogProbs, WhiteBoxModel
 from pilotfish.training.combination import LearnedCombination, combination_features
-from pilotfish.training.tuning import prefer, save_model, train_adapter, tune
+from pilotfish.training.tuning import prefer, train_adapter, tune
 from pilotfish.types import Request
 
 SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
@@ -36,6 +36,8 @@ def main(run: Run) -> None:
 
     if run.wants("proxy") or run.wants_long("comblm"):
         proxy(run, small, large)
+    if run.wants_long("topics"):
+        topics(run)
     if run.wants("overhead"):
         overhead(run, small, large)
     if run.wants("context"):
@@ -67,20 +69,6 @@ def places(models: dict[str, WhiteBoxModel], texts: Sequence[str], n_tokens: int
             session = model.session() if same_vocabulary(model.tokenizer, main) else Bridged(model, main).session()
             logs[role] = session.extend(tokens[:-1]).log_probs()[:, : main.n_vocabulary]
         yield logs, np.array(tokens[1:])
-
-
-def trained(run: Run, name: str, train: Callable[[], TransformersModel]) -> TransformersModel:
-    """A model that is trained once and kept in the cache beside the others; quick runs train their own."""
-    folder = catalog.cache_dir("x").parent.parent / "benchmarks" / f"fusion-{name}"
-    if not run.quick and folder.exists():
-        return TransformersModel(folder)
-    start = time.perf_counter()
-    made = train()
-    print(f"{name} trained in {time.perf_counter() - start:.0f} s", flush=True)
-    if not run.quick:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        save_model(made, folder)
-    return made
 
 
 def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
@@ -155,52 +143,6 @@ def overhead(run: Run, small: TransformersModel, large: TransformersModel) -> No
     common = {"n": n_tokens, "n_threads": torch.get_num_threads()}
     run.figure("fusion_overhead", cost["fused"] / own, unit="ratio", better="lower", floor=1.1, **common)
     run.figure("gated_overhead", cost["gated"] / cost["large"], unit="ratio", better="lower", floor=1.4, **common)
-
-
-def context(run: Run, model: TransformersModel) -> None:
-    """Questions whose context says one thing: the recorded answer, or another put in its place."""
-    items = []
-    for row in run.rows("beerqa_sample/train_subsample.jsonl.gz"):
-        told = " ".join(text for _, text in row["context"])[:800]
-        answer = row["answers"][0]
-        if answer in told and 2 < len(answer) < 30 and answer.lower() not in ("yes", "no"):
-            items.append((row["question"], told, answer))
-    rng = np.random.default_rng(0)
-    n = 6 if run.quick else 32
-    # A third of the questions chooses the gate, and is not scored.
-    picked = [items[i] for i in rng.permutation(len(items))[: n + n // 2]]
-    others = [items[i][2] for i in rng.permutation(len(items))[: n + n // 2]]
-    views = {"without_context": without_context}
-
-    def right(decoder: Decoder, part: Sequence[int], conflicting: bool) -> Any:
-        hits = []
-        for i in part:
-            question, told, answer = picked[i]
-            wanted = others[i] if conflicting else answer
-            told = told.replace(answer, wanted)
-            asked = f"{question} Answer with a few words from the context."
-            request = Request.of(asked, f"Context: {told}", temperature=0, max_tokens=12)
-            hits.append(wanted.lower() in decoder.generate([request])[0].text.lower())
-        return np.array(hits, dtype=float)
-
-    choose, score = range(n // 2), range(n // 2, n + n // 2)
-    plain = Decoder(model)
-
-    def aware(gate: float) -> Decoder:
-        return fuse(fusion=ContextAware(1.0, gate=gate), views=views, with_context=model, without_context=model)
-
-    gates = (0.0, 0.1)
-    kept = {gate: right(aware(gate), choose, True).mean() + right(aware(gate), choose, False).mean() for gate in gates}
-    gate = max(gates, key=lambda g: kept[g])
-    common = {"n": len(score), "gate": gate}
-    gained = right(aware(gate), score, True) - right(plain, score, True)
-    low, high = bootstrap(100 * gained)
-    run.figure("cad_conflict_gain", 100 * gained.mean(), unit="points", better="higher", low=low, high=high, **common)
-    lost = right(plain, score, False) - right(aware(gate), score, False)
-    low, high = bootstrap(100 * lost)
-    run.figure(
-        "cad_agreement_loss", 100 * lost.mean(), unit="points", better="lower", low=low, high=high, floor=0.5, **common
-    )
 
 
 def repetition(run: Run, small: TransformersModel, large: TransformersModel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.decoding.topics import TOPICS, expected, news_topics
 from benchmarks.figures import Run
 from pilotfish.curation.influence import gradient_match, lora_gradients
 from pilotfish.curation.selection import in_context_worth
@@ -18,8 +19,6 @@ from pilotfish.training.tuning import tune
 __all__ = ["worth"]
 
 NAME = "smollm2-135m-instruct"
-WORDS = ("negative", "positive")
-TOPICS = {"1": "world", "2": "sport", "3": "business", "4": "technology"}
 LEARNED = {"n_steps": 30, "batch_size": 4, "rank": 8, "learning_rate": 5e-4}
 Example = tuple[str, str]
 
@@ -33,11 +32,11 @@ def worth(run: Run) -> None:
         print(f"no language model: {error}")
         return
     rng = np.random.default_rng(0)
-    n = 20 if run.quick else 120
-    reviews = _reviews(run, "train", rng, 2 * n + 16)
-    tested = _reviews(run, "test", rng, 20 if run.quick else 200)
-    _gradients(run, model, [reviews[:n], *_others(run, rng, n)], reviews[-16:], tested)
-    _context(run, model, reviews[: 2 * n], tested, rng)
+    n = 20 if run.quick else 100
+    news = news_topics(run, "dev", rng, 2 * n + 16)
+    tested = news_topics(run, "test", rng, 20 if run.quick else 200)
+    _gradients(run, model, [news[:n], *_others(run, rng, n)], news[-16:], tested)
+    _context(run, model, news[: 2 * n], tested, rng)
 
 
 def _gradients(
@@ -69,13 +68,13 @@ def _gradients(
 
 
 def _context(
-    run: Run, model: TransformersModel, reviews: list[Example], tested: list[Example],
+    run: Run, model: TransformersModel, news: list[Example], tested: list[Example],
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    wrong = rng.random(len(reviews)) < 0.3
+    wrong = rng.random(len(news)) < 0.3
     pool = [
-        (asked, f" {WORDS[1 - WORDS.index(word.strip())]}" if bad else word)
-        for (asked, word), bad in zip(reviews, wrong, strict=True)
+        (asked, str(rng.choice([other for other in TOPICS.values() if other != topic])) if bad else topic)
+        for (asked, topic), bad in zip(news, wrong, strict=True)
     ]
     started = time.perf_counter()
     value = in_context_worth(NAME, [(a, w.strip()) for a, w in pool], n_rounds=1 if run.quick else 3)
@@ -124,32 +123,23 @@ def _tuned(
 
 
 def _right(model: TransformersModel, tested: list[Example]) -> float:
-    """Share of reviews of which the right word is the likelier."""
-    said = [
-        [sum(token.log_prob for token in logs) for logs in model.log_probs([f"{asked} {word}" for word in WORDS])]
-        for asked, _ in tested
-    ]
-    return float(
-        np.mean([WORDS[int(np.argmax(pair))] == word.strip() for pair, (_, word) in zip(said, tested, strict=True)])
-    )
-
-
-def _reviews(run: Run, part: str, rng: np.random.Generator, n: int) -> list[Example]:
-    rows = list(run.rows(f"sst2/{part}.jsonl.gz"))
-    picked = [rows[i] for i in rng.permutation(len(rows))[:n]]
-    return [(f"Review: {row['text']}\nSentiment:", f" {WORDS[row['label']]}") for row in picked]
+    """Share of news whose topic has the likeliest first token."""
+    topics = list(TOPICS.values())
+    first = [model.tokenizer.encode(topic)[0] for topic in topics]
+    said = expected(model, model.tokenizer, [asked for asked, _ in tested])[:, first].argmax(axis=1)
+    return float(np.mean([topics[i] == topic for i, (_, topic) in zip(said, tested, strict=True)]))
 
 
 def _others(run: Run, rng: np.random.Generator, n: int) -> list[list[Example]]:
-    """Examples of other tasks: topics of news, whether one sentence follows from another, school mathematics."""
-    news, pairs, sums = (
+    """Examples of other tasks: praise or blame, whether one sentence follows from another, school mathematics."""
+    reviews, pairs, sums = (
         [rows[i] for i in rng.permutation(len(rows))[:n]]
         for rows in (
-            list(run.rows(path)) for path in ("ag_news/dev.jsonl.gz", "rte/rte1-3.jsonl.gz", "gsm8k/train.jsonl.gz")
+            list(run.rows(path)) for path in ("sst2/train.jsonl.gz", "rte/rte1-3.jsonl.gz", "gsm8k/train.jsonl.gz")
         )
     )
     return [
-        [(f"News: {row['content']}\nTopic:", f" {TOPICS[str(row['label'])]}") for row in news],
+        [(f"Review: {row['text']}\nSentiment:", " positive" if row["label"] else " negative") for row in reviews],
         [(f"{row['premise']}\nSo {row['hypothesis']}\nTrue or false:", f" {_follows(row)}") for row in pairs],
         [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}") for row in sums],
     ]

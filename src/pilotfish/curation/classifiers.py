@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from pilotfish.curation.scan import Batch, Plan, hashed_counts
@@ -25,17 +26,20 @@ EDUCATION = (
 )
 
 
+_PENALTIES = (1.0, 10.0, 100.0)
+_N_FOLDS = 3
+
+
 class NgramClassifier:
     """Probability that a text is of one kind and not another, from its words and pairs of words.
 
-    Every hashed n-gram has a weight, learned by logistic regression; scoring shares the one pass over the text.
+    Every hashed n-gram has a weight, learned by logistic regression with the penalty that ranks
+    texts held back best; scoring shares the one pass over the text.
 
     Parameters
     ----------
     n_buckets : int
         Size of the table of weights.
-    C : float
-        Inverse strength of the penalty on weights.
 
     Attributes
     ----------
@@ -53,9 +57,8 @@ class NgramClassifier:
     True
     """
 
-    def __init__(self, n_buckets: int = 1 << 18, C: float = 1.0) -> None:
+    def __init__(self, n_buckets: int = 1 << 18) -> None:
         self.n_buckets = n_buckets
-        self.C = C
 
     def fit(self, positive: Sequence[str], negative: Sequence[str]) -> Self:
         """Learn from texts of the kind and texts of the other.
@@ -75,9 +78,8 @@ class NgramClassifier:
         sizes = np.sqrt(np.maximum(np.asarray(rows.sum(axis=1)).ravel(), 1.0))
         labels = np.repeat([1, 0], [len(positive), len(negative)])
         rows.data /= np.repeat(sizes, np.diff(rows.indptr))
-        model = LogisticRegression(C=self.C, class_weight="balanced", max_iter=200, solver="liblinear").fit(
-            rows, labels
-        )
+        line = LogisticRegression(class_weight="balanced", max_iter=200, solver="liblinear")
+        model = line.set_params(C=_penalty(line, rows, labels)).fit(rows, labels)
         self.weights_ = model.coef_[0].astype(np.float32)
         self.intercept_ = float(model.intercept_[0])
         return self
@@ -103,8 +105,7 @@ class NgramClassifier:
     def save(self, path: str | Path) -> None:
         """Save as an npz archive, without pickle."""
         self._check_fitted()
-        intercept, penalty = np.array(self.intercept_), np.array(self.C)
-        write_arrays(path, {"weights": self.weights_, "intercept": intercept, "C": penalty})
+        write_arrays(path, {"weights": self.weights_, "intercept": np.array(self.intercept_)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -116,13 +117,24 @@ class NgramClassifier:
             When the file is something else.
         """
         with read_arrays(path, "classifier") as file:
-            made = cls(file["weights"].size, float(file["C"]))
+            made = cls(file["weights"].size)
             made.weights_, made.intercept_ = file["weights"], float(file["intercept"])
         return made
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "weights_"):
             raise NotFittedError("This classifier is not fitted: call fit first.")
+
+
+def _penalty(line: Any, rows: Any, labels: NDArray[Any]) -> float:
+    """The inverse penalty that ranks texts held back best; the middle one where there are too few to hold any back."""
+    from sklearn.model_selection import cross_val_score
+
+    n_folds = min(_N_FOLDS, int(np.bincount(labels).min()))
+    if n_folds < 2:
+        return _PENALTIES[1]
+    ranked = [cross_val_score(line.set_params(C=C), rows, labels, cv=n_folds, scoring="roc_auc") for C in _PENALTIES]
+    return _PENALTIES[int(np.argmax([scores.mean() for scores in ranked]))]
 
 
 class ParetoSample:

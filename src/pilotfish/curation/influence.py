@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
-from pilotfish.models.transformers import low_rank, pretrained
+from pilotfish.models.transformers import answer_loss, low_rank, pretrained
 from pilotfish.protocols import FloatArray
 
 __all__ = ["adam_directions", "gradient_match", "linear_gradients", "linear_influence", "lora_gradients", "projected"]
@@ -197,7 +197,7 @@ def lora_gradients(
         prompt = prompt[: max(longest - len(answer), 1)] or [tokenizer.bos_token_id or 0]
         ids = torch.tensor([[*prompt, *answer[:longest]]])
         labels = torch.tensor([[-100] * len(prompt) + answer[:longest]])
-        return model(input_ids=ids, labels=labels).loss
+        return answer_loss(model, ids, labels)
 
     optimizer = torch.optim.AdamW(weights, lr=rate)
     for example in warm:

@@ -174,7 +174,7 @@ def _quality(curated: str, raw: str, least: float | None = None, alpha: float = 
 
 def _toxicity(labelled: str, most: float) -> Filter:
     """Probability of label 1, as learned from texts with labels 1 and 0."""
-    return Filter("toxicity", NgramClassifier(C=10.0).fit(*_labelled(labelled)), Between(high=most))
+    return Filter("toxicity", NgramClassifier().fit(*_labelled(labelled)), Between(high=most))
 
 
 def _classifier(model: str, name: str, least: float = 0.0, most: float = 1.0) -> Filter:

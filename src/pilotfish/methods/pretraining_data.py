@@ -83,7 +83,7 @@ def quality_classifier(curated: Sequence[str], raw: Sequence[str], alpha: float 
 @method("toxicity_filter", paper="Arnett 2024; Kamphuis 2024", group=_GROUP, needs="training", command=_CURATE)
 def toxicity_filter(toxic: Sequence[str], clean: Sequence[str], most: float) -> Filter:
     """Drop documents that a small classifier gives more than a stated probability of being toxic."""
-    return Filter("toxicity", NgramClassifier(C=10.0).fit(toxic, clean), Between(high=most))
+    return Filter("toxicity", NgramClassifier().fit(toxic, clean), Between(high=most))
 
 
 @method(

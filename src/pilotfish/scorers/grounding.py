@@ -19,7 +19,7 @@ from pilotfish.types import Exchange
 
 __all__ = ["Grounding", "Support"]
 
-_N_WINDOWS = 3
+_N_WINDOWS = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.files import replacing
-from pilotfish.models.transformers import TransformersModel, first_layers, low_rank
+from pilotfish.models.transformers import TransformersModel, answer_loss, first_layers, low_rank
 
 __all__ = ["distil_draft", "prefer", "save_model", "train_adapter", "tune"]
 
@@ -51,7 +51,6 @@ def tune(
     InputError
         When there are no examples.
     """
-    import torch
 
     tokenizer, trained = _copied(model)
     rows = [_encoded(tokenizer, before, text, max_tokens) for before, text in examples]
@@ -63,8 +62,7 @@ def tune(
 
     def loss(batch: list[tuple[list[int], int]]) -> Any:
         ids, wanted = _padded([row[0] for row in batch], [row[1] for row in batch], trained.device)
-        logits = trained(ids).logits[:, :-1].flatten(0, 1).float()
-        return torch.nn.functional.cross_entropy(logits, wanted[:, 1:].flatten(), ignore_index=-100)
+        return answer_loss(trained, ids, wanted)
 
     _descend(trained, rows, loss, n_steps, batch_size, learning_rate, seed)
     return _finished(model, tokenizer, trained.merge_and_unload() if rank else trained)

@@ -1,0 +1,102 @@
+"""Context-aware decoding: contexts that contradict what the model knows, and contexts that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.figures import Run, bootstrap
+from pilotfish.decoding.decoder import Decoder, fuse
+from pilotfish.decoding.fusion import ContextAware
+from pilotfish.methods.build_decoder import without_context
+from pilotfish.models.transformers import TransformersModel
+from pilotfish.types import Request
+
+__all__ = ["context"]
+
+CAPITALS = """France Paris;Germany Berlin;Italy Rome;Spain Madrid;Portugal Lisbon;Greece Athens;Austria Vienna
+Hungary Budapest;Poland Warsaw;Russia Moscow;Japan Tokyo;China Beijing;Egypt Cairo;Norway Oslo;Sweden Stockholm
+Denmark Copenhagen;Finland Helsinki;Ireland Dublin;Cuba Havana;Peru Lima;Kenya Nairobi;Thailand Bangkok;Iraq Baghdad
+Iran Tehran;Turkey Ankara;Belgium Brussels;Canada Ottawa;Australia Canberra;Chile Santiago;Ukraine Kyiv;Nepal Kathmandu
+Vietnam Hanoi;Bulgaria Sofia;Romania Bucharest;Croatia Zagreb;Serbia Belgrade;Iceland Reykjavik;Colombia Bogota
+Venezuela Caracas;Uruguay Montevideo;Ecuador Quito;Jamaica Kingston;Ghana Accra;Senegal Dakar;Ethiopia Addis Ababa
+Morocco Rabat;Tunisia Tunis;Lebanon Beirut;Syria Damascus;Jordan Amman;Indonesia Jakarta;Malaysia Kuala Lumpur"""
+# What is told, what is asked, and the answer that the context gives.
+Item = tuple[str, str, str]
+WAYS = tuple((alpha, gate) for alpha in (0.5, 1.0) for gate in (0.0, 0.1))
+
+
+def context(run: Run, model: TransformersModel) -> None:
+    """Answers as the context has it, plainly and with the contrast, whose settings a third of the facts choose."""
+    plain = Decoder(model)
+    facts = [line.split(" ", 1) for line in CAPITALS.replace("\n", ";").split(";")][: 12 if run.quick else None]
+    known = [(c, city) for c, city in facts if city in _answer(plain, _asked(c), "")]
+    order = np.random.default_rng(0).permutation(len(known))
+    cities = [known[i][1] for i in order]
+    against = [_told(known[i][0], cities[(k + 1) % len(cities)]) for k, i in enumerate(order)]
+    agreeing = [_told(*known[i]) for i in order]
+    n_choose = len(known) // 3
+    found: dict[tuple[float, float], float] = {}
+    for way in WAYS:
+        aware = _aware(model, *way)
+        found[way] = float(_right(aware, against[:n_choose]).mean() + _right(aware, agreeing[:n_choose]).mean())
+    alpha, gate = max(WAYS, key=lambda way: found[way])
+    aware = _aware(model, alpha, gate)
+    print(f"{len(known)} of {len(facts)} facts known; chosen: alpha {alpha}, gate {gate}", flush=True)
+    parts = {"conflict": against[n_choose:], "agreement": agreeing[n_choose:], "open": _open(run)}
+    shares = {name: (_right(plain, items), _right(aware, items)) for name, items in parts.items()}
+    for name, (before, after) in shares.items():
+        print(f"{name:10s} plain {before.mean():.3f}, context-aware {after.mean():.3f}", flush=True)
+    common = {"alpha": alpha, "gate": gate, "model": model.name}
+    before, after = shares["conflict"]
+    low, high = bootstrap(100 * (after - before))
+    run.figure(
+        "cad_conflict_gain", float(100 * (after - before).mean()), unit="points", better="higher", n=len(before),
+        low=low, high=high, plain=float(before.mean()), **common,
+    )  # fmt: skip
+    before, after = (np.concatenate([shares[part][k] for part in ("agreement", "open")]) for k in (0, 1))
+    low, high = bootstrap(100 * (before - after))
+    run.figure(
+        "cad_agreement_loss", float(100 * (before - after).mean()), unit="points", better="lower", n=len(before),
+        low=low, high=high, floor=0.5, plain=float(before.mean()), **common,
+    )  # fmt: skip
+
+
+def _asked(country: str) -> str:
+    return f"What is the capital of {country}? Answer with the name of the city."
+
+
+def _told(country: str, city: str) -> Item:
+    return (
+        f"In this story, the capital of {country} is {city}. The king of {country} lives in {city}.",
+        _asked(country),
+        city,
+    )
+
+
+def _open(run: Run) -> list[Item]:
+    """Questions on real passages that hold the answer."""
+    items = []
+    for row in run.rows("beerqa_sample/train_subsample.jsonl.gz"):
+        told, answer = " ".join(text for _, text in row["context"])[:800], row["answers"][0]
+        if answer in told and 2 < len(answer) < 30 and answer.lower() not in ("yes", "no"):
+            items.append((told, f"{row['question']} Answer with a few words from the context.", answer))
+    order = np.random.default_rng(0).permutation(len(items))
+    return [items[i] for i in order[: 4 if run.quick else 32]]
+
+
+def _aware(model: TransformersModel, alpha: float, gate: float) -> Decoder:
+    views = {"without_context": without_context}
+    fusion = ContextAware(alpha, adaptive=False, gate=gate)
+    return fuse(fusion=fusion, views=views, with_context=model, without_context=model)
+
+
+def _right(decoder: Decoder, items: Sequence[Item]) -> np.ndarray:
+    hits = [wanted.lower() in _answer(decoder, asked, told).lower() for told, asked, wanted in items]
+    return np.array(hits, dtype=float)
+
+
+def _answer(decoder: Decoder, asked: str, told: str) -> str:
+    said = [f"Context: {told}"] if told else []
+    return decoder.generate([Request.of(asked, *said, temperature=0, max_tokens=12)])[0].text
