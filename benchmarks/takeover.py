@@ -53,9 +53,9 @@ def main(run: Run) -> None:
         if run.wants("speed"):
             run.figure("learn_seconds_10k", seconds, unit="s", better="lower", n=len(train.texts))
             speed(run, student, test)
-    if run.wants("variants") and not run.quick:
+    if run.wants_long("variants"):
         variants(run, train, test)
-    if run.wants("peers") and not run.quick:
+    if run.wants_long("peers"):
         others(run, train, test)
     if run.wants("gold"):
         few_gold(run, train, test)

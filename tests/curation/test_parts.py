@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pilotfish.curation import Document, Filter, Language, LanguageIdentifier, Rules, SemanticDedup, curate
+from pilotfish.curation import Document, Filter, Language, LanguageIdentifier, Rules, SemanticDedup, ShortTexts, curate
 from pilotfish.curation.choose import choose_files, resample_files
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
@@ -16,6 +16,7 @@ from pilotfish.curation.mixing import ByteModel, autoscale, doremi, presence, se
 from pilotfish.curation.perplexity import Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
 from pilotfish.curation.recipe import Recipe
+from pilotfish.curation.scan import Batch
 from pilotfish.curation.selection import herded, k_centres, needed, representative
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.features import HashedNgrams
@@ -60,6 +61,9 @@ def test_every_row_has_its_card():
     assert len(find("heuristic_rules").make().rules) == len((Rules.gopher() + Rules.c4() + Rules.fineweb()).rules)
 
 
+WEATHER = "The weather is fine today. " * 5
+
+
 @pytest.fixture(scope="module")
 def identifier():
     if not catalog.is_pulled("lid.176"):
@@ -83,6 +87,24 @@ def test_languages_and_scripts(identifier):
     kept = [d.id for d in curate([{"id": k, "text": t} for k, t in said.items()], [Language({"en": 0.5, "de": 0.5})])]
     assert kept == ["en", "de"]
     assert identifier.predict(["", "123 456"])[0][0] == ""
+
+
+def test_short_texts_are_judged_by_letters(identifier):
+    short = ShortTexts(["en", "de", "fr", "nb", "zu"])
+    both = LanguageIdentifier(short_texts=short)
+    words = ["Fahrkarte", "sunshine", "aujourd'hui", "ngiyabonga", "kjærlighet"]
+    labels, sure = both.predict([*words, "123", WEATHER])
+    assert labels == ["de", "en", "fr", "zu", "no", "", "en"]  # lid.176 has one label for Norwegian, and no Zulu
+    alone, surest = identifier.predict([WEATHER])
+    assert (labels[-1], sure[-1]) == (alone[0], pytest.approx(surest[0]))  # long: as without
+    assert short.of(["Fahrkarte"]).sum() == pytest.approx(1)
+    assert both.of(Batch([])).shape == (0, len(both.labels))
+    kept = curate(words, [Language("de", identifier=both)])
+    assert [d.text for d in kept] == ["Fahrkarte"]
+    with pytest.raises(InputError, match="unknown \\['xx'\\]"):
+        ShortTexts(["en", "xx"])
+    with pytest.raises(InputError, match="at least two"):
+        ShortTexts(["en"])
 
 
 def test_letter_ngrams_are_added_whatever_room_there_is():

@@ -7,6 +7,7 @@ from pilotfish.curation.documents import Document
 from pilotfish.curation.language import Language, LanguageIdentifier
 from pilotfish.curation.run import Settings, curate, curate_files
 from pilotfish.curation.semantic import SemanticDedup
+from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Filter, OwnRule, Rules, TextRule
 from pilotfish.curation.tally import Tally
 
@@ -21,6 +22,7 @@ __all__ = [
     "Rules",
     "SemanticDedup",
     "Settings",
+    "ShortTexts",
     "Tally",
     "TextRule",
     "curate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
+from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Verdict
 from pilotfish.curation.words import character_at
 from pilotfish.errors import InputError
@@ -55,6 +57,8 @@ _SCRIPTS: tuple[tuple[str, tuple[tuple[int, int], ...], str], ...] = (
 )  # fmt: skip
 _MIXED = frozenset(["sr", "uz", "az", "ku", "sh"])
 _FEWEST = 3
+# Characters up to which lingua is right more often than lid.176, on stretches of manual pages of 58 languages.
+_SHORT = 100
 
 
 class LanguageIdentifier:
@@ -68,6 +72,8 @@ class LanguageIdentifier:
         Bytes of each text that are read; 0 reads all.
     check_script : bool
         Give no probability to a language that is not written in the script of most letters.
+    short_texts : ShortTexts, optional
+        Judges texts of fewer than 100 characters instead.
 
     Examples
     --------
@@ -79,15 +85,23 @@ class LanguageIdentifier:
     Joulin 2016 (arXiv:1607.01759); Kargaran 2023 (GlotLID, arXiv:2310.16248), on scripts.
     """
 
-    def __init__(self, model: str | Path = "lid.176", longest: int = 400, check_script: bool = True) -> None:
+    def __init__(
+        self,
+        model: str | Path = "lid.176",
+        longest: int = 400,
+        check_script: bool = True,
+        short_texts: ShortTexts | None = None,
+    ) -> None:
         self.model = model
         self.longest = longest
         self.check_script = check_script
+        self.short_texts = short_texts
 
     @property
     def labels(self) -> list[str]:
         """Languages, in the order of the columns of probabilities."""
-        return self._loaded().labels_
+        self._loaded()
+        return self._labels
 
     def of(self, batch: Batch) -> FloatArray:
         """Probability of every language for every text of a batch, (n, n_labels)."""
@@ -97,7 +111,7 @@ class LanguageIdentifier:
             scripts = np.empty(len(batch), dtype=np.int64)
             _main_script(batch.buffer, batch.offsets, self.longest, _blocks(), scripts)
             probabilities *= self._allowed[scripts]
-        return probabilities
+        return probabilities if self.short_texts is None else self._with_short(self.short_texts, batch, probabilities)
 
     def predict(self, texts: Sequence[str]) -> tuple[list[str], FloatArray]:
         """The likeliest language of each text and its probability; empty where there is none."""
@@ -109,9 +123,30 @@ class LanguageIdentifier:
 
     def _loaded(self) -> FastTextModel:
         if not hasattr(self, "_model"):
-            self._model = FastTextModel(self.model).load()
-            self._allowed = _allowed(self._model.labels_)
+            model = FastTextModel(self.model).load()
+            self._allowed = _allowed(model.labels_)
+            self._labels = list(model.labels_)
+            if self.short_texts is not None:
+                names = _as_labelled(model.labels_, self.short_texts)
+                self._labels += [name for name in names if name not in self._labels]
+                self._columns = [self._labels.index(name) for name in names]
+            self._model = model
         return self._model
+
+    def _with_short(self, short_texts: ShortTexts, batch: Batch, probabilities: FloatArray) -> FloatArray:
+        ends = batch.offsets.tolist()
+        # A character has four bytes at most.
+        texts = {
+            i: batch.buffer[a:b].tobytes().decode("utf-8", "replace")
+            for i, (a, b) in enumerate(pairwise(ends))
+            if b - a < 4 * _SHORT
+        }
+        rows = [i for i, text in texts.items() if len(text) < _SHORT]
+        made = np.zeros((len(batch), len(self._labels)))
+        made[:, : probabilities.shape[1]] = probabilities
+        made[rows] = 0
+        made[np.ix_(rows, self._columns)] = short_texts.of([texts[i] for i in rows])
+        return made
 
 
 class Language:
@@ -171,6 +206,13 @@ class Language:
         kept = np.zeros(rows.size, dtype=bool)
         kept[Threshold(0.0).decide(np.where(np.isinf(limits), -1.0, top - limits)).indices] = True
         return Verdict(kept, [f"language {name}" for name in names], top)
+
+
+def _as_labelled(labels: Sequence[str], short_texts: ShortTexts) -> list[str]:
+    """The model's label of each language of the other, which goes by two letters, three, or has the two of its own."""
+    of_code = {label.partition("_")[0]: label for label in reversed(labels)}
+    of_code.setdefault("nb", of_code.get("no", "nb"))
+    return [of_code.get(a) or of_code.get(b, a) for a, b in zip(short_texts.labels, short_texts.codes, strict=True)]
 
 
 def _allowed(labels: Sequence[str]) -> NDArray[np.float64]:

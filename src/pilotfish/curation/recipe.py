@@ -19,6 +19,7 @@ from pilotfish.curation.privacy import Privacy, PrivacyTagger
 from pilotfish.curation.reading import read, shards
 from pilotfish.curation.run import AnyStep, Settings
 from pilotfish.curation.semantic import SemanticDedup
+from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Filter, OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
 from pilotfish.models.arpa import ArpaModel
@@ -151,9 +152,14 @@ def _python(function: str, name: str = "", low: float = float("-inf"), high: flo
 
 
 def _language(
-    languages: str | list[str] | dict[str, float], least: float = 0.65, model: str = "lid.176", longest: int = 400
+    languages: str | list[str] | dict[str, float],
+    least: float = 0.65,
+    model: str = "lid.176",
+    longest: int = 400,
+    short_texts: bool = False,
 ) -> Language:
-    return Language(languages, least, LanguageIdentifier(model, longest))
+    identifier = LanguageIdentifier(model, longest, short_texts=ShortTexts() if short_texts else None)
+    return Language(languages, least, identifier)
 
 
 def _texts(path: str, field: str = "text") -> list[str]:
