@@ -182,9 +182,8 @@ def toxicity(run: Run) -> None:
         said = {"ours": model.score([texts[i] for i in test]) > 0.5, "every text": np.ones(test.size, dtype=bool)}
         if peer is not None:
             said["alt-profanity-check"] = np.array(peer)[test] > 0.5
-        said["alt-profanity-check's method"] = _refitted(
-            [texts[i] for i in train], toxic[train], [texts[i] for i in test]
-        )
+        refitted = _refitted([texts[i] for i in train], toxic[train])
+        said["alt-profanity-check's method"] = refitted.predict([texts[i] for i in test])
         for name, flags in said.items():
             both = f1_score(toxic[test], flags), f1_score(toxic[test], flags, average="macro")
             scores.setdefault(name, []).append(both)
