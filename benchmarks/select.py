@@ -32,7 +32,7 @@ def main(run: Run) -> None:
         noisy_pool(run)
     if run.wants("influence"):
         influence(run)
-    if run.wants_long("worth"):
+    if run.wants_long("less") or run.wants_long("data_whisperer"):
         worth(run)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.decoding.topics import TOPICS, expected, news_topics
 from benchmarks.figures import Run
-from pilotfish.curation.influence import gradient_match, lora_gradients
 from pilotfish.curation.selection import in_context_worth
 from pilotfish.errors import DownloadError, MissingExtraError
+from pilotfish.methods.finetuning_data import less
 from pilotfish.models import catalog
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.training.tuning import tune
@@ -35,8 +35,10 @@ def worth(run: Run) -> None:
     n = 20 if run.quick else 100
     news = news_topics(run, "dev", rng, 2 * n + 16)
     tested = news_topics(run, "test", rng, 20 if run.quick else 200)
-    _gradients(run, model, [news[:n], *_others(run, rng, n)], news[-16:], tested)
-    _context(run, model, news[: 2 * n], tested, rng)
+    if run.wants("less"):
+        _gradients(run, model, [news[:n], *_others(run, rng, n)], news[-16:], tested)
+    if run.wants("data_whisperer"):
+        _context(run, model, news[: 2 * n], tested, rng)
 
 
 def _gradients(
@@ -46,10 +48,8 @@ def _gradients(
     pool = [example for task in tasks for example in task]
     from_target = np.arange(len(pool)) < len(tasks[0])
     k = max(len(pool) // 20, 4)
-    rng = np.random.default_rng(1)
-    warm = [pool[i] for i in rng.choice(len(pool), k, replace=False)]
     started = time.perf_counter()
-    chosen = np.argsort(-gradient_match(*lora_gradients(NAME, warm, pool, target)), kind="stable")[:k]
+    chosen = less(NAME, pool, target, k)
     took = time.perf_counter() - started
     scores, tuning = _tuned(run, model, pool, chosen, tested)
     share = float(from_target[chosen].mean())

@@ -11,7 +11,14 @@ from pilotfish.curation import Document, Filter, Language, LanguageIdentifier, R
 from pilotfish.curation.choose import choose_files, resample_files
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
-from pilotfish.curation.influence import adam_directions, gradient_match, linear_gradients, linear_influence, projected
+from pilotfish.curation.influence import (
+    adam_directions,
+    best_in_turn,
+    gradient_match,
+    linear_gradients,
+    linear_influence,
+    projected,
+)
 from pilotfish.curation.mixing import ByteModel, autoscale, doremi, presence, self_influence
 from pilotfish.curation.perplexity import Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
@@ -277,7 +284,11 @@ def test_gradients_and_directions():
     rows[1] = rows[0] + 0.1 * rows[2]
     small = projected(rows, 2048)
     assert small[0] @ small[1] == pytest.approx(rows[0] @ rows[1], rel=0.1)
-    assert gradient_match(np.eye(2), np.array([[1.0, 0], [0, 1]]), [0, 1]) == pytest.approx([1, 1])
+    matched = gradient_match(np.eye(2), np.array([[1.0, 0], [0, 1], [0, 3]]), ["a", "b", "b"])
+    assert matched == pytest.approx(np.eye(2))
+    both = gradient_match(np.array([[3.0, 4.0]]), np.array([[1.0, 0], [0, 1]]))
+    assert both == pytest.approx(np.array([[7 / (5 * np.sqrt(2))]]))
+    assert best_in_turn(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), 3).tolist() == [0, 2, 1]
 
 
 def test_selection_covers_and_needs():

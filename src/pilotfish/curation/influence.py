@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.models.transformers import answer_loss, low_rank, pretrained
-from pilotfish.protocols import FloatArray
+from pilotfish.protocols import FloatArray, IntArray
 
-__all__ = ["adam_directions", "gradient_match", "linear_gradients", "linear_influence", "lora_gradients", "projected"]
+__all__ = [
+    "adam_directions",
+    "best_in_turn",
+    "gradient_match",
+    "linear_gradients",
+    "linear_influence",
+    "lora_gradients",
+    "projected",
+]
 
 
 def linear_gradients(X: FloatArray, targets: Sequence[int] | NDArray[Any], probabilities: FloatArray) -> FloatArray:
@@ -119,23 +127,41 @@ def adam_directions(
 
 
 def gradient_match(
-    train: NDArray[Any], target: NDArray[Any], groups: Sequence[int] | NDArray[Any] | None = None
+    train: NDArray[Any], target: NDArray[Any], groups: Sequence[Hashable] | NDArray[Any] | None = None
 ) -> FloatArray:
-    """Cosine of each training direction (n, d) to the mean target gradient (m, d) of its best group, (n,).
+    """Cosine of each training direction (n, d) to the mean target gradient (m, d) of each group, (n, n_groups).
 
     References
     ----------
-    Xia 2024 (LESS, arXiv:2402.04333), definition 4.1 and section 4.2.
+    Xia 2024 (LESS, arXiv:2402.04333), definition 4.1 and section 4.2, which takes the greatest over the groups.
 
     Examples
     --------
     >>> gradient_match(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[3.0, 0.0]]))
-    array([1., 0.])
+    array([[1.],
+           [0.]])
     """
-    at = np.zeros(len(target), dtype=int) if groups is None else np.asarray(groups)
-    means = np.stack([target[at == group].mean(axis=0) for group in np.unique(at)])
-    cosines = _unit(train) @ _unit(means).T
-    return np.asarray(cosines.max(axis=1), dtype=np.float64)
+    names = ["all"] * len(target) if groups is None else list(groups)
+    members = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+    means = np.stack([target[rows].mean(axis=0) for rows in members.values()])
+    return np.asarray(_unit(train) @ _unit(means).T, dtype=np.float64)
+
+
+def best_in_turn(values: FloatArray, k: int) -> IntArray:
+    """Choose k rows of (n, n_groups) values: each group in turn takes the best row that is left, (k,).
+
+    Examples
+    --------
+    >>> best_in_turn(np.array([[0.9, 0.8], [0.8, 0.1], [0.1, 0.2]]), 2).tolist()
+    [0, 2]
+    """
+    left = np.array(values, dtype=np.float64)
+    chosen = []
+    for turn in range(min(k, len(left))):
+        best = int(left[:, turn % left.shape[1]].argmax())
+        chosen.append(best)
+        left[best] = -np.inf
+    return np.array(chosen, dtype=np.int64)
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[Any]:
