@@ -36,8 +36,7 @@ def main(run: Run) -> None:
 
     if run.wants("proxy") or run.wants_long("comblm"):
         proxy(run, small, large)
-    if run.wants_long("topics"):
-        topics(run)
+    topics(run)
     if run.wants("overhead"):
         overhead(run, small, large)
     if run.wants("context"):

@@ -20,10 +20,10 @@ from pilotfish.training.tuning import save_model, tune
 __all__ = ["TOPICS", "expected", "news_topics", "topics", "trained"]
 
 TOPICS = {"1": " world", "2": " sport", "3": " business", "4": " technology"}
-# Across families, and within one.
+# Part of the benchmark, small model and large: across families, and within one.
 PAIRS = (
-    ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"),
-    ("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"),
+    ("topics_across", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"),
+    ("topics_within", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"),
 )
 ALPHAS = (0.5, 1.0, 1.5)
 
@@ -44,12 +44,15 @@ def trained(run: Run, name: str, train: Callable[[], TransformersModel]) -> Tran
 
 def topics(run: Run) -> None:
     """Share of the directly tuned large model's gain, in log-probability of the topic and in accuracy."""
+    wanted = [pair for pair in PAIRS if run.wants_long(pair[0])]
+    if not wanted:
+        return
     rng = np.random.default_rng(0)
     n_fit, n_weigh, n_test = (60, 20, 20) if run.quick else (400, 60, 150)
     known, tested = news_topics(run, "dev", rng, n_fit + n_weigh), news_topics(run, "test", rng, n_test)
     texts = known[n_fit:] + tested
     right = np.array([list(TOPICS.values()).index(topic) for _, topic in texts])
-    for small, large in PAIRS[:1] if run.quick else PAIRS:
+    for part, small, large in wanted:
         tokenizer = TransformersModel(large).tokenizer
         words = [tokenizer.encode(topic)[0] for topic in TOPICS.values()]
         logs: dict[str, LogProbs] = {}
@@ -69,13 +72,12 @@ def topics(run: Run) -> None:
             print(f"{large}, {name:12s} log-prob {gains[name].mean():7.3f}  accuracy {hits[name].mean():.3f}")
         across = not same_vocabulary(TransformersModel(small).tokenizer, tokenizer)
         common = {"n": n_test, "alpha": alpha, "expert": small, "large": large, "cross_vocabulary": across}
-        suffix = "across" if across else "within"
         for measure, by_way in (("", gains), ("_accuracy", hits)):
             whole = (by_way["tuned"] - by_way["base"]).mean()
             closed = (by_way["proxy"] - by_way["base"]) / whole
             low, high = bootstrap(closed)
             run.figure(
-                f"proxy_task_gap_closed{measure}_{suffix}", float(closed.mean()), unit="share", better="higher",
+                f"proxy_{part}_gap_closed{measure}", float(closed.mean()), unit="share", better="higher",
                 low=low, high=high, floor=0.6, **common, **{name: float(v.mean()) for name, v in by_way.items()},
             )  # fmt: skip
 

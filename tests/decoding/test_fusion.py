@@ -125,14 +125,27 @@ def test_a_bridge_gives_the_other_vocabulary_the_own_probabilities() -> None:
     rows = session.extend([0, 1, 2]).log_probs()
     reference = model.session()
     after_ab = reference.extend([3, 0]).log_probs()[1]
-    # The text "a" ends within the own token "ab": nothing is said there.
-    assert rows[0] == pytest.approx(np.full(6, -np.log(6)), abs=1e-5)
+    # The text "a" ends within the own token "ab" of the whole: it is read by itself, as if no more were known.
+    after_a = model.session().extend([3, 1]).log_probs()[1]
+    assert rows[0][[0, 1, 3]] - rows[0][2] == pytest.approx(after_a[[1, 2, 0]] - after_a[0], abs=1e-4)
+    alone = Bridged(model, other).session([3])
+    one_by_one = np.array([alone.extend([token]).log_probs()[0] for token in (0, 1, 2)])
+    assert one_by_one == pytest.approx(rows, abs=1e-5)
     ratio = rows[1] - rows[1][2]
     assert ratio[[0, 1, 3]] == pytest.approx(after_ab[[1, 2, 0]] - after_ab[0], abs=1e-4)
     assert ratio[4] < -40
     session.rewind(2)
     assert session.extend([1, 2]).log_probs() == pytest.approx(rows[1:], abs=1e-5)
     assert session.fork().extend([0]).log_probs().shape == (1, 6)
+
+
+def test_a_bridge_says_nothing_in_mid_character() -> None:
+    model = random_model(0, n=4)
+    model.tokenizer = Letters(["é".encode(), b"a", b"b", b""])
+    other = Letters(["é".encode()[:1], "é".encode()[1:], b"a", b""])
+    rows = Bridged(model, other).session([2]).extend([2, 0, 1]).log_probs()
+    assert rows[1] == pytest.approx(np.full(4, -np.log(4)), abs=1e-5)
+    assert rows[2][2] - rows[2][1] > 40  # a byte that only continues cannot come
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ class Bridged:
     """A white-box model in another model's vocabulary.
 
     The text so far is read in the model's own tokens. A token of the other vocabulary has the probability of the own
-    token of the same bytes, or else that of the longest own token it begins with. In the middle of an own token the
+    token of the same bytes, or else that of the longest own token it begins with. In the middle of a character the
     model says nothing: every token is as likely.
 
     Parameters
@@ -75,25 +76,35 @@ class BridgedSession:
         return len(self._read)
 
     def extend(self, tokens: Sequence[int], n_last: int | None = None) -> ArrayLogits:
-        """Read further tokens, and tell what is expected after each of the last ``n_last`` of them."""
+        """Read further tokens, and tell what is expected after each of the last ``n_last`` of them.
+
+        What is said after a token does not depend on what was read with it: where the own tokens of the text up to
+        there are no beginning of those of the whole, they are read by themselves.
+        """
         self._read.extend(tokens)
-        n_last = n_last or len(tokens)
         pieces = [b"" if token < 0 else self.tokenizer.tokens[token] for token in self._read]
-        ends = np.cumsum([len(piece) for piece in pieces])[-n_last:]
-        text = b"".join(pieces).decode("utf-8", errors="ignore")
-        own = self.model.tokenizer.encode(text)
-        of_own = self.model.tokenizer.tokens
-        starts = np.cumsum([0, *(len(of_own[token]) for token in own)])
-        wanted = [*(self.prompt or sorted(self.model.tokenizer.end_tokens)[:1]), *own]
-        n_before = len(wanted) - len(own)
-        at = np.searchsorted(starts, ends)
-        fits = (at < starts.size) & (starts[np.minimum(at, starts.size - 1)] == ends)
-        values = np.full((n_last, self.tokenizer.n_vocabulary), -np.log(self.tokenizer.n_vocabulary), dtype=np.float32)
-        if fits.any():
-            rows = at[fits] + n_before - 1  # of the own token that ends there
-            logs = self._follow(wanted[: int(rows[-1]) + 1], int(rows[0]))
-            values[fits] = self._mapped(logs[rows - int(rows[0])])
+        ends = np.cumsum([len(piece) for piece in pieces])[-(n_last or len(tokens)) :]
+        whole = b"".join(pieces)
+        own = {i: found for i, end in enumerate(ends.tolist()) if (found := self._encoded(whole[:end])) is not None}
+        n_vocabulary = self.tokenizer.n_vocabulary
+        values = np.full((ends.size, n_vocabulary), -np.log(n_vocabulary), dtype=np.float32)
+        if own:
+            longest = own[max(own)]
+            together = [i for i, part in own.items() if longest[: len(part)] == part]
+            first = min(len(own[i]) for i in together) - 1
+            logs = self._follow(longest, first)
+            values[together] = self._mapped(logs[[len(own[i]) - 1 - first for i in together]])
+            for i in sorted(set(own) - set(together)):
+                values[i] = self._mapped(self._follow(own[i], len(own[i]) - 1))[0]
         return ArrayLogits(values)
+
+    def _encoded(self, text: bytes) -> list[int] | None:
+        """The model's own tokens of a text, after its prompt or what begins a text; None in mid-character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        said = decoder.decode(text)
+        if decoder.getstate()[0]:
+            return None
+        return [*(self.prompt or sorted(self.model.tokenizer.end_tokens)[:1]), *self.model.tokenizer.encode(said)]
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens; the own tokens follow at the next reading."""
