@@ -78,7 +78,7 @@ def topics(run: Run) -> None:
             low, high = bootstrap(closed)
             run.figure(
                 f"proxy_{part}_gap_closed{measure}", float(closed.mean()), unit="share", better="higher",
-                low=low, high=high, floor=0.6, **common, **{name: float(v.mean()) for name, v in by_way.items()},
+                low=low, high=high, floor=0.6, **common, means={name: float(v.mean()) for name, v in by_way.items()},
             )  # fmt: skip
 
 
