@@ -143,7 +143,7 @@ def privacy(run: Run) -> None:
         if peer is not None:
             scores["presidio"].append(span_f1([peer["spans"][i] for i in test], truth)[2])
     for name, values in scores.items():
-        print(f"{name:30s} F1 {np.mean(values):.3f}", flush=True)
+        print(f"{name:20s} F1 {np.mean(values):.3f}", flush=True)
     ours = np.array(scores["patterns and tagger"])
     low, high = bootstrap(ours)
     run.figure(

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.decoding.conflict import context
-from benchmarks.decoding.topics import topics, trained
+from benchmarks.decoding.topics import ALPHAS, topics, trained
 from benchmarks.figures import Run, bootstrap
-from pilotfish.decoding.bridge import Bridged
+from pilotfish.decoding.bridge import in_vocabulary
 from pilotfish.decoding.decoder import Decoder, fuse
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import Contrastive, Product, ProxyTuning
 from pilotfish.decoding.search import ChunkSearch, LogRatio
-from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import LogProbs, WhiteBoxModel
 from pilotfish.training.combination import LearnedCombination, combination_features
@@ -65,8 +64,7 @@ def places(models: dict[str, WhiteBoxModel], texts: Sequence[str], n_tokens: int
         tokens = main.encode(text)[:n_tokens]
         logs = {}
         for role, model in models.items():
-            session = model.session() if same_vocabulary(model.tokenizer, main) else Bridged(model, main).session()
-            logs[role] = session.extend(tokens[:-1]).log_probs()[:, : main.n_vocabulary]
+            logs[role] = in_vocabulary(model, main).session().extend(tokens[:-1]).log_probs()[:, : main.n_vocabulary]
         yield logs, np.array(tokens[1:])
 
 
@@ -81,13 +79,12 @@ def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
     )
     models: dict[str, WhiteBoxModel] = {"base": large, "tuned": tuned, "expert": expert, "anti_expert": small}
     n_tokens = 64 if run.quick else 96
-    alphas = (0.5, 1.0, 1.5)
     rows: list[Any] = list(places(models, weigh, n_tokens))
 
     def gain(logs: LogProbs, tokens: Any) -> float:
         return float(logs[np.arange(tokens.size), tokens].mean())
 
-    chosen = max(alphas, key=lambda alpha: np.mean([gain(ProxyTuning(alpha).fuse(logs), at) for logs, at in rows]))
+    chosen = max(ALPHAS, key=lambda alpha: np.mean([gain(ProxyTuning(alpha).fuse(logs), at) for logs, at in rows]))
     features = np.concatenate([combination_features(logs["base"], logs["expert"]) for logs, _ in rows])
     pairs = [
         np.concatenate([logs[role][np.arange(at.size), at] for logs, at in rows]).astype(np.float64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Run, bootstrap
-from pilotfish.decoding.bridge import Bridged
+from pilotfish.decoding.bridge import in_vocabulary
 from pilotfish.decoding.fusion import ProxyTuning
 from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.models import catalog
@@ -17,7 +17,7 @@ from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import LogProbs, Tokenizer
 from pilotfish.training.tuning import save_model, tune
 
-__all__ = ["TOPICS", "expected", "news_topics", "topics", "trained"]
+__all__ = ["ALPHAS", "TOPICS", "expected", "news_topics", "topics", "trained"]
 
 TOPICS = {"1": " world", "2": " sport", "3": " business", "4": " technology"}
 # Part of the benchmark, small model and large: across families, and within one.
@@ -90,7 +90,7 @@ def _tuned(run: Run, name: str, examples: Sequence[tuple[str, str]]) -> Transfor
 
 def expected(model: TransformersModel, tokenizer: Tokenizer, texts: Sequence[str]) -> LogProbs:
     """Log-probabilities of the token after each text, (n, n_vocabulary), in the tokenizer's vocabulary."""
-    read = model if same_vocabulary(model.tokenizer, tokenizer) else Bridged(model, tokenizer)
+    read = in_vocabulary(model, tokenizer)
     return np.concatenate(
         [read.session().extend(tokenizer.encode(text), 1).log_probs()[:, : tokenizer.n_vocabulary] for text in texts]
     )

@@ -24,8 +24,7 @@ EDUCATION = (
     "Rate from 0 to 5 how useful the following text would be for teaching in a school: 0 for advertising or nonsense, "
     "3 for text that explains something in order, 5 for an outstanding lesson. Answer with the number alone.\n\n{text}"
 )
-
-
+# Inverse strengths of the penalty on weights that are tried.
 _PENALTIES = (1.0, 10.0, 100.0)
 _N_FOLDS = 3
 
@@ -33,8 +32,8 @@ _N_FOLDS = 3
 class NgramClassifier:
     """Probability that a text is of one kind and not another, from its words and pairs of words.
 
-    Every hashed n-gram has a weight, learned by logistic regression with the penalty that ranks
-    texts held back best; scoring shares the one pass over the text.
+    Every hashed n-gram has a weight, learned by logistic regression with the penalty that ranks texts held back best;
+    scoring shares the one pass over the text.
 
     Parameters
     ----------

@@ -8,14 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from pilotfish.decoding.fusion import normalised
-from pilotfish.decoding.vocabulary import VocabularyMap
+from pilotfish.decoding.vocabulary import VocabularyMap, same_vocabulary
 from pilotfish.models.sessions import ArrayLogits, n_common
 from pilotfish.protocols import LogProbs, Tokenizer, WhiteBoxModel
 
-__all__ = ["PROMPT", "Bridged", "BridgedSession"]
+__all__ = ["PROMPT", "Bridged", "BridgedSession", "in_vocabulary"]
 
 PROMPT = -1
 """Stands for the model's own prompt at the head of the tokens that a bridged session reads."""
+
+
+def in_vocabulary(model: WhiteBoxModel, tokenizer: Tokenizer) -> WhiteBoxModel:
+    """The model itself where it has the tokenizer's vocabulary, else the model bridged to it."""
+    return model if same_vocabulary(model.tokenizer, tokenizer) else Bridged(model, tokenizer)
 
 
 class Bridged:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pilotfish.decoding.bridge import PROMPT, Bridged
+from pilotfish.decoding.bridge import PROMPT, Bridged, in_vocabulary
 from pilotfish.decoding.fusion import Fusion
-from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.errors import InputError
 from pilotfish.models.sessions import ArrayLogits
 from pilotfish.protocols import Logits, LogProbs, Session, Tokenizer, WhiteBoxModel
@@ -206,8 +205,5 @@ class Fused:
     def _parts(self) -> dict[str, WhiteBoxModel]:
         if self._fitted is None:
             main = self.tokenizer
-            self._fitted = {
-                role: model if same_vocabulary(model.tokenizer, main) else Bridged(model, main)
-                for role, model in self.models.items()
-            }
+            self._fitted = {role: in_vocabulary(model, main) for role, model in self.models.items()}
         return self._fitted

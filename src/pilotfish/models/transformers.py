@@ -19,7 +19,7 @@ from pilotfish.models.sessions import TorchSession
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
-__all__ = ["TransformersModel", "first_layers", "low_rank", "pretrained"]
+__all__ = ["TransformersModel", "answer_loss", "first_layers", "low_rank", "pretrained"]
 
 _RUNNING = "Running transformers models"
 

@@ -51,7 +51,6 @@ def tune(
     InputError
         When there are no examples.
     """
-
     tokenizer, trained = _copied(model)
     rows = [_encoded(tokenizer, before, text, max_tokens) for before, text in examples]
     rows = [row for row in rows if len(row[0]) > max(1, row[1])]
