@@ -210,8 +210,9 @@ def _speeds(student: ClosedSetStudent, test: Traffic) -> tuple[float, list[float
 
 
 def variants(run: Run, train: Traffic, test: Traffic) -> None:
-    """What a lighter student, or an encoder in full precision, is worth and takes."""
+    """What a larger or lighter student, or an encoder in full precision, is worth and takes."""
     for name, made in (
+        ("large", ClosedSetStudent("large")),
         ("fp32", ClosedSetStudent(precision="fp32")),
         ("static", ClosedSetStudent("static")),
         ("ngrams", ClosedSetStudent("ngrams")),

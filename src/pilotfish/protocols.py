@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from pilotfish.types import Reply, Request
 __all__ = [
     "Decision",
     "Embedder",
+    "FeatureKind",
     "FloatArray",
     "IntArray",
     "LogProbs",
@@ -30,6 +31,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 LogProbs = NDArray[np.float32]
+FeatureKind = Literal["encoder", "large", "static", "ngrams"]
 T_contra = TypeVar("T_contra", contravariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)
 B_co = TypeVar("B_co", covariant=True)

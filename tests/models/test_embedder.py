@@ -152,6 +152,33 @@ def test_a_wrong_architecture_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_mpnet_encoder_equals_transformers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MPNetConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=202,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MPNetModel(config).eval()
+    with torch.inference_mode():
+        model.encoder.relative_attention_bias.weight.mul_(40)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    rows = [[0, 7, 9, 2], [0, *range(5, 55), *range(5, 55), *range(5, 45), 2], [0, 2]]
+    for poolings in (["mean", "mean@2"], ["max@1"]):
+        build_onnx(weights, config.to_dict(), tmp_path / "m.onnx", poolings=poolings)
+        found = _run(tmp_path / "m.onnx", rows)
+        for row, vector in zip(rows, found, strict=True):
+            with torch.inference_mode():
+                states = model(torch.tensor([row]), output_hidden_states=True).hidden_states
+            layers = [states[int(pooling.partition("@")[2] or 3)][0] for pooling in poolings]
+            parts = [layer.max(0).values if "max" in poolings[0] else layer.mean(0) for layer in layers]
+            assert np.abs(vector - torch.cat([part / part.norm() for part in parts]).numpy()).max() < 2e-6
+    build_onnx(weights, config.to_dict(), tmp_path / "m8.onnx", precision="int8", poolings=["max@1"], calibration=rows)
+    assert (_run(tmp_path / "m8.onnx", rows) * found).sum(axis=1).min() > 0.995
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_fp32_equals_transformers(minilm: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

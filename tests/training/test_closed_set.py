@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pilotfish import features
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
 from pilotfish.protocols import Model
 from pilotfish.training.closed_set import ClosedSetStudent
 from pilotfish.training.reader import Calibration
 from pilotfish.types import Request
+from tests.models.fixtures import pulled
 
 WORDS = {
     "Cancel transfer": ["cancel", "stop", "revoke", "transfer", "payment"],
@@ -169,11 +171,44 @@ def test_calibration_keeps_ranks_and_recovers_known_odds() -> None:
     assert np.all(np.diff(fitted.predict(np.linspace(0.01, 0.99, 50))) > 0)
 
 
-def test_real_calls_of_a_frontier_model_with_static_features(data_dir: Path) -> None:
+def _recorded(data_dir: Path, n_fit: int, n_test: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     with gzip.open(data_dir / "banking77" / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     random.Random(0).shuffle(rows)
-    fit, test = rows[:2000], rows[2000:2600]
+    return rows[:n_fit], rows[n_fit : n_fit + n_test]
+
+
+def test_a_large_encoder_reads_the_doubtful_calls_alone(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # One layer of the small encoder stands for it, and the whole of it for the large one, too heavy for a test.
+    model = str(pulled("all-minilm-l6-v2"))
+    monkeypatch.setitem(features._ENCODERS, "encoder", (model, ("mean@1", "max@1", "mean@0")))
+    monkeypatch.setitem(features._ENCODERS, "large", (model, ("mean",)))
+    features._encoder.cache_clear()
+    fit, test = _recorded(data_dir, 900, 400)
+    calls = [r["text"] for r in fit], [r["llm"] for r in fit]
+    texts = [r["text"] for r in test]
+    larger, small = (ClosedSetStudent(kind, n_axes=128).fit(*calls) for kind in ("large", "encoder"))
+    low, high = larger.doubtful_
+    assert len(larger.readers_) == 3
+    assert 0 < low < high < 1
+    found, plain = larger.predict(texts), small.predict(texts)
+    changed = found.confidence != plain.confidence
+    assert 0.1 < changed.mean() < 0.45
+    assert np.all((plain.confidence[changed] >= low) & (plain.confidence[changed] < high))
+    larger.save(tmp_path)
+    again = ClosedSetStudent.load(tmp_path).predict(texts)
+    assert again.labels == found.labels
+    np.testing.assert_allclose(again.confidence, found.confidence, atol=1e-6)
+    # Nothing is doubtful of calls that are all sure: the large encoder is not asked, and not kept.
+    sure = ClosedSetStudent("large", n_axes=64).fit(*_calls(240)[:2])
+    assert len(sure.readers_) == 2
+    features._encoder.cache_clear()
+
+
+def test_real_calls_of_a_frontier_model_with_static_features(data_dir: Path) -> None:
+    fit, test = _recorded(data_dir, 2000, 600)
     student = ClosedSetStudent("static", n_axes=256).fit([r["text"] for r in fit], [r["llm"] for r in fit])
     predicted = student.predict([r["text"] for r in test])
     agrees = np.array([normalise(a) == normalise(r["llm"]) for a, r in zip(predicted.labels, test, strict=True)])

@@ -21,19 +21,20 @@ Log = Annotated[Path | None, typer.Option("--log", help="traffic log; that of th
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="name of the task, as 'pilotfish status' shows it")]
 
 
-def _config(config: Path | None, log: Path | None) -> GatewayConfig:
+def _config(config: Path | None, log: Path | None, features: str | None = None) -> GatewayConfig:
     from pilotfish.gateway.config import load_config
 
-    return load_config(config, {"log": {"path": log}} if log is not None else None)
+    given: dict[str, dict[str, object]] = {"log": {"path": log}, "student": {"features": features}}
+    return load_config(config, {name: part for name, part in given.items() if None not in part.values()})
 
 
 @contextmanager
-def _takeover(config: Path | None, log: Path | None) -> Iterator[Takeover]:
+def _takeover(config: Path | None, log: Path | None, features: str | None = None) -> Iterator[Takeover]:
     from pilotfish.errors import LogError
     from pilotfish.gateway.takeover import make_takeover
     from pilotfish.traffic.log import TrafficLog
 
-    settings = _config(config, log)
+    settings = _config(config, log, features)
     if not settings.log.path.is_file():
         raise LogError(
             f"There is no traffic log at {settings.log.path}: start 'pilotfish serve', 'pilotfish import' a file, or "
@@ -115,6 +116,9 @@ def learn(
     level: Annotated[float | None, typer.Option(help="the share to keep, such as 0.97")] = None,
     confidence: Annotated[float | None, typer.Option(help="confidence of the certificate, such as 0.95")] = None,
     max_spend: Annotated[float | None, typer.Option(help="ceiling of the mean spend per call, US dollars")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="'encoder', 'large', 'static' or 'ngrams'; as configured unless given")
+    ] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="bound every answer by itself, too")] = False,
     auto: Annotated[
         bool, typer.Option("--auto", help="wait while it promises little; certified, it answers at once")
@@ -123,7 +127,7 @@ def learn(
     """Train a student on a task's calls, certify it, and print what it may answer."""
     from pilotfish.cli.output import console
 
-    with _takeover(config, log) as takeover:
+    with _takeover(config, log, features) as takeover:
         target = _target(takeover, task, measure, level, confidence, max_spend)
         with console.status(f"learning {task}"):
             learned = takeover.learn(task, target, by_class=by_class, patient=auto)
@@ -201,6 +205,7 @@ def replay(
                 made = run(
                     takeover.log.calls(task=name),
                     ClosedSetStudent,
+                    settings={"features": tried.student.features},
                     target=target_of(tried),
                     audit_share=tried.takeover.audit_share,
                     progress=lambda n, bar=bar, p=progress: p.update(bar, completed=n),  # type: ignore[misc]

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from pilotfish.errors import ConfigError
+from pilotfish.protocols import FeatureKind
 
 __all__ = [
     "ChecksConfig",
@@ -150,8 +151,17 @@ class LogConfig(_Section):
 
 
 class StudentConfig(_Section):
-    """How long a student may take before its call goes to the large model, seconds."""
+    """What students read calls with, and how long they may take.
 
+    Parameters
+    ----------
+    features : {'encoder', 'large', 'static', 'ngrams'}
+        See :class:`pilotfish.training.closed_set.ClosedSetStudent`.
+    timeout_s : float
+        Seconds after which a call goes to the large model.
+    """
+
+    features: FeatureKind = "encoder"
     timeout_s: Seconds = 0.25
 
 

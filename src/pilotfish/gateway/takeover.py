@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from pilotfish.gateway.config import GatewayConfig
+from pilotfish.protocols import FeatureKind
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.service import Takeover
 from pilotfish.traffic.log import TrafficLog
@@ -42,20 +43,23 @@ def make_takeover(config: GatewayConfig, log: TrafficLog, *, learns: bool = Fals
     """
     from pilotfish.training.closed_set import ClosedSetStudent
 
+    features = config.student.features
     return Takeover(
         log,
         students_folder(log.path),
         ClosedSetStudent,
+        settings={"features": features},
         target=target_of(config),
         audit_share=config.takeover.audit_share,
-        auto=(lambda task: learn_in_process(task, log.path)) if learns and config.takeover.auto else None,
+        auto=(lambda task: learn_in_process(task, log.path, features)) if learns and config.takeover.auto else None,
         aliases=frozenset(config.takeover.aliases),
     )
 
 
-def learn_in_process(task: str, log_path: Path) -> None:
+def learn_in_process(task: str, log_path: Path, features: FeatureKind) -> None:
     """Learn a task in a process of its own, so that calls in flight do not wait for it."""
     command = [sys.executable, "-m", "pilotfish", "learn", task, "--log", str(log_path), "--auto"]
+    command += ["--features", features]
     _logger.info("Learning task %s.", task)
     subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -1,11 +1,12 @@
-"""BERT encoders as ONNX graphs, built straight from their weights: no torch, no tracing, fused operators.
+"""BERT and MPNet encoders as ONNX graphs, built straight from their weights: no torch, no tracing, fused operators.
 
 The int8 form quantises weights per output channel and activations with fixed scales found by calibration, so that a
 text's vector never depends on what else is in its batch. Outlying activation channels are smoothed into the weights.
 
 References
 ----------
-Xiao et al., SmoothQuant, arXiv:2211.10438, eq. 4.
+Xiao et al., SmoothQuant, arXiv:2211.10438, eq. 4. Song et al., MPNet, arXiv:2004.09297. Raffel et al.,
+arXiv:1910.10683, section 2.1 (relative positions in buckets).
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ _CONTRIB = "com.microsoft"
 _SMOOTHING = 0.75
 # AVX2 adds pairs of 8-bit products in 16 bits: full-range weights would saturate, and this is the best measured trade.
 _MAX_WEIGHT = 90
+# What attention adds by distance, (n_heads, n_positions, n_positions): a name that no BERT has.
+_DISTANCES = "encoder.distances"
+_MPNET_NAMES = {
+    ".attention.attn.q.": ".attention.self.query.",
+    ".attention.attn.k.": ".attention.self.key.",
+    ".attention.attn.v.": ".attention.self.value.",
+    ".attention.attn.o.": ".attention.output.dense.",
+    ".attention.LayerNorm.": ".attention.output.LayerNorm.",
+}
+# Its first positions are kept for padding.
+_MPNET_FIRST_POSITION = 2
+_MPNET_FARTHEST = 128
 _CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
 
 
@@ -47,7 +60,7 @@ def build_onnx(
     calibration: Sequence[Sequence[int]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a BERT encoder with pooling to unit vectors as an ONNX file.
+    """Write a BERT or MPNet encoder with pooling to unit vectors as an ONNX file.
 
     The inputs are ``input_ids`` and ``attention_mask``, int32 (n, length), padded on the right; the output is
     ``embedding``, float32 (n, n_poolings * hidden_size).
@@ -55,7 +68,8 @@ def build_onnx(
     Parameters
     ----------
     weights : mapping of str to ndarray
-        The encoder's state dictionary under its usual names, a leading ``bert.`` allowed; converted to fp32.
+        The encoder's state dictionary under its usual names, a leading ``bert.`` or ``mpnet.`` allowed; converted to
+        fp32.
     config : mapping
         The model's ``config.json``; a smaller ``num_hidden_layers`` keeps only the first layers.
     path : str or Path
@@ -79,7 +93,12 @@ def build_onnx(
     """
     import onnx
 
-    weights = {name.removeprefix("bert."): np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+    weights = {
+        name.removeprefix("bert.").removeprefix("mpnet."): np.asarray(value, dtype=np.float32)
+        for name, value in weights.items()
+    }
+    if config.get("model_type") == "mpnet":
+        weights = _as_bert(weights)
     missing = [key for key in _CONFIG_KEYS if key not in config]
     if missing:
         raise InputError(f"The config has no {', '.join(missing)}: give a BERT model's config.json.")
@@ -152,6 +171,20 @@ class _Graph:
             inputs += ["", self.constant(f"{name}.b", bias)]
         return self.add("MatMulIntegerToFloat", inputs, name, _CONTRIB)
 
+    def distances(self, table: _Array) -> str:
+        """The part (1, n_heads, length, length) of what attention adds by distance that a batch needs."""
+        from onnx import numpy_helper
+
+        def numbers(name: str, *values: int) -> str:
+            self.constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
+            return name
+
+        length = self.add("Shape", ["input_ids"], "length", start=1, end=2)
+        ends = self.add("Concat", [length, length], "distances.ends", axis=0)
+        whole = self.constant("distances.whole", table[None])
+        parts = [whole, numbers("distances.starts", 0, 0), ends, numbers("distances.axes", 2, 3)]
+        return self.add("Slice", parts, "distances")
+
     def pool(self, pooled: Sequence[tuple[str, str]]) -> None:
         """Pool layers over the tokens to unit vectors, joined as ``embedding``."""
         from onnx import TensorProto
@@ -175,6 +208,33 @@ class _Graph:
             parts.append(self.add("LpNormalization", [total], f"pool{i}.unit", axis=1, p=2))
         self.constant("one", np.array([1], np.float32))
         self.add("Concat", parts, "embedding", axis=1)
+
+
+def _as_bert(weights: Mapping[str, _Array]) -> dict[str, _Array]:
+    """MPNet's weights under BERT's names, with what its attention adds by distance as a table of positions."""
+    renamed = {}
+    for name, value in weights.items():
+        for theirs, ours in _MPNET_NAMES.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = value
+    positions = renamed["embeddings.position_embeddings.weight"][_MPNET_FIRST_POSITION:]
+    renamed["embeddings.position_embeddings.weight"] = positions
+    renamed["embeddings.token_type_embeddings.weight"] = np.zeros_like(positions[:1])
+    by_bucket = renamed.pop("encoder.relative_attention_bias.weight")
+    places = np.arange(len(positions))
+    buckets = _bucket(places[None, :] - places[:, None], len(by_bucket))
+    renamed[_DISTANCES] = np.ascontiguousarray(by_bucket[buckets].transpose(2, 0, 1))
+    return renamed
+
+
+def _bucket(distance: NDArray[np.int64], n_buckets: int) -> NDArray[np.int64]:
+    """Bucket of each signed distance: half of them for either sign, the near ones exact, the far ones by logarithm."""
+    half = n_buckets // 2
+    exact = half // 2
+    away = np.abs(distance)
+    far = np.log(np.maximum(away, 1) / exact) / np.log(_MPNET_FARTHEST / exact) * (half - exact)
+    bucket = np.where(away < exact, away, np.minimum(exact + far.astype(np.int64), half - 1))
+    return np.asarray(bucket + half * (distance > 0))
 
 
 def _parsed(poolings: Sequence[str], n_layers: int) -> list[tuple[str, int]]:
@@ -229,6 +289,7 @@ def _encoder(
         parts = [constant(f"{name}.{part}", weight(f"{prefix}.LayerNorm.{part}")) for part in ("weight", "bias")]
         return add("LayerNormalization", [total, *parts], name, epsilon=eps)
 
+    distances = graph.distances(weights[_DISTANCES]) if _DISTANCES in weights else None
     x = "embeddings"
     layers = [x]
     for i in range(max(layer for _, layer in pooled)):
@@ -238,7 +299,14 @@ def _encoder(
         qkv_bias = [weight(f"{part}.bias") for part in parts]
         out, out_bias = (weight(f"{layer}.attention.output.dense.{part}") for part in ("weight", "bias"))
         tapped[f"{i}.x"] = x
-        if ranges is None:
+        if distances is not None:
+            asked = graph.linear(x, np.concatenate(qkv, 1), np.concatenate(qkv_bias), f"{i}.x", f"{i}.qkv")
+            ends = [f"{i}.{part}" for part in ("query", "key", "value")]
+            graph.nodes.append(helper.make_node("Split", [asked], ends, axis=2))
+            inputs = [*ends, "", "attention_mask", distances]
+            context = add("MultiHeadAttention", inputs, f"{i}.attention", _CONTRIB, num_heads=n_heads)
+            out = out.T
+        elif ranges is None:
             inputs = [x, constant(f"{i}.qkv", np.concatenate(qkv, 1)), constant(f"{i}.qkv.b", np.concatenate(qkv_bias))]
             context = add("Attention", [*inputs, "n_tokens"], f"{i}.attention", _CONTRIB, num_heads=n_heads)
             out = out.T
@@ -257,7 +325,7 @@ def _encoder(
             inputs += [constant(f"{i}.qkv.zero", np.zeros(steps.shape, np.int8))]
             context = add("QAttention", inputs, f"{i}.attention", _CONTRIB, num_heads=n_heads)
         tapped[f"{i}.attention"] = context
-        y = graph.linear(context, out, out_bias, f"{i}.attention", f"{i}.out", smooth=False)
+        y = graph.linear(context, out, out_bias, f"{i}.attention", f"{i}.out", smooth=distances is not None)
         x = add_and_norm(y, x, f"{layer}.attention.output", f"{i}.middle")
         tapped[f"{i}.middle"] = x
         y = graph.linear(x, weight(f"{layer}.intermediate.dense.weight").T, None, f"{i}.middle", f"{i}.up")

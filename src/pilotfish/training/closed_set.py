@@ -16,21 +16,27 @@ from threadpoolctl import threadpool_limits
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
-from pilotfish.features import FEATURE_KINDS, FeatureKind, dealt_out
+from pilotfish.features import FEATURE_KINDS, dealt_out
 from pilotfish.files import replacing
-from pilotfish.protocols import FloatArray
+from pilotfish.protocols import FeatureKind, FloatArray
 from pilotfish.training.labels import denoise
-from pilotfish.training.reader import Calibration, Reader, under
+from pilotfish.training.reader import Calibration, Reader, geometric_mean, under
 from pilotfish.training.students import Predicted
 from pilotfish.types import Reply, Request, Usage
 
 __all__ = ["ClosedSetStudent"]
 
 Array = NDArray[np.float32]
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # A glance is for the median call; beyond the surest half, ranking by the encoder is worth its time.
 _MOST_AT_A_GLANCE = 0.52
 _GLANCE_COST = 0.001
+# The large encoder reads the calls whose place decides what can be promised: after the surest, which lose less than
+# usual targets allow, and before the hopeless.
+_LOST_BEFORE_LARGE = 0.01
+_READ_BY_LARGE = 0.27
+# The easiest calls teach it nothing.
+_LEARNED_BY_LARGE = 0.7
 _GOLD_COVERS = 0.95
 _LEAST_TO_CALIBRATE = 50
 _MANY = 100
@@ -45,9 +51,11 @@ class ClosedSetStudent:
 
     Parameters
     ----------
-    features : {"encoder", "static", "ngrams"}
-        What the last stage reads: ``encoder`` has the glance before it, ``static`` is the glance alone, and ``ngrams``
-        needs no model file.
+    features : {"encoder", "large", "static", "ngrams"}
+        What reads the calls. ``encoder``: as said above. ``large``: an encoder of eight times the operations also reads
+        the calls that are neither sure nor hopeless, if it orders held-out ones better; more can then be certified, and
+        learning and batches take two to three times as long. ``static``: the glance alone. ``ngrams`` needs no model
+        file.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
     n_axes : int
@@ -62,11 +70,13 @@ class ClosedSetStudent:
     surfaces_ : list of str
         The same answers as the large model writes them.
     readers_ : list of Reader
-        The glance, where there is one before it, and the last stage.
+        The glance and the encoder, or the only one; and the large encoder where it is used.
     calibrations_ : list of Calibration
         One per stage.
     glance_at_ : float
         The glance answers alone at or above this confidence.
+    doubtful_ : tuple of float
+        From the first of these confidences of the encoder, and below the second, the large encoder reads a call.
 
     References
     ----------
@@ -149,8 +159,9 @@ class ClosedSetStudent:
             texts, numbers, truth = [texts[int(i)] for i in rows], numbers[rows], truth[rows]
             typical = typical[rows]
         settings: dict[str, Any] = {"precision": self.precision, "n_axes": self.n_axes, "seed": self.seed}
-        self.readers_ = [Reader(self.features, **settings)]
-        if self.features == "encoder":
+        with_glance = self.features in ("encoder", "large")
+        self.readers_ = [Reader("encoder" if with_glance else self.features, **settings)]
+        if with_glance:
             # In the small space a network alone ranks its calls no worse than with the kernel, at half the time.
             self.readers_.insert(0, Reader("static", n_networks=1, kernel_weight=0.0, **settings))
         # The heavy parts run side by side on one thread each: split products crawl on a machine that is also serving.
@@ -165,6 +176,10 @@ class ClosedSetStudent:
         if typical.sum() < _LEAST_TO_CALIBRATE:
             typical[:] = True
         self._settle([r.held_out_[typical] for r in self.readers_], targets[typical], truth[typical])
+        self.doubtful_ = (2.0, 2.0)
+        if self.features == "large":
+            with threadpool_limits(limits=1):
+                self._look_closer(texts, targets, truth, typical)
         return self
 
     def predict(self, texts: Sequence[str]) -> Predicted:
@@ -205,6 +220,7 @@ class ClosedSetStudent:
             "classes": self.classes_,
             "surfaces": self.surfaces_,
             "glance_at": self.glance_at_,
+            "doubtful": self.doubtful_,
             "stages": stages,
             "sha256": _sha256(folder / "student.npz"),
         }
@@ -239,6 +255,7 @@ class ClosedSetStudent:
             arrays = {name: file[name] for name in file.files}
         made = cls(**plain["params"])
         made.classes_, made.surfaces_, made.glance_at_ = plain["classes"], plain["surfaces"], plain["glance_at"]
+        made.doubtful_ = tuple(plain["doubtful"])
         made.readers_, made.calibrations_ = [], []
         for i, stage in enumerate(plain["stages"]):
             made.readers_.append(Reader.from_state(stage, under(arrays, f"stage{i}_")))
@@ -268,27 +285,69 @@ class ClosedSetStudent:
         if len(self.readers_) > 1 and rows.size:
             log_proba[rows], familiar[rows] = self.readers_[1].read([texts[int(i)] for i in rows])
             confidence[rows] = self.calibrations_[1].predict(_top(log_proba[rows]))
+            low, high = self.doubtful_
+            rows = rows[(confidence[rows] >= low) & (confidence[rows] < high) & familiar[rows]]
+            if rows.size:
+                closer, _ = self.readers_[2].read([texts[int(i)] for i in rows])
+                log_proba[rows] = _together(log_proba[rows], closer)
+                confidence[rows] = self.calibrations_[2].predict(_top(log_proba[rows]))
         return log_proba, confidence, familiar
 
     def _settle(self, stages: list[Array], targets: Array, truth: NDArray[np.int64]) -> None:
         """Calibrate each stage on held-out predictions, and find where the glance is enough."""
-        checked = truth >= 0
-        tops, hits = [_top(stage) for stage in stages], [_hits(stage, targets) for stage in stages]
-        self.calibrations_ = [Calibration().fit(top, hit) for top, hit in zip(tops, hits, strict=True)]
-        if checked.sum() >= _LEAST_TO_CALIBRATE:
-            one_hot = np.eye(targets.shape[1], dtype=np.float32)[truth[checked]]
-            self.calibrations_ = [
-                Calibration().fit(top[checked], _hits(stage[checked], one_hot))
-                for top, stage in zip(tops, stages, strict=True)
-            ]
+        self.calibrations_ = [_calibrated(stage, targets, truth) for stage in stages]
         self.glance_at_ = float("-inf")
         if len(stages) > 1:
-            confidence = self.calibrations_[0].predict(tops[0])
+            hits = [_hits(stage, targets) for stage in stages]
+            confidence = self.calibrations_[0].predict(_top(stages[0]))
             order = np.argsort(-confidence, kind="stable")[: int(_MOST_AT_A_GLANCE * confidence.size)]
             lost = np.cumsum((hits[1] - hits[0])[order])
             too_much = np.flatnonzero(lost > _GLANCE_COST * confidence.size)
             n_glance = int(too_much[0]) if too_much.size else order.size
             self.glance_at_ = float(confidence[order[n_glance - 1]]) if n_glance else 2.0
+
+    def _look_closer(
+        self, texts: Sequence[str], targets: Array, truth: NDArray[np.int64], typical: NDArray[np.bool_]
+    ) -> None:
+        """Have the large encoder read the doubtful calls, if there are enough of them and it orders them better."""
+        encoder, n = self.readers_[-1].held_out_, len(texts)
+        order = np.argsort(-encoder.max(axis=1), kind="stable")
+        lost = np.cumsum(1 - _hits(encoder[order], targets[order]))
+        first = int(np.searchsorted(lost, _LOST_BEFORE_LARGE * n, side="right"))
+        doubtful = order[first : first + round(_READ_BY_LARGE * n)]
+        if doubtful.size < _LEAST_TO_CALIBRATE:
+            return
+        rows = np.sort(order[n - max(round(_LEARNED_BY_LARGE * n), n - first) :])
+        reader = Reader("large", self.precision, self.n_axes, n_hidden=768, kernel_weight=0.0, seed=self.seed)
+        reader.fit(reader.place([texts[int(i)] for i in rows]), targets[rows])
+        at = np.searchsorted(rows, doubtful)
+        together = _together(encoder[doubtful], reader.held_out_[at])
+        if _right_where_sure(together, targets[doubtful]) <= _right_where_sure(encoder[doubtful], targets[doubtful]):
+            return
+        drawn = typical[doubtful] if typical[doubtful].sum() >= _LEAST_TO_CALIBRATE else np.ones_like(typical[doubtful])
+        calibration = _calibrated(together[drawn], targets[doubtful][drawn], truth[doubtful][drawn])
+        ends = self.calibrations_[-1].predict(_top(encoder[doubtful[[-1, 0]]]))
+        self.readers_.append(reader)
+        self.calibrations_.append(calibration)
+        self.doubtful_ = (float(ends[0]), float(ends[1]))
+
+
+def _calibrated(log_proba: Array, targets: Array, truth: NDArray[np.int64]) -> Calibration:
+    """A stage's calibration on held-out predictions: by gold where enough of it is known, else by what is believed."""
+    checked = truth >= 0
+    if checked.sum() >= _LEAST_TO_CALIBRATE:
+        log_proba, targets = log_proba[checked], np.eye(targets.shape[1], dtype=np.float32)[truth[checked]]
+    return Calibration().fit(_top(log_proba), _hits(log_proba, targets))
+
+
+def _right_where_sure(log_proba: Array, targets: Array) -> float:
+    """How often the surer half is right: what matters of doubtful calls is their order."""
+    surer = np.argsort(-log_proba.max(axis=1), kind="stable")[: len(log_proba) // 2]
+    return float(_hits(log_proba[surer], targets[surer]).mean())
+
+
+def _together(encoder: Array, large: Array) -> Array:
+    return geometric_mean([encoder, large], [0.5, 0.5])
 
 
 def _top(log_proba: Array) -> FloatArray:

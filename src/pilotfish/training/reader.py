@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from pilotfish.features import FeatureKind, TextSpace
-from pilotfish.protocols import FloatArray
+from pilotfish.features import TextSpace
+from pilotfish.protocols import FeatureKind, FloatArray
 from pilotfish.training.heads import KernelHead, MlpHead
 
 __all__ = ["Calibration", "Reader", "geometric_mean"]
@@ -92,7 +92,7 @@ class Reader:
 
     Parameters
     ----------
-    features : {"encoder", "static", "ngrams"}
+    features : {"encoder", "large", "static", "ngrams"}
         See :class:`~pilotfish.features.TextSpace`.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
@@ -100,6 +100,8 @@ class Reader:
         Axes of the space.
     n_networks : int
         Networks beside the kernel.
+    n_hidden : int
+        Hidden units of each.
     kernel_weight : float
         The kernel's part in the joined probabilities, in [0, 1]. At 0 it only tells what is familiar, which saves its
         equations, whose cost grows with the cube of the calls; there must be a network then.
@@ -129,6 +131,7 @@ class Reader:
         precision: Literal["int8", "fp32"] = "int8",
         n_axes: int = 512,
         n_networks: int = 2,
+        n_hidden: int = 384,
         kernel_weight: float = 0.4,
         seed: int = 0,
     ) -> None:
@@ -136,6 +139,7 @@ class Reader:
         self.precision = precision
         self.n_axes = n_axes
         self.n_networks = n_networks
+        self.n_hidden = n_hidden
         self.kernel_weight = kernel_weight
         self.seed = seed
 
@@ -187,7 +191,7 @@ class Reader:
             arrays["kernel_weights"] = self.kernel_.weights_
         for i, network in enumerate(self.networks_):
             arrays |= {f"network{i}_{name}": value for name, value in network.get_arrays().items()}
-        names = ("features", "precision", "n_axes", "n_networks", "kernel_weight", "seed")
+        names = ("features", "precision", "n_axes", "n_networks", "n_hidden", "kernel_weight", "seed")
         plain = {
             "params": {name: getattr(self, name) for name in names},
             "space": space,
@@ -227,7 +231,7 @@ class Reader:
         return head, *head.scores(X[test])
 
     def _fit_network(self, X: Array, targets: Array, fit: Rows, test: Rows, k: int) -> tuple[MlpHead, Array]:
-        head = MlpHead(seed=self.seed * self.n_networks + k).fit(X[fit], targets[fit])
+        head = MlpHead(self.n_hidden, seed=self.seed * self.n_networks + k).fit(X[fit], targets[fit])
         return head, head.log_proba(X[test]) if test.size else targets[:0]
 
 
