@@ -96,4 +96,3 @@ def answers_seen(run: Run) -> None:
         note="features explored on splits of the same questions",
         target=0.80,
     )
-

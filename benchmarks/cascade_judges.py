@@ -53,9 +53,7 @@ def judges(run: Run) -> None:
 
 def _measured(run: Run, n_seeds: int, subset: str) -> FloatArray:
     """Share of calls, accuracy of cascade, best judge and cheap judges, a row per split, on subsets that start so."""
-    pairs = {
-        (r["subset"], str(r["i"])): r for r in run.rows("llmbar/pairs.jsonl.gz") if r["subset"].startswith(subset)
-    }
+    pairs = {(r["subset"], str(r["i"])): r for r in run.rows("llmbar/pairs.jsonl.gz") if r["subset"].startswith(subset)}
     keys = list(pairs)
     verdicts: dict[tuple[str, str], dict[tuple[str, str], dict[str, object]]] = {}
     for row in run.rows("llmbar/judgements.jsonl.gz"):
