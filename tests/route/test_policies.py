@@ -35,7 +35,7 @@ MAKERS = [
     lambda: AlwaysPolicy("large"),
     lambda: RandomPolicy(),
     lambda: RoutePolicy("kernel", KernelQuality()),
-    lambda: RoutePolicy("forc", KernelQuality(second_stage=False), by_budget=True, n_settings=6),
+    lambda: RoutePolicy("forc", KernelQuality(coupled=False), by_budget=True, n_settings=6),
     lambda: CascadePolicy("cascade", ORDER, (AnswerQuality(),)),
     lambda: CascadePolicy("gain", ORDER, (AnswerQuality(),), gain=True),
     lambda: CascadePolicy("gain per cost", ORDER, (PerCost(AnswerQuality()),), gain=True),
@@ -128,6 +128,10 @@ def test_compare_reports_and_draws(table):
     assert {r["name"] for r in plain["rows"]} >= {"kernel", "random", "nearest neighbours", "oracle"}
     page = report.to_html()
     assert page.count("<svg") == 1
+    assert page.count("<polygon") == len(report.rows)
+    values = table.split((0.6, 0.2, 0.2), seed=0)[2].scores[:, 1]
+    [always] = report.row("best single (large)").curve.errors
+    assert always == pytest.approx(values.std() / len(values) ** 0.5)
     assert "http" not in page
     assert "kernel" in page
     with pytest.raises(InputError, match="no policy 'x'"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pilotfish.page import Mark, Series, cards, chart, page, section, table
 from pilotfish.route.curves import hull
 
@@ -43,7 +45,8 @@ def render(report: Report) -> str:
                 y_label="mean score",
                 marks=[Mark(report.budget, "budget")] if math.isfinite(report.budget) else [],
             ),
-            note="Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings.",
+            note="Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings. "
+            "Shaded: the 95 % interval of the mean score on the test queries.",
         )
     )
     chosen = [row for row in report.rows if math.isfinite(row.quality)]
@@ -84,8 +87,9 @@ def render(report: Report) -> str:
 
 def _drawn(row: Row) -> list[Series]:
     top = hull(row.curve)
-    single = top.costs.size == 1
-    return [Series(row.name, top.costs.tolist(), top.qualities.tolist(), points=single)]
+    around = np.zeros(top.costs.size) if top.errors is None else 1.96 * top.errors
+    low, high = (top.qualities - around).tolist(), (top.qualities + around).tolist()
+    return [Series(row.name, top.costs.tolist(), top.qualities.tolist(), low, high, points=top.costs.size == 1)]
 
 
 def _line(row: Row, report: Report) -> list[str]:

@@ -89,12 +89,13 @@ def checked_scores(prompts: Sequence[str], scores: FloatArray, models: Sequence[
 
 
 class KernelQuality:
-    """Regress every model's score on the prompt with a kernel, then again on what was predicted for all the models.
+    """Regress every model's score on the prompt with a Gaussian kernel on at most ``n_landmarks`` prompts (Nystroem).
 
-    The first stage is kernel ridge regression on :class:`PromptFeatures` with a Gaussian kernel on at most
-    ``n_landmarks`` prompts (Nystroem). Its penalty is the one of least leave-one-out error. The second stage regresses
-    the scores on the leave-one-out predictions of the first: where all models are expected to fail, or all to succeed,
-    a dear one gains nothing, and that shape is learned from all prompts at once.
+    Coupled, the models' scores are logistic functions of one part that they share, how hard a prompt is, and one part
+    of each model's own, which is held to be smaller: what a dear model gains vanishes where all are expected to fail,
+    or all to succeed, and is learned from all prompts at once. How strongly both parts are held is the choice of least
+    error, on prompts held out, of how far each model is from the mean of all. Uncoupled, it is one ridge regression
+    per model, whose penalty is that of least leave-one-out error.
 
     Parameters
     ----------
@@ -104,8 +105,8 @@ class KernelQuality:
         Width of the kernel: exp(-gamma * squared distance).
     n_landmarks : int
         Most prompts the kernel is spanned by.
-    second_stage : bool
-        Whether to regress on the predictions.
+    coupled : bool
+        Whether the models share a part; a single model never does.
     seed : int
         Seed of the choice of landmarks.
 
@@ -120,7 +121,8 @@ class KernelQuality:
 
     References
     ----------
-    Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem); Wolpert 1992 (stacking).
+    Evgeniou and Pontil 2004 (regularised multi-task learning: a common part and one of each task); Zhu and Hastie 2005
+    (kernel logistic regression); Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem).
     """
 
     def __init__(
@@ -128,13 +130,13 @@ class KernelQuality:
         features: PromptFeatures | None = None,
         gamma: float = 1.0,
         n_landmarks: int = 1500,
-        second_stage: bool = True,
+        coupled: bool = True,
         seed: int = 0,
     ) -> None:
         self.features = features
         self.gamma = gamma
         self.n_landmarks = n_landmarks
-        self.second_stage = second_stage
+        self.coupled = coupled
         self.seed = seed
 
     def fit(
@@ -146,28 +148,17 @@ class KernelQuality:
         self.features_ = (self.features or PromptFeatures()).fit([*prompts, *unlabelled])
         x = self.features_.transform(prompts)
         rng = np.random.default_rng(self.seed)
-        chosen = rng.permutation(len(prompts))[: self.n_landmarks]
-        self._span(x[np.sort(chosen)].astype(np.float32))
-        self.mean_ = np.nanmean(y, axis=0)
+        self._span(x[np.sort(rng.permutation(len(prompts))[: self.n_landmarks])].astype(np.float32))
         self.range_ = np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)])
-        self.weights_, held_out = _ridge(self._kernel(x), self._kernel(self.landmarks_), y - self.mean_)
-        self.centre_, self.whiten_ = np.zeros(len(models)), np.zeros((len(models), 0))
-        self.anchors_, self.bend_ = np.zeros((0, 0), dtype=np.float32), np.zeros((0, len(models)))
-        if self.second_stage and len(models) > 1:
-            self._fit_second(held_out, y - self.mean_, rng)
+        kernel, gram = self._kernel(x), self._kernel(self.landmarks_)
+        self.coupled_ = self.coupled and len(models) > 1
+        if self.coupled_:
+            span = np.where(np.ptp(self.range_, axis=0) > 0, np.ptp(self.range_, axis=0), 1.0)
+            self.weights_, self.mean_ = _coupled(kernel, gram, (y - self.range_[0]) / span, rng)
+        else:
+            self.mean_ = np.nanmean(y, axis=0)
+            self.weights_ = _ridge(kernel, gram, y - self.mean_)
         return self
-
-    def _fit_second(self, held_out: FloatArray, y: FloatArray, rng: np.random.Generator) -> None:
-        self.centre_ = held_out.mean(axis=0)
-        variances, axes = np.linalg.eigh(np.cov(held_out.T) + 1e-9 * np.eye(held_out.shape[1]))
-        kept = np.argsort(-variances)[:4]
-        self.whiten_ = axes[:, kept] / np.sqrt(variances[kept])
-        z = self._bent(held_out)
-        self.anchors_ = z[np.sort(rng.permutation(z.shape[0])[:500])].astype(np.float32)
-        self.bend_, _ = _ridge(_second(z, self.anchors_), _second(self.anchors_, self.anchors_), y)
-
-    def _bent(self, first: FloatArray) -> FloatArray:
-        return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
 
     def _span(self, landmarks: NDArray[np.float32]) -> None:
         # Squared once: to do so on every call would take most of a prediction's time.
@@ -181,28 +172,35 @@ class KernelQuality:
         """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
         if not hasattr(self, "weights_"):
             raise NotFittedError("KernelQuality was used before fit: call fit(prompts, scores, models) first.")
-        first = self._kernel(self.features_.transform(prompts)) @ self.weights_
-        if self.bend_.shape[0]:
-            first = _second(self._bent(first), self.anchors_) @ self.bend_
-        return np.asarray(np.clip(self.mean_ + first, *self.range_))
+        line = self.mean_ + self._kernel(self.features_.transform(prompts)) @ self.weights_
+        if self.coupled_:
+            return np.asarray(self.range_[0] + np.ptp(self.range_, axis=0) * _logistic(line))
+        return np.asarray(np.clip(line, *self.range_))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Write what was learned as plain arrays."""
-        own = {
-            name: getattr(self, f"{name}_")
-            for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend")
-        }
-        own["landmarks"] = self.landmarks_
-        own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
+        own = {name: getattr(self, f"{name}_") for name in ("mean", "range", "weights", "landmarks")}
+        own["coupled"], own["gamma"], own["models"] = (
+            np.array(self.coupled_), np.array(self.gamma), np.array(self.models_)
+        )  # fmt: skip
         return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], features: PromptFeatures | None = None) -> KernelQuality:
-        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any."""
-        made = cls(features, gamma=float(arrays["gamma"]))
+        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any.
+
+        Raises
+        ------
+        InputError
+            When the arrays were written by an earlier version.
+        """
+        if "coupled" not in arrays:
+            raise InputError("The arrays were written by an earlier version of KernelQuality: fit the router anew.")
+        made = cls(features, gamma=float(arrays["gamma"]), coupled=bool(arrays["coupled"]))
         made._span(arrays["landmarks"])
-        for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
+        for name in ("mean", "range", "weights"):
             setattr(made, f"{name}_", arrays[name])
+        made.coupled_ = bool(arrays["coupled"])
         made.models_ = tuple(str(m) for m in arrays["models"])
         parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
         made.features_ = PromptFeatures.from_arrays(parts, features.embedders if features else ())
@@ -210,37 +208,118 @@ class KernelQuality:
 
 
 _PENALTIES = np.geomspace(0.3, 300, 16)
+# Penalties of the shared part tried, from strong to weak; a model's own part is held three times as strongly.
+_SHARED_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03)
+_OWN_PENALTY = 3.0
+_N_CHOOSING = 3000
+_N_FOLDS = 3
 
 
-def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Solve kernel ridge in the span of the landmarks; return weights on them and leave-one-out predictions."""
-    from scipy.linalg import cholesky, solve_triangular
+def _coupled(
+    kernel: FloatArray, gram: FloatArray, y: FloatArray, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Weights on the landmarks (l, m) and constants (m,) of log-odds, for scores (n, m) in [0, 1] or NaN."""
+    from scipy.linalg import solve_triangular
 
-    root = cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True)
-    phi = solve_triangular(root, k.T, lower=True).T
-    weights, held_out = np.zeros((gram.shape[0], y.shape[1])), np.zeros_like(y)
+    root = _root(gram)
+    phi = solve_triangular(root, kernel.T, lower=True).T.astype(np.float32)
+    chosen = rng.permutation(y.shape[0])[:_N_CHOOSING]
+    errors = np.zeros(len(_SHARED_PENALTIES))
+    for fold in range(_N_FOLDS):
+        held = np.arange(chosen.size) % _N_FOLDS == fold
+        rows, start = chosen[~held], None
+        for k, penalty in enumerate(_SHARED_PENALTIES):
+            start = coupled_logits(phi[rows], y[rows], penalty, start)
+            off = y[chosen[held]] - _logistic(phi[chosen[held]] @ start[:-1] + start[-1])
+            n_known = np.maximum(np.isfinite(off).sum(axis=1, keepdims=True), 1)
+            errors[k] += float(np.nansum((off - np.nansum(off, axis=1, keepdims=True) / n_known) ** 2))
+    solved = coupled_logits(phi, y, _SHARED_PENALTIES[int(errors.argmin())])
+    return solve_triangular(root, solved[:-1], lower=True, trans="T"), solved[-1]
+
+
+def coupled_logits(
+    phi: NDArray[np.float32], y: FloatArray, penalty: float, start: FloatArray | None = None
+) -> FloatArray:
+    """Maximise the penalised likelihood of scores (n, m) in [0, 1] or NaN under logits phi @ (u + v_j) + b_j.
+
+    Penalised are ``penalty`` |u|^2 / 2 and three times that for every v_j. For given sums w_j = u + v_j the least
+    penalty over u is a quadratic form in the w_j, so only these are sought.
+
+    Parameters
+    ----------
+    phi : ndarray (n, d)
+        Points in the kernel's span.
+    y : ndarray (n, m)
+        Scores.
+    penalty : float
+        Above 0.
+    start : ndarray (d + 1, m), optional
+        What an earlier call returned.
+
+    Returns
+    -------
+    ndarray (d + 1, m)
+        The w_j, and the b_j in the last row.
+    """
+    from scipy.optimize import minimize
+
+    n_models, own = y.shape[1], _OWN_PENALTY * penalty
+    form = own * (np.eye(n_models) - own / (penalty + n_models * own))
+    values, axes = np.linalg.eigh(form)
+    mix, unmix = (axes * values**power @ axes.T for power in (-0.5, 0.5))
+    known = np.isfinite(y)
+    target = np.nan_to_num(y)
+    if start is None:
+        share = np.clip(target.sum(axis=0) / known.sum(axis=0).clip(1), 0.01, 0.99)
+        start = np.vstack([np.zeros((phi.shape[1], n_models)), np.log(share / (1 - share))])
+    shape = start.shape
+
+    def loss(flat: FloatArray) -> tuple[float, FloatArray]:
+        inner, constants = flat.reshape(shape)[:-1], flat.reshape(shape)[-1]
+        logits = phi @ (inner @ mix).astype(np.float32) + constants
+        off = known * (_logistic(logits) - target)
+        slopes = np.vstack([phi.T @ (off @ mix).astype(np.float32) + inner, off.sum(axis=0)])
+        likelihood = (known * (np.logaddexp(0, logits) - target * logits)).sum()
+        return float(likelihood) + float((inner**2).sum()) / 2, slopes.ravel()
+
+    begun = np.vstack([start[:-1] @ unmix, start[-1]])
+    solved = minimize(loss, begun.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x.reshape(shape)
+    return np.vstack([solved[:-1] @ mix, solved[-1]])
+
+
+def _logistic(logits: FloatArray) -> FloatArray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))))
+
+
+def _root(gram: FloatArray) -> FloatArray:
+    from scipy.linalg import cholesky
+
+    return np.asarray(cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True))
+
+
+def _ridge(kernel: FloatArray, gram: FloatArray, y: FloatArray) -> FloatArray:
+    """Solve kernel ridge in the span of the landmarks: weights on them, at the penalty of least leave-one-out error."""
+    from scipy.linalg import solve_triangular
+
+    root = _root(gram)
+    phi = solve_triangular(root, kernel.T, lower=True).T
+    weights = np.zeros((gram.shape[0], y.shape[1]))
     asked = np.isfinite(y)
     for pattern in np.unique(asked, axis=1).T:
         columns = np.flatnonzero((asked == pattern[:, None]).all(axis=0))
         rows = np.flatnonzero(pattern)
         values, axes = np.linalg.eigh(phi[rows].T @ phi[rows])
-        turned = phi @ axes
-        projected = turned[rows].T @ y[np.ix_(rows, columns)]
-        squares = turned[rows] ** 2
+        turned, wanted = phi[rows] @ axes, y[np.ix_(rows, columns)]
+        projected, squares = turned.T @ wanted, turned**2
         best = (np.inf, 1.0)
         for penalty in _PENALTIES:
             shrunk = 1 / (np.maximum(values, 0) + penalty)
-            residual = y[np.ix_(rows, columns)] - turned[rows] @ (shrunk[:, None] * projected)
+            residual = wanted - turned @ (shrunk[:, None] * projected)
             error = float(((residual / (1 - squares @ shrunk)[:, None]) ** 2).mean())
             best = min(best, (error, float(penalty)))
-        shrunk = 1 / (np.maximum(values, 0) + best[1])
-        solution = shrunk[:, None] * projected
-        fitted = turned @ solution
-        held_out[:, columns] = fitted
-        y_rows = y[np.ix_(rows, columns)]
-        held_out[np.ix_(rows, columns)] = y_rows - (y_rows - fitted[rows]) / (1 - squares @ shrunk)[:, None]
+        solution = projected / (np.maximum(values, 0) + best[1])[:, None]
         weights[:, columns] = solve_triangular(root, axes @ solution, lower=True, trans="T")
-    return weights, held_out
+    return weights
 
 
 def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None = None) -> FloatArray:
@@ -248,11 +327,6 @@ def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None
     own = (others.astype(np.float64) ** 2).sum(axis=1) if squares is None else squares
     distances = (x**2).sum(axis=1)[:, None] + own - 2 * (x.astype(others.dtype) @ others.T)
     return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
-
-
-def _second(z: FloatArray | NDArray[np.float32], anchors: NDArray[np.float32]) -> FloatArray:
-    kernel = _gauss(z, anchors.astype(np.float64), 0.1)
-    return kernel + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
 
 
 class NeighbourQuality:
