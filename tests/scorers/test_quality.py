@@ -22,7 +22,16 @@ from pilotfish.scorers.preferences import (
     factor_loss,
 )
 from pilotfish.scorers.prompts import PromptFeatures, form_of
-from pilotfish.scorers.quality import Column, Gap, KernelQuality, NeighbourQuality, _gauss, _ridge, coupled_logits
+from pilotfish.scorers.quality import (
+    Column,
+    Gap,
+    KernelQuality,
+    NeighbourQuality,
+    _gauss,
+    _ridge,
+    _root,
+    coupled_logits,
+)
 from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
 from pilotfish.types import Reply
 
@@ -86,12 +95,14 @@ def test_predictions_do_not_depend_on_scores_of_other_tables():
     np.testing.assert_array_equal(before, scorer.predict(prompts))
 
 
-def test_ridge_equals_the_reference_at_the_penalty_of_least_leave_one_out_error():
+def test_ridge_equals_the_reference_and_its_leave_one_out_is_exact():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(30, 3)), rng.normal(size=(30, 1))
     landmarks = x.astype(np.float32)
     kernel = _gauss(x, landmarks, 0.5)
-    weights = _ridge(kernel, _gauss(landmarks, landmarks, 0.5), y)
+    root = _root(_gauss(landmarks, landmarks, 0.5))
+    points = np.linalg.solve(root, kernel.T).T
+    weights, held_out = _ridge(points, y)
     errors = {}
     for penalty in np.geomspace(0.3, 300, 16):
         alone = np.empty(30)
@@ -99,9 +110,11 @@ def test_ridge_equals_the_reference_at_the_penalty_of_least_leave_one_out_error(
             rest = np.delete(np.arange(30), i)
             model = KernelRidge(alpha=penalty, kernel="rbf", gamma=0.5).fit(x[rest], y[rest])
             alone[i] = model.predict(x[[i]])[0, 0]
-        errors[penalty] = ((alone - y[:, 0]) ** 2).mean()
-    model = KernelRidge(alpha=min(errors, key=errors.get), kernel="rbf", gamma=0.5).fit(x, y)
-    np.testing.assert_allclose(kernel @ weights, model.predict(x), atol=2e-3)
+        errors[penalty] = (((alone - y[:, 0]) ** 2).mean(), alone)
+    best = min(errors, key=lambda p: errors[p][0])
+    model = KernelRidge(alpha=best, kernel="rbf", gamma=0.5).fit(x, y)
+    np.testing.assert_allclose(points @ weights, model.predict(x), atol=2e-3)
+    np.testing.assert_allclose(held_out[:, 0], errors[best][1], atol=2e-3)
 
 
 def test_coupled_logits_of_one_model_are_logistic_regression():
@@ -139,7 +152,7 @@ def test_arrays_of_an_earlier_version_are_refused():
     prompts, scores, models = data()
     arrays = KernelQuality().fit(prompts, scores, models).to_arrays()
     with pytest.raises(InputError, match="fit the router anew"):
-        KernelQuality.from_arrays({name: a for name, a in arrays.items() if name != "coupled"})
+        KernelQuality.from_arrays({name: a for name, a in arrays.items() if name != "constants"})
 
 
 def test_features_and_kernel_survive_arrays():

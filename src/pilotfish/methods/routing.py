@@ -160,13 +160,13 @@ def forc(by_budget: bool = True) -> RoutePolicy:
 
 @method(
     "kernel_router",
-    paper="ours: stacked kernel regression; arXiv:2308.06077 for value minus price",
+    paper="ours: coupled kernel logistic regression; arXiv:2308.06077 for value minus price",
     group="routing",
     needs="black box",
     command=_COMPARE + "kernel_router",
 )
 def kernel_router(features: PromptFeatures | None = None) -> RoutePolicy:
-    """Predict every model's score from the prompt, then from the predictions, and take the best value at a price."""
+    """Predict every model's score by what all share and how each differs, and take the best value at a price."""
     return RoutePolicy("kernel_router", KernelQuality(features))
 
 

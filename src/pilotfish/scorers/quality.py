@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
@@ -91,11 +92,12 @@ def checked_scores(prompts: Sequence[str], scores: FloatArray, models: Sequence[
 class KernelQuality:
     """Regress every model's score on the prompt with a Gaussian kernel on at most ``n_landmarks`` prompts (Nystroem).
 
-    Coupled, the models' scores are logistic functions of one part that they share, how hard a prompt is, and one part
-    of each model's own, which is held to be smaller: what a dear model gains vanishes where all are expected to fail,
-    or all to succeed, and is learned from all prompts at once. How strongly both parts are held is the choice of least
-    error, on prompts held out, of how far each model is from the mean of all. Uncoupled, it is one ridge regression
-    per model, whose penalty is that of least leave-one-out error.
+    Uncoupled, it is one ridge regression per model, at the penalty of least leave-one-out error. Coupled, what is
+    learned of one model helps the others, in two ways whose mean is the prediction. One regresses the scores again on
+    the leave-one-out predictions for all the models: where all are expected to fail, or all to succeed, a dear one
+    gains nothing. The other makes the scores logistic functions of one part that the models share, how hard a prompt
+    is, and one part of each model's own, which is held to be smaller; how strongly is the choice of least error, on
+    prompts held out, of how far each model is from the mean of all.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ class KernelQuality:
     n_landmarks : int
         Most prompts the kernel is spanned by.
     coupled : bool
-        Whether the models share a part; a single model never does.
+        Whether the models learn from each other; a single model never does.
     seed : int
         Seed of the choice of landmarks.
 
@@ -121,8 +123,8 @@ class KernelQuality:
 
     References
     ----------
-    Evgeniou and Pontil 2004 (regularised multi-task learning: a common part and one of each task); Zhu and Hastie 2005
-    (kernel logistic regression); Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem).
+    Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem); Wolpert 1992 (stacking);
+    Zhu and Hastie 2005 (kernel logistic regression); Evgeniou and Pontil 2004 (a common part and one of each task).
     """
 
     def __init__(
@@ -149,16 +151,35 @@ class KernelQuality:
         x = self.features_.transform(prompts)
         rng = np.random.default_rng(self.seed)
         self._span(x[np.sort(rng.permutation(len(prompts))[: self.n_landmarks])].astype(np.float32))
+        self.mean_ = np.nanmean(y, axis=0)
         self.range_ = np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)])
-        kernel, gram = self._kernel(x), self._kernel(self.landmarks_)
-        self.coupled_ = self.coupled and len(models) > 1
-        if self.coupled_:
+        root = _root(self._kernel(self.landmarks_))
+        points = solve_triangular(root, self._kernel(x).T, lower=True).T
+        weights, held_out = _ridge(points, y - self.mean_)
+        self.centre_, self.whiten_ = np.zeros(len(models)), np.zeros((len(models), 0))
+        self.anchors_, self.bend_ = np.zeros((0, 0), dtype=np.float32), np.zeros((0, len(models)))
+        self.constants_ = np.zeros(0)
+        if self.coupled and len(models) > 1:
+            self._fit_second(held_out, y - self.mean_, rng)
             span = np.where(np.ptp(self.range_, axis=0) > 0, np.ptp(self.range_, axis=0), 1.0)
-            self.weights_, self.mean_ = _coupled(kernel, gram, (y - self.range_[0]) / span, rng)
-        else:
-            self.mean_ = np.nanmean(y, axis=0)
-            self.weights_ = _ridge(kernel, gram, y - self.mean_)
+            logits = _coupled(points.astype(np.float32), (y - self.range_[0]) / span, rng)
+            weights, self.constants_ = np.hstack([weights, logits[:-1]]), logits[-1]
+        self.weights_ = solve_triangular(root, weights, lower=True, trans="T")
         return self
+
+    def _fit_second(self, held_out: FloatArray, y: FloatArray, rng: np.random.Generator) -> None:
+        self.centre_ = held_out.mean(axis=0)
+        variances, axes = np.linalg.eigh(np.cov(held_out.T) + 1e-9 * np.eye(held_out.shape[1]))
+        kept = np.argsort(-variances)[:4]
+        self.whiten_ = axes[:, kept] / np.sqrt(variances[kept])
+        z = self._bent(held_out)
+        self.anchors_ = z[np.sort(rng.permutation(z.shape[0])[:500])].astype(np.float32)
+        root = _root(_second(self.anchors_, self.anchors_))
+        weights, _ = _ridge(solve_triangular(root, _second(z, self.anchors_).T, lower=True).T, y)
+        self.bend_ = solve_triangular(root, weights, lower=True, trans="T")
+
+    def _bent(self, first: FloatArray) -> FloatArray:
+        return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
 
     def _span(self, landmarks: NDArray[np.float32]) -> None:
         # Squared once: to do so on every call would take most of a prediction's time.
@@ -172,17 +193,18 @@ class KernelQuality:
         """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
         if not hasattr(self, "weights_"):
             raise NotFittedError("KernelQuality was used before fit: call fit(prompts, scores, models) first.")
-        line = self.mean_ + self._kernel(self.features_.transform(prompts)) @ self.weights_
-        if self.coupled_:
-            return np.asarray(self.range_[0] + np.ptp(self.range_, axis=0) * _logistic(line))
-        return np.asarray(np.clip(line, *self.range_))
+        lines = self._kernel(self.features_.transform(prompts)) @ self.weights_
+        n_models = len(self.models_)
+        if not self.constants_.size:
+            return np.asarray(np.clip(self.mean_ + lines, *self.range_))
+        bent = np.clip(self.mean_ + _second(self._bent(lines[:, :n_models]), self.anchors_) @ self.bend_, *self.range_)
+        shared = self.range_[0] + np.ptp(self.range_, axis=0) * _logistic(lines[:, n_models:] + self.constants_)
+        return np.asarray((bent + shared) / 2)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Write what was learned as plain arrays."""
-        own = {name: getattr(self, f"{name}_") for name in ("mean", "range", "weights", "landmarks")}
-        own["coupled"], own["gamma"], own["models"] = (
-            np.array(self.coupled_), np.array(self.gamma), np.array(self.models_)
-        )  # fmt: skip
+        own = {name: getattr(self, f"{name}_") for name in (*_FITTED, "landmarks")}
+        own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
         return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
 
     @classmethod
@@ -194,19 +216,19 @@ class KernelQuality:
         InputError
             When the arrays were written by an earlier version.
         """
-        if "coupled" not in arrays:
+        if "constants" not in arrays:
             raise InputError("The arrays were written by an earlier version of KernelQuality: fit the router anew.")
-        made = cls(features, gamma=float(arrays["gamma"]), coupled=bool(arrays["coupled"]))
+        made = cls(features, gamma=float(arrays["gamma"]))
         made._span(arrays["landmarks"])
-        for name in ("mean", "range", "weights"):
+        for name in _FITTED:
             setattr(made, f"{name}_", arrays[name])
-        made.coupled_ = bool(arrays["coupled"])
         made.models_ = tuple(str(m) for m in arrays["models"])
         parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
         made.features_ = PromptFeatures.from_arrays(parts, features.embedders if features else ())
         return made
 
 
+_FITTED = ("mean", "range", "weights", "centre", "whiten", "anchors", "bend", "constants")
 _PENALTIES = np.geomspace(0.3, 300, 16)
 # Penalties of the shared part tried, from strong to weak; a model's own part is held three times as strongly.
 _SHARED_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03)
@@ -215,14 +237,8 @@ _N_CHOOSING = 3000
 _N_FOLDS = 3
 
 
-def _coupled(
-    kernel: FloatArray, gram: FloatArray, y: FloatArray, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Weights on the landmarks (l, m) and constants (m,) of log-odds, for scores (n, m) in [0, 1] or NaN."""
-    from scipy.linalg import solve_triangular
-
-    root = _root(gram)
-    phi = solve_triangular(root, kernel.T, lower=True).T.astype(np.float32)
+def _coupled(phi: NDArray[np.float32], y: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """What :func:`coupled_logits` returns at the penalty of least held-out error."""
     chosen = rng.permutation(y.shape[0])[:_N_CHOOSING]
     errors = np.zeros(len(_SHARED_PENALTIES))
     for fold in range(_N_FOLDS):
@@ -233,8 +249,7 @@ def _coupled(
             off = y[chosen[held]] - _logistic(phi[chosen[held]] @ start[:-1] + start[-1])
             n_known = np.maximum(np.isfinite(off).sum(axis=1, keepdims=True), 1)
             errors[k] += float(np.nansum((off - np.nansum(off, axis=1, keepdims=True) / n_known) ** 2))
-    solved = coupled_logits(phi, y, _SHARED_PENALTIES[int(errors.argmin())])
-    return solve_triangular(root, solved[:-1], lower=True, trans="T"), solved[-1]
+    return coupled_logits(phi, y, _SHARED_PENALTIES[int(errors.argmin())])
 
 
 def coupled_logits(
@@ -292,34 +307,35 @@ def _logistic(logits: FloatArray) -> FloatArray:
 
 
 def _root(gram: FloatArray) -> FloatArray:
-    from scipy.linalg import cholesky
-
     return np.asarray(cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True))
 
 
-def _ridge(kernel: FloatArray, gram: FloatArray, y: FloatArray) -> FloatArray:
-    """Solve kernel ridge in the span of the landmarks: weights on them, at the penalty of least leave-one-out error."""
-    from scipy.linalg import solve_triangular
+def _ridge(points: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Ridge regression of y (n, m) on points (n, d): weights (d, m) and leave-one-out predictions (n, m).
 
-    root = _root(gram)
-    phi = solve_triangular(root, kernel.T, lower=True).T
-    weights = np.zeros((gram.shape[0], y.shape[1]))
+    The penalty is that of least leave-one-out error, by pattern of missing scores.
+    """
+    weights, held_out = np.zeros((points.shape[1], y.shape[1])), np.zeros_like(y)
     asked = np.isfinite(y)
     for pattern in np.unique(asked, axis=1).T:
         columns = np.flatnonzero((asked == pattern[:, None]).all(axis=0))
         rows = np.flatnonzero(pattern)
-        values, axes = np.linalg.eigh(phi[rows].T @ phi[rows])
-        turned, wanted = phi[rows] @ axes, y[np.ix_(rows, columns)]
-        projected, squares = turned.T @ wanted, turned**2
+        values, axes = np.linalg.eigh(points[rows].T @ points[rows])
+        turned, wanted = points @ axes, y[np.ix_(rows, columns)]
+        projected, squares = turned[rows].T @ wanted, turned[rows] ** 2
         best = (np.inf, 1.0)
         for penalty in _PENALTIES:
             shrunk = 1 / (np.maximum(values, 0) + penalty)
-            residual = wanted - turned @ (shrunk[:, None] * projected)
+            residual = wanted - turned[rows] @ (shrunk[:, None] * projected)
             error = float(((residual / (1 - squares @ shrunk)[:, None]) ** 2).mean())
             best = min(best, (error, float(penalty)))
-        solution = projected / (np.maximum(values, 0) + best[1])[:, None]
-        weights[:, columns] = solve_triangular(root, axes @ solution, lower=True, trans="T")
-    return weights
+        shrunk = 1 / (np.maximum(values, 0) + best[1])
+        solution = shrunk[:, None] * projected
+        fitted = turned @ solution
+        held_out[:, columns] = fitted
+        held_out[np.ix_(rows, columns)] = wanted - (wanted - fitted[rows]) / (1 - squares @ shrunk)[:, None]
+        weights[:, columns] = axes @ solution
+    return weights, held_out
 
 
 def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None = None) -> FloatArray:
@@ -327,6 +343,11 @@ def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None
     own = (others.astype(np.float64) ** 2).sum(axis=1) if squares is None else squares
     distances = (x**2).sum(axis=1)[:, None] + own - 2 * (x.astype(others.dtype) @ others.T)
     return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
+
+
+def _second(z: FloatArray | NDArray[np.float32], anchors: NDArray[np.float32]) -> FloatArray:
+    kernel = _gauss(z, anchors.astype(np.float64), 0.1)
+    return kernel + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
 
 
 class NeighbourQuality:
