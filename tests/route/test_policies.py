@@ -35,7 +35,7 @@ MAKERS = [
     lambda: AlwaysPolicy("large"),
     lambda: RandomPolicy(),
     lambda: RoutePolicy("kernel", KernelQuality()),
-    lambda: RoutePolicy("forc", KernelQuality(coupled=False), by_budget=True, n_settings=6),
+    lambda: RoutePolicy("forc", KernelQuality(second_stage=False), by_budget=True, n_settings=6),
     lambda: CascadePolicy("cascade", ORDER, (AnswerQuality(),)),
     lambda: CascadePolicy("gain", ORDER, (AnswerQuality(),), gain=True),
     lambda: CascadePolicy("gain per cost", ORDER, (PerCost(AnswerQuality()),), gain=True),

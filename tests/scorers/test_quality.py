@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import LogisticRegression
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.scorers.preferences import (
@@ -22,22 +20,13 @@ from pilotfish.scorers.preferences import (
     factor_loss,
 )
 from pilotfish.scorers.prompts import PromptFeatures, form_of
-from pilotfish.scorers.quality import (
-    Column,
-    Gap,
-    KernelQuality,
-    NeighbourQuality,
-    _gauss,
-    _ridge,
-    _root,
-    coupled_logits,
-)
+from pilotfish.scorers.quality import Column, Gap, KernelQuality, NeighbourQuality, _gauss, _ridge
 from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
 from pilotfish.types import Reply
 
 MAKERS = [
     lambda: KernelQuality(),
-    lambda: KernelQuality(coupled=False),
+    lambda: KernelQuality(second_stage=False),
     lambda: NeighbourQuality(k=5),
     lambda: NeighbourQuality(k=5, by_similarity=True),
     lambda: SimilarityElo(),
@@ -100,9 +89,7 @@ def test_ridge_equals_the_reference_and_its_leave_one_out_is_exact():
     x, y = rng.normal(size=(30, 3)), rng.normal(size=(30, 1))
     landmarks = x.astype(np.float32)
     kernel = _gauss(x, landmarks, 0.5)
-    root = _root(_gauss(landmarks, landmarks, 0.5))
-    points = np.linalg.solve(root, kernel.T).T
-    weights, held_out = _ridge(points, y)
+    weights, held_out = _ridge(kernel, _gauss(landmarks, landmarks, 0.5), y)
     errors = {}
     for penalty in np.geomspace(0.3, 300, 16):
         alone = np.empty(30)
@@ -113,46 +100,8 @@ def test_ridge_equals_the_reference_and_its_leave_one_out_is_exact():
         errors[penalty] = (((alone - y[:, 0]) ** 2).mean(), alone)
     best = min(errors, key=lambda p: errors[p][0])
     model = KernelRidge(alpha=best, kernel="rbf", gamma=0.5).fit(x, y)
-    np.testing.assert_allclose(points @ weights, model.predict(x), atol=2e-3)
+    np.testing.assert_allclose(kernel @ weights, model.predict(x), atol=2e-3)
     np.testing.assert_allclose(held_out[:, 0], errors[best][1], atol=2e-3)
-
-
-def test_coupled_logits_of_one_model_are_logistic_regression():
-    rng = np.random.default_rng(0)
-    phi = rng.normal(size=(200, 4)).astype(np.float32)
-    y = (phi @ [1.0, -2.0, 0.5, 0.0] + rng.normal(size=200) > 0.3).astype(float)
-    found = coupled_logits(phi, y[:, None], 2.0)
-    # One model's share of a common part held by 2 and an own part held by 6: 1 / (1 / 2 + 1 / 6).
-    line = LogisticRegression(C=1 / 1.5, tol=1e-8).fit(phi, y)
-    np.testing.assert_allclose(found[:-1, 0], line.coef_[0], atol=1e-3)
-    np.testing.assert_allclose(found[-1], line.intercept_, atol=1e-3)
-
-
-def test_coupled_logits_equal_a_shared_and_an_own_part_solved_apart():
-    rng = np.random.default_rng(1)
-    phi = rng.normal(size=(80, 3)).astype(np.float32)
-    y = rng.integers(0, 2, (80, 2)).astype(float)
-    y[::7, 1] = np.nan
-
-    def loss(flat):
-        shared, own, constants = flat[:3], flat[3:9].reshape(3, 2), flat[9:]
-        chance = 1 / (1 + np.exp(-(phi @ (shared[:, None] + own) + constants)))
-        likelihood = np.nansum(y * np.log(chance) + (1 - y) * np.log(1 - chance))
-        return 0.5 * (0.4 * shared @ shared + 1.2 * (own**2).sum()) - likelihood
-
-    apart = minimize(loss, np.zeros(11), tol=1e-10).x
-    found = coupled_logits(phi, y, 0.4)
-    np.testing.assert_allclose(found[:-1], apart[:3, None] + apart[3:9].reshape(3, 2), atol=2e-3)
-    np.testing.assert_allclose(found[-1], apart[9:], atol=2e-3)
-    again = coupled_logits(phi, y, 0.4, found)
-    np.testing.assert_allclose(again, found, atol=2e-3)
-
-
-def test_arrays_of_an_earlier_version_are_refused():
-    prompts, scores, models = data()
-    arrays = KernelQuality().fit(prompts, scores, models).to_arrays()
-    with pytest.raises(InputError, match="fit the router anew"):
-        KernelQuality.from_arrays({name: a for name, a in arrays.items() if name != "constants"})
 
 
 def test_features_and_kernel_survive_arrays():

@@ -91,7 +91,7 @@ def hybrid_llm(
         slack = _gini_split(weak, strong) if label == "transformed" else 0.0
         return np.asarray(weak >= strong - slack, dtype=np.float64)
 
-    return GatePolicy("hybrid_llm", models[0], models[-1], TableGate(KernelQuality(coupled=False), target))
+    return GatePolicy("hybrid_llm", models[0], models[-1], TableGate(KernelQuality(second_stage=False), target))
 
 
 @method("zooter", paper="Lu 2023a, arXiv:2311.08692", group="routing", needs="black box", command=_COMPARE + "zooter")
@@ -116,7 +116,7 @@ def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
 )
 def tryage(penalties: Mapping[str, float] | None = None) -> RoutePolicy:
     """Predict each model's loss on the prompt and add what the user's flags put on size and latency."""
-    return RoutePolicy("tryage", KernelQuality(coupled=False), penalties=dict(penalties or {}))
+    return RoutePolicy("tryage", KernelQuality(second_stage=False), penalties=dict(penalties or {}))
 
 
 @method(
@@ -142,7 +142,7 @@ def route_llm(
 ) -> GatePolicy:
     """Route between two models by preferences: similarity-weighted Elo, matrix factorisation, a classifier."""
     if kind == "classifier":
-        gate = TableGate(KernelQuality(features, coupled=False), lambda w, s: np.asarray(w >= s, dtype=np.float64))
+        gate = TableGate(KernelQuality(features, second_stage=False), lambda w, s: np.asarray(w >= s, dtype=np.float64))
         return GatePolicy("route_llm classifier", models[0], models[-1], gate)
     scorers: dict[str, QualityScorer] = {
         "similarity": SimilarityElo(features=features),
@@ -155,18 +155,18 @@ def route_llm(
 @method("forc", paper="Sakota 2024, arXiv:2308.06077", group="routing", needs="black box", command=_COMPARE + "forc")
 def forc(by_budget: bool = True) -> RoutePolicy:
     """Regress score and cost of every model on the prompt, then assign by an integer program over the cost."""
-    return RoutePolicy("forc", KernelQuality(coupled=False), by_budget=by_budget, n_settings=15)
+    return RoutePolicy("forc", KernelQuality(second_stage=False), by_budget=by_budget, n_settings=15)
 
 
 @method(
     "kernel_router",
-    paper="ours: coupled kernel logistic regression; arXiv:2308.06077 for value minus price",
+    paper="ours: stacked kernel regression; arXiv:2308.06077 for value minus price",
     group="routing",
     needs="black box",
     command=_COMPARE + "kernel_router",
 )
 def kernel_router(features: PromptFeatures | None = None) -> RoutePolicy:
-    """Predict every model's score by what all share and how each differs, and take the best value at a price."""
+    """Predict every model's score from the prompt, then from the predictions, and take the best value at a price."""
     return RoutePolicy("kernel_router", KernelQuality(features))
 
 

@@ -338,7 +338,7 @@ class ExpectedWork:
         """Learn from solved questions."""
         work = np.array([_work(answer) for answer in answers])
         names = ["steps", "length", "fractions", "divisions", "size"]
-        self.model_ = KernelQuality(coupled=False).fit(questions, work, names)
+        self.model_ = KernelQuality(second_stage=False).fit(questions, work, names)
         self.cache_: dict[str, FloatArray] = {}
         return self
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
@@ -90,14 +89,12 @@ def checked_scores(prompts: Sequence[str], scores: FloatArray, models: Sequence[
 
 
 class KernelQuality:
-    """Regress every model's score on the prompt with a Gaussian kernel on at most ``n_landmarks`` prompts (Nystroem).
+    """Regress every model's score on the prompt with a kernel, then again on what was predicted for all the models.
 
-    Uncoupled, it is one ridge regression per model, at the penalty of least leave-one-out error. Coupled, what is
-    learned of one model helps the others, in two ways whose mean is the prediction. One regresses the scores again on
-    the leave-one-out predictions for all the models: where all are expected to fail, or all to succeed, a dear one
-    gains nothing. The other makes the scores logistic functions of one part that the models share, how hard a prompt
-    is, and one part of each model's own, which is held to be smaller; how strongly is the choice of least error, on
-    prompts held out, of how far each model is from the mean of all.
+    The first stage is kernel ridge regression on :class:`PromptFeatures` with a Gaussian kernel on at most
+    ``n_landmarks`` prompts (Nystroem). Its penalty is the one of least leave-one-out error. The second stage regresses
+    the scores on the leave-one-out predictions of the first: where all models are expected to fail, or all to succeed,
+    a dear one gains nothing, and that shape is learned from all prompts at once.
 
     Parameters
     ----------
@@ -107,8 +104,8 @@ class KernelQuality:
         Width of the kernel: exp(-gamma * squared distance).
     n_landmarks : int
         Most prompts the kernel is spanned by.
-    coupled : bool
-        Whether the models learn from each other; a single model never does.
+    second_stage : bool
+        Whether to regress on the predictions.
     seed : int
         Seed of the choice of landmarks.
 
@@ -123,8 +120,7 @@ class KernelQuality:
 
     References
     ----------
-    Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem); Wolpert 1992 (stacking);
-    Zhu and Hastie 2005 (kernel logistic regression); Evgeniou and Pontil 2004 (a common part and one of each task).
+    Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem); Wolpert 1992 (stacking).
     """
 
     def __init__(
@@ -132,13 +128,13 @@ class KernelQuality:
         features: PromptFeatures | None = None,
         gamma: float = 1.0,
         n_landmarks: int = 1500,
-        coupled: bool = True,
+        second_stage: bool = True,
         seed: int = 0,
     ) -> None:
         self.features = features
         self.gamma = gamma
         self.n_landmarks = n_landmarks
-        self.coupled = coupled
+        self.second_stage = second_stage
         self.seed = seed
 
     def fit(
@@ -150,21 +146,15 @@ class KernelQuality:
         self.features_ = (self.features or PromptFeatures()).fit([*prompts, *unlabelled])
         x = self.features_.transform(prompts)
         rng = np.random.default_rng(self.seed)
-        self._span(x[np.sort(rng.permutation(len(prompts))[: self.n_landmarks])].astype(np.float32))
+        chosen = rng.permutation(len(prompts))[: self.n_landmarks]
+        self._span(x[np.sort(chosen)].astype(np.float32))
         self.mean_ = np.nanmean(y, axis=0)
         self.range_ = np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)])
-        root = _root(self._kernel(self.landmarks_))
-        points = solve_triangular(root, self._kernel(x).T, lower=True).T
-        weights, held_out = _ridge(points, y - self.mean_)
+        self.weights_, held_out = _ridge(self._kernel(x), self._kernel(self.landmarks_), y - self.mean_)
         self.centre_, self.whiten_ = np.zeros(len(models)), np.zeros((len(models), 0))
         self.anchors_, self.bend_ = np.zeros((0, 0), dtype=np.float32), np.zeros((0, len(models)))
-        self.constants_ = np.zeros(0)
-        if self.coupled and len(models) > 1:
+        if self.second_stage and len(models) > 1:
             self._fit_second(held_out, y - self.mean_, rng)
-            span = np.where(np.ptp(self.range_, axis=0) > 0, np.ptp(self.range_, axis=0), 1.0)
-            logits = _coupled(points.astype(np.float32), (y - self.range_[0]) / span, rng)
-            weights, self.constants_ = np.hstack([weights, logits[:-1]]), logits[-1]
-        self.weights_ = solve_triangular(root, weights, lower=True, trans="T")
         return self
 
     def _fit_second(self, held_out: FloatArray, y: FloatArray, rng: np.random.Generator) -> None:
@@ -174,9 +164,7 @@ class KernelQuality:
         self.whiten_ = axes[:, kept] / np.sqrt(variances[kept])
         z = self._bent(held_out)
         self.anchors_ = z[np.sort(rng.permutation(z.shape[0])[:500])].astype(np.float32)
-        root = _root(_second(self.anchors_, self.anchors_))
-        weights, _ = _ridge(solve_triangular(root, _second(z, self.anchors_).T, lower=True).T, y)
-        self.bend_ = solve_triangular(root, weights, lower=True, trans="T")
+        self.bend_, _ = _ridge(_second(z, self.anchors_), _second(self.anchors_, self.anchors_), y)
 
     def _bent(self, first: FloatArray) -> FloatArray:
         return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
@@ -193,34 +181,27 @@ class KernelQuality:
         """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
         if not hasattr(self, "weights_"):
             raise NotFittedError("KernelQuality was used before fit: call fit(prompts, scores, models) first.")
-        lines = self._kernel(self.features_.transform(prompts)) @ self.weights_
-        n_models = len(self.models_)
-        if not self.constants_.size:
-            return np.asarray(np.clip(self.mean_ + lines, *self.range_))
-        bent = np.clip(self.mean_ + _second(self._bent(lines[:, :n_models]), self.anchors_) @ self.bend_, *self.range_)
-        shared = self.range_[0] + np.ptp(self.range_, axis=0) * _logistic(lines[:, n_models:] + self.constants_)
-        return np.asarray((bent + shared) / 2)
+        first = self._kernel(self.features_.transform(prompts)) @ self.weights_
+        if self.bend_.shape[0]:
+            first = _second(self._bent(first), self.anchors_) @ self.bend_
+        return np.asarray(np.clip(self.mean_ + first, *self.range_))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Write what was learned as plain arrays."""
-        own = {name: getattr(self, f"{name}_") for name in (*_FITTED, "landmarks")}
+        own = {
+            name: getattr(self, f"{name}_")
+            for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend")
+        }
+        own["landmarks"] = self.landmarks_
         own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
         return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], features: PromptFeatures | None = None) -> KernelQuality:
-        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any.
-
-        Raises
-        ------
-        InputError
-            When the arrays were written by an earlier version.
-        """
-        if "constants" not in arrays:
-            raise InputError("The arrays were written by an earlier version of KernelQuality: fit the router anew.")
+        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any."""
         made = cls(features, gamma=float(arrays["gamma"]))
         made._span(arrays["landmarks"])
-        for name in _FITTED:
+        for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
             setattr(made, f"{name}_", arrays[name])
         made.models_ = tuple(str(m) for m in arrays["models"])
         parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
@@ -228,113 +209,37 @@ class KernelQuality:
         return made
 
 
-_FITTED = ("mean", "range", "weights", "centre", "whiten", "anchors", "bend", "constants")
 _PENALTIES = np.geomspace(0.3, 300, 16)
-# Penalties of the shared part tried, from strong to weak; a model's own part is held three times as strongly.
-_SHARED_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03)
-_OWN_PENALTY = 3.0
-_N_CHOOSING = 3000
-_N_FOLDS = 3
 
 
-def _coupled(phi: NDArray[np.float32], y: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """What :func:`coupled_logits` returns at the penalty of least held-out error."""
-    chosen = rng.permutation(y.shape[0])[:_N_CHOOSING]
-    errors = np.zeros(len(_SHARED_PENALTIES))
-    for fold in range(_N_FOLDS):
-        held = np.arange(chosen.size) % _N_FOLDS == fold
-        rows, start = chosen[~held], None
-        for k, penalty in enumerate(_SHARED_PENALTIES):
-            start = coupled_logits(phi[rows], y[rows], penalty, start)
-            off = y[chosen[held]] - _logistic(phi[chosen[held]] @ start[:-1] + start[-1])
-            n_known = np.maximum(np.isfinite(off).sum(axis=1, keepdims=True), 1)
-            errors[k] += float(np.nansum((off - np.nansum(off, axis=1, keepdims=True) / n_known) ** 2))
-    return coupled_logits(phi, y, _SHARED_PENALTIES[int(errors.argmin())])
+def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Solve kernel ridge in the span of the landmarks; return weights on them and leave-one-out predictions."""
+    from scipy.linalg import cholesky, solve_triangular
 
-
-def coupled_logits(
-    phi: NDArray[np.float32], y: FloatArray, penalty: float, start: FloatArray | None = None
-) -> FloatArray:
-    """Maximise the penalised likelihood of scores (n, m) in [0, 1] or NaN under logits phi @ (u + v_j) + b_j.
-
-    Penalised are ``penalty`` |u|^2 / 2 and three times that for every v_j. For given sums w_j = u + v_j the least
-    penalty over u is a quadratic form in the w_j, so only these are sought.
-
-    Parameters
-    ----------
-    phi : ndarray (n, d)
-        Points in the kernel's span.
-    y : ndarray (n, m)
-        Scores.
-    penalty : float
-        Above 0.
-    start : ndarray (d + 1, m), optional
-        What an earlier call returned.
-
-    Returns
-    -------
-    ndarray (d + 1, m)
-        The w_j, and the b_j in the last row.
-    """
-    from scipy.optimize import minimize
-
-    n_models, own = y.shape[1], _OWN_PENALTY * penalty
-    form = own * (np.eye(n_models) - own / (penalty + n_models * own))
-    values, axes = np.linalg.eigh(form)
-    mix, unmix = (axes * values**power @ axes.T for power in (-0.5, 0.5))
-    known = np.isfinite(y)
-    target = np.nan_to_num(y)
-    if start is None:
-        share = np.clip(target.sum(axis=0) / known.sum(axis=0).clip(1), 0.01, 0.99)
-        start = np.vstack([np.zeros((phi.shape[1], n_models)), np.log(share / (1 - share))])
-    shape = start.shape
-
-    def loss(flat: FloatArray) -> tuple[float, FloatArray]:
-        inner, constants = flat.reshape(shape)[:-1], flat.reshape(shape)[-1]
-        logits = phi @ (inner @ mix).astype(np.float32) + constants
-        off = known * (_logistic(logits) - target)
-        slopes = np.vstack([phi.T @ (off @ mix).astype(np.float32) + inner, off.sum(axis=0)])
-        likelihood = (known * (np.logaddexp(0, logits) - target * logits)).sum()
-        return float(likelihood) + float((inner**2).sum()) / 2, slopes.ravel()
-
-    begun = np.vstack([start[:-1] @ unmix, start[-1]])
-    solved = minimize(loss, begun.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x.reshape(shape)
-    return np.vstack([solved[:-1] @ mix, solved[-1]])
-
-
-def _logistic(logits: FloatArray) -> FloatArray:
-    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))))
-
-
-def _root(gram: FloatArray) -> FloatArray:
-    return np.asarray(cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True))
-
-
-def _ridge(points: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Ridge regression of y (n, m) on points (n, d): weights (d, m) and leave-one-out predictions (n, m).
-
-    The penalty is that of least leave-one-out error, by pattern of missing scores.
-    """
-    weights, held_out = np.zeros((points.shape[1], y.shape[1])), np.zeros_like(y)
+    root = cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True)
+    phi = solve_triangular(root, k.T, lower=True).T
+    weights, held_out = np.zeros((gram.shape[0], y.shape[1])), np.zeros_like(y)
     asked = np.isfinite(y)
     for pattern in np.unique(asked, axis=1).T:
         columns = np.flatnonzero((asked == pattern[:, None]).all(axis=0))
         rows = np.flatnonzero(pattern)
-        values, axes = np.linalg.eigh(points[rows].T @ points[rows])
-        turned, wanted = points @ axes, y[np.ix_(rows, columns)]
-        projected, squares = turned[rows].T @ wanted, turned[rows] ** 2
+        values, axes = np.linalg.eigh(phi[rows].T @ phi[rows])
+        turned = phi @ axes
+        projected = turned[rows].T @ y[np.ix_(rows, columns)]
+        squares = turned[rows] ** 2
         best = (np.inf, 1.0)
         for penalty in _PENALTIES:
             shrunk = 1 / (np.maximum(values, 0) + penalty)
-            residual = wanted - turned[rows] @ (shrunk[:, None] * projected)
+            residual = y[np.ix_(rows, columns)] - turned[rows] @ (shrunk[:, None] * projected)
             error = float(((residual / (1 - squares @ shrunk)[:, None]) ** 2).mean())
             best = min(best, (error, float(penalty)))
         shrunk = 1 / (np.maximum(values, 0) + best[1])
         solution = shrunk[:, None] * projected
         fitted = turned @ solution
         held_out[:, columns] = fitted
-        held_out[np.ix_(rows, columns)] = wanted - (wanted - fitted[rows]) / (1 - squares @ shrunk)[:, None]
-        weights[:, columns] = axes @ solution
+        y_rows = y[np.ix_(rows, columns)]
+        held_out[np.ix_(rows, columns)] = y_rows - (y_rows - fitted[rows]) / (1 - squares @ shrunk)[:, None]
+        weights[:, columns] = solve_triangular(root, axes @ solution, lower=True, trans="T")
     return weights, held_out
 
 
