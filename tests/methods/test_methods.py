@@ -34,6 +34,9 @@ DECODING = {
 }  # fmt: skip
 
 
+HEADS = {"cascade_aware_training", "selective_query"}
+
+
 def test_every_row_is_there_with_its_card():
     assert {card.slug for card in cards("cascades")} >= CASCADES
     assert {card.slug for card in cards("routing")} >= ROUTING
@@ -148,8 +151,10 @@ def test_trained_heads_and_reports_are_made_by_name(three):
     assert report.rows[0].name == "tag_router"
 
 
-def test_all_policies_of_a_table_are_listed(three):
+def test_all_policies_of_a_table_are_listed(three, labelled):
     names = {policy.name for policy in policies_without_models(three)}
+    assert not names & HEADS
+    assert {policy.name for policy in policies_without_models(labelled)} >= HEADS
     assert {"frugal_gpt", "forc", "tag_router", "llm_blender"} <= names
     two = three.of_models(["small", "large"])
     assert "consistency_cascade" not in {policy.name for policy in policies_without_models(two)}
@@ -203,7 +208,6 @@ def test_answers_nobody_gave_score_nothing():
 
 
 NOT_A_POLICY = {"guaranteed_takeover", "routing_benchmark"}
-HEADS = {"cascade_aware_training", "selective_query"}
 SERVED = [c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY]
 
 

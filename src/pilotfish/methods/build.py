@@ -17,6 +17,7 @@ from pilotfish.methods import cards, find
 from pilotfish.protocols import Model, Scorer
 from pilotfish.route.certify import certify
 from pilotfish.route.deploy import in_service, serve, setting_within
+from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
 from pilotfish.traffic.table import ReplyTable
@@ -169,8 +170,18 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
         wants_more = card.slug in ("smoothie", "consistency_cascade") and table.n_models < 3
         if (reads and not complete) or wants_more or card.slug in ("stated_confidence", "verbalised_confidence"):
             continue
+        if isinstance(policy, HeadPolicy) and not _answered_by_labels(table):
+            continue
         found.append(policy)
     return found
+
+
+def _answered_by_labels(table: ReplyTable) -> bool:
+    try:
+        right_answers(table)
+    except InputError:
+        return False
+    return True
 
 
 class Route:
