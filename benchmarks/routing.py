@@ -89,7 +89,7 @@ def two_models(run: Run, labels: int, fast: list[Embedder], full: list[Embedder]
     """Route MMLU between two models with some labels of the fitting split, or, at 0, with all."""
     table = mmlu(run)
     seeds = range(2 if run.quick else 5)
-    # 9,829 labels fill more of the space than 1,500 landmarks span: chosen on questions that are in no test split.
+    # 9,829 labels fill more of the space than 1,500 landmarks span, as questions that are in no test split showed.
     n_landmarks = 1500 if labels else 3000
     routers: dict[str, Callable[[], QualityScorer]] = {
         "kernel, encoder": lambda: KernelQuality(PromptFeatures(embedders=full), n_landmarks=n_landmarks),
@@ -196,6 +196,8 @@ def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     """Route among nine models on the test file, with all fitting queries and without those that recur in it."""
     train, _ = llmrouter9(run, "train")
     test, _ = llmrouter9(run, "test")
+    if run.quick:
+        train = train.subset(range(0, train.n_queries, 4))
     held = set(test.queries)
     clean = train.subset([i for i, query in enumerate(train.queries) if query not in held])
     n_shared = train.n_queries - clean.n_queries
@@ -239,7 +241,7 @@ def _at(table: ReplyTable, chosen: NDArray[np.int64]) -> tuple[NDArray[np.float6
 
 
 def _chosen(fitted: ReplyTable, used: list[Embedder]) -> tuple[RoutePolicy, float, float]:
-    """The fitted router, its best price within best single's cost, and the dearest that keeps best single's score.
+    """The fitted router, its best price within best single's cost, and that of least spend that keeps its score.
 
     Both prices are chosen on predictions for thirds of the fitting queries that were held out.
     """
