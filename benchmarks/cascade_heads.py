@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Run
 from benchmarks.outcomes import interval
-from pilotfish.methods.cascades import cascade_aware_training, selective_query
 from pilotfish.training.cascade_head import CascadeHead
 
 
@@ -23,7 +22,7 @@ def heads(run: Run) -> None:
         texts, labels, large = (
             [r["text"] for r in rows], [_name(r["label"]) for r in rows], [_name(r["llm"]) for r in rows]
         )  # fmt: skip
-        kinds = {"plain": CascadeHead(), "aware": cascade_aware_training(), "gated": selective_query(0.1)}
+        kinds = {"plain": CascadeHead(), "aware": CascadeHead(aware=True), "gated": CascadeHead(gate=True)}
         for name, head in kinds.items():
             head.fit(texts, labels, large)
             said, sure = head.predict([r["text"] for r in test])

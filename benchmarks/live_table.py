@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from benchmarks.figures import Run, bootstrap
 from benchmarks.outcomes import interval
 from pilotfish.protocols import Model
-from pilotfish.route.deploy import setting_within
 from pilotfish.route.policies import CascadePolicy
 from pilotfish.scorers.answers import AnswerQuality, final_answer
 from pilotfish.scorers.costs import PerCost
@@ -131,7 +130,7 @@ def _measured(run: Run, name: str, table: ReplyTable, first: list[dict[str, obje
         scorer = PerCost(AnswerQuality(parts=[_Recorded(first)]))
         policy = CascadePolicy(name, table.models, (scorer,), gain=True).fit(fit)
         budget = max(0.6 * float(calibrate.costs[:, 1].mean()), float(calibrate.costs[:, 0].mean()))
-        choice = policy.run(test, setting_within(policy, calibrate, budget))
+        choice = policy.run(test, _threshold(policy, calibrate, budget))
         shares.append(float(choice.costs(test).mean() / test.costs[:, 1].mean()))
         ratios.append(float(choice.qualities(test).mean() / max(test.scores[:, 1].mean(), 1e-9)))
     quality = dict(zip(table.models, table.scores.mean(axis=0).round(3).tolist(), strict=True))
@@ -151,6 +150,15 @@ def _measured(run: Run, name: str, table: ReplyTable, first: list[dict[str, obje
         high=high, target=1.0, pair=list(table.models), small_alone=quality[table.models[0]],
         large_alone=quality[table.models[1]], **common,
     )  # fmt: skip
+
+
+def _threshold(policy: CascadePolicy, table: ReplyTable, budget: float) -> tuple[float]:
+    """The threshold that spends most within the budget, and never goes on where stopping is expected to gain.
+
+    The score says what stopping gains by its cost, so a few calibration questions have only to tell what is spent.
+    """
+    spent = [(float(policy.run(table, at).costs(table).mean()), at[0]) for at in policy.settings(table)]
+    return (min(max((cost, at) for cost, at in spent if cost <= budget + 1e-12)[1], 0.0),)
 
 
 def clairvoyant(table: ReplyTable) -> float:

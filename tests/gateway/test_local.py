@@ -102,3 +102,29 @@ def test_a_route_by_name_chooses_among_models(start, upstream, tmp_path):
         reply = run.chat(f"question 99 {word}", model="smart")
         assert reply.status == 200, reply.body
         assert upstream.received[-1].data["model"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("n", "more"),
+    [
+        (160, {"policy": "selective_query"}),
+        (24, {"policy": "automix", "options": {"n_samples": 1}}),
+        (160, {"level": 0.3}),
+    ],
+)
+def test_trained_heads_live_verifiers_and_certified_levels_are_configured(start, upstream, tmp_path, n, more):
+    import json
+
+    rows = [
+        {"query": f"question {i} {kind}", "model": model, "reply": reply, "score": float(reply == kind), "cost": cost}
+        for i in range(n)
+        for kind in ("hard" if i % 2 else "easy",)
+        for model, reply, cost in (("cheap", "easy", 0.001), ("dear", kind, 0.01))
+    ]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    upstream.replies(whole(answer("easy")))
+    run = start(routes={"smart": {"policy": "route_llm", "table": str(table), "budget": "20usd/1k", **more}})
+    reply = run.chat("question 200 easy", model="smart")
+    assert reply.status == 200, reply.body
+    assert b"easy" in reply.body

@@ -13,6 +13,7 @@ from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeov
 from pilotfish.methods.routing import hybrid_llm, routing_benchmark
 from pilotfish.route.policies import RoutePolicy
 from pilotfish.scorers.quality import KernelQuality
+from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Reply, Request, TokenLogProb
 from tests.route.conftest import Says, make_table
 
@@ -31,6 +32,9 @@ DECODING = {
     "speed_controller", "comblm", "inference_policy_adapter", "proxy_tuning", "contrastive_decoding",
     "contrastive_grounding", "induce_then_contrast", "private_contrast", "weak_to_strong_search",
 }  # fmt: skip
+
+
+HEADS = {"cascade_aware_training", "selective_query"}
 
 
 def test_every_row_is_there_with_its_card():
@@ -60,6 +64,15 @@ def test_every_row_is_there_with_its_card():
 @pytest.fixture(scope="module")
 def three():
     return make_table(240, models=("small", "middle", "large"))
+
+
+@pytest.fixture(scope="module")
+def labelled(three):
+    """Two models answer what a query is about; the small one is right on sums only."""
+    right = ["Book" if "book" in query else "Sum" for query in three.queries]
+    replies = {"small": ["sum"] * len(right), "large": right}
+    scores = {"small": [float(r == "Sum") for r in right], "large": [1.0] * len(right)}
+    return ReplyTable.of(three.queries, scores, {"small": 0.001, "large": 0.01}, replies=replies)
 
 
 class Sees(Says):
@@ -129,8 +142,8 @@ def test_hybrid_labels_differ(three):
 
 
 def test_trained_heads_and_reports_are_made_by_name(three):
-    assert cascade_aware_training().aware
-    assert selective_query(0.3).price == 0.3
+    assert cascade_aware_training(three.models).head.aware
+    assert selective_query(three.models, 0.3).head.price == 0.3
     fit, calibrate = three.split((0.5, 0.5), seed=0)
     policy = RoutePolicy("kernel", KernelQuality()).fit(fit)
     assert guaranteed_takeover(policy, calibrate, "large", 0.3).setting is not None
@@ -138,8 +151,10 @@ def test_trained_heads_and_reports_are_made_by_name(three):
     assert report.rows[0].name == "tag_router"
 
 
-def test_all_policies_of_a_table_are_listed(three):
+def test_all_policies_of_a_table_are_listed(three, labelled):
     names = {policy.name for policy in policies_without_models(three)}
+    assert not names & HEADS
+    assert {policy.name for policy in policies_without_models(labelled)} >= HEADS
     assert {"frugal_gpt", "forc", "tag_router", "llm_blender"} <= names
     two = three.of_models(["small", "large"])
     assert "consistency_cascade" not in {policy.name for policy in policies_without_models(two)}
@@ -158,7 +173,9 @@ def test_routes_are_made_of_configuration(three, tmp_path):
         ({"colour": "red"}, "'colour' is unknown"),
         ({"options": {"colour": 1}}, "no option 'colour'"),
         ({"policy": "routing_benchmark"}, "needs table, policies, budget"),
-        ({"policy": "cascade_aware_training"}, "not a policy over a table"),
+        ({"policy": "cascade_aware_training"}, "different ones: a head answers by label"),
+        ({"level": 1e-4}, "no setting of calibrated_cascade is certified"),
+        ({"level": 0.5, "budget": 1e-5}, "cheapest certified setting may spend"),
     ):
         with pytest.raises(InputError, match=said):
             make_route({**settings, **change}, models)
@@ -166,18 +183,43 @@ def test_routes_are_made_of_configuration(three, tmp_path):
         make_route({"policy": "forc", "table": "t"}, models)
 
 
-NOT_A_POLICY = {"cascade_aware_training", "selective_query", "guaranteed_takeover", "routing_benchmark"}
+def test_a_route_with_a_level_serves_the_cheapest_certified_setting(three):
+    models = {name: Says(name) for name in three.models}
+    asked = {"policy": "route_llm", "budget": 1.0, "options": {"kind": "kernel"}, "models": ["small", "large"]}
+    free, held = Route({**asked, "level": 0.9}, three, models), Route({**asked, "level": 0.3}, three, models)
+    assert free.settings["level"] == 0.9
+    assert free.measured[1] < held.measured[1] <= Route(asked, three, models).measured[1]
+
+
+def test_a_head_answers_what_it_is_sure_of(labelled):
+    fit, test = labelled.split((0.5, 0.5), seed=0)
+    for slug in ("selective_query", "cascade_aware_training"):
+        policy = make_policy(slug, fit, options={"price": 0.01} if slug == "selective_query" else {}).fit(fit)
+        dear, cheap = (policy.run(test, setting) for setting in (float("inf"), float("-inf")))
+        assert dear.qualities(test) == pytest.approx(test.scores[:, 1])
+        assert cheap.costs(test).sum() == 0
+        assert cheap.qualities(test).mean() > 0.95
+
+
+def test_answers_nobody_gave_score_nothing():
+    table = ReplyTable.of(["a", "b"], {"m": [1, 1]}, {"m": 1.0}, replies={"m": ["yes", "no"]})
+    assert table.score_of(0, "Yes.") == 1
+    assert table.score_of(0, "no") == 0
+
+
+NOT_A_POLICY = {"guaranteed_takeover", "routing_benchmark"}
 SERVED = [c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY]
 
 
 @pytest.mark.parametrize("slug", SERVED)
-def test_every_policy_is_served_saved_and_loaded_alike(three, tmp_path, slug):
+def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, tmp_path, slug):
+    three = labelled if slug in HEADS else three
     models = {name: Sees(name) for name in three.models}
     options = {"options": ["= 1", "= 2"]} if slug == "cp_router" else {}
     route = Route({"policy": slug, "budget": 1.0, "options": options}, three, models)
     asked = [Request.of(query) for query in three.queries[:6]]
     said = [reply.model for reply in route.generate(asked)]
-    assert set(said) <= set(three.models)
+    assert set(said) <= {*three.models, "head"}
     route.save(tmp_path / "route")
     again = Route.load(tmp_path / "route", models)
     assert again.settings == route.settings

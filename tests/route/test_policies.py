@@ -127,7 +127,11 @@ def test_compare_reports_and_draws(table):
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert {r["name"] for r in plain["rows"]} >= {"kernel", "random", "nearest neighbours", "oracle"}
     page = report.to_html()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
+    assert page.count("<polygon") == 1
+    values = table.split((0.6, 0.2, 0.2), seed=0)[2].scores[:, 1]
+    [always] = report.row("best single (large)").curve.errors
+    assert always == pytest.approx(values.std() / len(values) ** 0.5)
     assert "http" not in page
     assert "kernel" in page
     with pytest.raises(InputError, match="no policy 'x'"):

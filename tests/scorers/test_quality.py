@@ -20,13 +20,24 @@ from pilotfish.scorers.preferences import (
     factor_loss,
 )
 from pilotfish.scorers.prompts import PromptFeatures, form_of
-from pilotfish.scorers.quality import Column, Gap, KernelQuality, NeighbourQuality, _gauss, _ridge
+from pilotfish.scorers.quality import (
+    Column,
+    Gap,
+    KernelQuality,
+    MeanQuality,
+    NeighbourQuality,
+    TermQuality,
+    _gauss,
+    _ridge,
+)
 from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
 from pilotfish.types import Reply
 
 MAKERS = [
     lambda: KernelQuality(),
     lambda: KernelQuality(second_stage=False),
+    lambda: TermQuality(1.0),
+    lambda: MeanQuality([TermQuality(1.0), NeighbourQuality(k=5)]),
     lambda: NeighbourQuality(k=5),
     lambda: NeighbourQuality(k=5, by_similarity=True),
     lambda: SimilarityElo(),
@@ -58,7 +69,10 @@ def test_every_quality_scorer_keeps_the_contract(make):
     assert sums[1] - sums[0] > books[1] - books[0]
     np.testing.assert_allclose(make().fit(prompts, scores, models).predict(prompts[:5]), scorer.predict(prompts[:5]))
     assert Column(scorer, "large").score(prompts[:3]).shape == (3,)
-    np.testing.assert_allclose(Gap(scorer, "small", "large").score(["add 7 and 10 now"]), [sums[0] - sums[1]])
+    # One prompt and two are multiplied in another order.
+    np.testing.assert_allclose(
+        Gap(scorer, "small", "large").score(["add 7 and 10 now"]), [sums[0] - sums[1]], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -102,6 +116,17 @@ def test_ridge_equals_the_reference_and_its_leave_one_out_is_exact():
     model = KernelRidge(alpha=best, kernel="rbf", gamma=0.5).fit(x, y)
     np.testing.assert_allclose(kernel @ weights, model.predict(x), atol=2e-3)
     np.testing.assert_allclose(held_out[:, 0], errors[best][1], atol=2e-3)
+
+
+def test_the_mean_of_scorers_is_their_mean_and_terms_need_a_penalty():
+    prompts, scores, models = data()
+    parts = [TermQuality(1.0), NeighbourQuality(k=5)]
+    both = MeanQuality(parts).fit(prompts, scores, models).predict(prompts[:7])
+    np.testing.assert_allclose(both, (parts[0].predict(prompts[:7]) + parts[1].predict(prompts[:7])) / 2)
+    with pytest.raises(InputError, match="at least one"):
+        MeanQuality([]).fit(prompts, scores, models)
+    with pytest.raises(InputError, match="above 0"):
+        TermQuality(0.0).fit(prompts, scores, models)
 
 
 def test_features_and_kernel_survive_arrays():

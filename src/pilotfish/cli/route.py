@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pilotfish.errors import ModelError
+from pilotfish.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from pilotfish.protocols import Model
     from pilotfish.route.router import Router
 
 __all__ = ["app"]
@@ -19,6 +20,13 @@ app = typer.Typer(help="Route queries to models by recorded replies.", no_args_i
 Table = Annotated[Path, typer.Option("--table", "-t", help="JSON lines: query, model, reply, score, cost, latency")]
 Budget = Annotated[str, typer.Option("--budget", "-b", help="dollars per queries, such as 2usd/1k")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of the cut of the table")]
+Live = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="NAME=SOURCE: a local model for a name of the table, where a method asks one"),
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", help="NAME=VALUE: an argument of the method, the value as JSON or text")
+]
 
 
 class _Absent:
@@ -26,6 +34,34 @@ class _Absent:
 
     def generate(self, requests: object) -> list[object]:  # noqa: ARG002 - the shape of a model
         raise ModelError("This model is only named here and cannot answer: serve the router to ask it.")
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    pairs = dict(text.partition("=")[::2] for text in given or ())
+    for name, value in pairs.items():
+        if not name or not value:
+            raise InputError(f"{option} is {name!r} without a value: give NAME=VALUE.")
+    return pairs
+
+
+def _live(given: list[str] | None) -> dict[str, Model]:
+    if not given:
+        return {}
+    from pilotfish.models.gguf import GGUFModel
+
+    return {name: GGUFModel(source) for name, source in _pairs(given, "--model").items()}
+
+
+def _options(given: list[str] | None) -> dict[str, Any]:
+    import json
+
+    def read(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    return {name: read(value) for name, value in _pairs(given, "--option").items()}
 
 
 def _router(path: Path) -> Router:
@@ -48,6 +84,11 @@ def fit(
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="a method of 'pilotfish methods --group routing' or cascades")
     ] = "kernel_router",
+    model: Live = None,
+    option: Options = None,
+    level: Annotated[
+        float | None, typer.Option("--level", help="serve the cheapest setting certified to lose no more score")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Fit a policy on a table, choose its setting for a budget, and save it for serving."""
@@ -57,8 +98,11 @@ def fit(
     from pilotfish.traffic.table import ReplyTable
 
     read = ReplyTable.from_jsonl(table)
-    settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed}
-    route = Route(settings, read, dict.fromkeys(read.models, _Absent()))  # type: ignore[arg-type]
+    settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": _options(option)}
+    if level is not None:
+        settings["level"] = level
+    models: dict[str, Any] = {**dict.fromkeys(read.models, _Absent()), **_live(model)}
+    route = Route(settings, read, models)
     if policy == "kernel_router" and isinstance(route.model, Router):
         route.model.save(out)
     else:
@@ -78,6 +122,8 @@ def compare(
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="names, comma-separated; by default all that need only the table")
     ] = "",
+    model: Live = None,
+    option: Options = None,
     html: Annotated[Path | None, typer.Option("--html", help="write the report page here")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="write the report as JSON here")] = None,
     level: Annotated[float, typer.Option("--level", help="loss of score to certify")] = 0.02,
@@ -95,7 +141,10 @@ def compare(
 
     read = ReplyTable.from_jsonl(table)
     names = [name.strip() for name in policy.split(",") if name.strip()]
-    policies = [make_policy(name, read) for name in names] if names else policies_without_models(read)
+    if option and not names:
+        raise InputError("--option is given without --policy: name the methods that take it.")
+    own, live = _options(option), _live(model)
+    policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
     report = run(read, policies, parse_budget(budget), level=level, seed=seed)
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")
     for name in ("score", "95 % interval", "cost", "gap recovered", "certified kept"):

@@ -294,11 +294,14 @@ class RouteConfig(_Section):
         model, any other is asked for at the endpoint.
     options : dict
         Further arguments of the method.
+    level : float or None
+        Serve the cheapest setting that is certified to lose no more score than this against the last model.
     """
 
     policy: Annotated[str, Field(min_length=1)]
     table: Path
     budget: str
+    level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     models: list[str] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
 

@@ -15,7 +15,9 @@ from pilotfish.errors import InputError
 from pilotfish.files import replacing
 from pilotfish.methods import cards, find
 from pilotfish.protocols import Model, Scorer
+from pilotfish.route.certify import certify
 from pilotfish.route.deploy import in_service, serve, setting_within
+from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
 from pilotfish.traffic.table import ReplyTable
@@ -168,8 +170,18 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
         wants_more = card.slug in ("smoothie", "consistency_cascade") and table.n_models < 3
         if (reads and not complete) or wants_more or card.slug in ("stated_confidence", "verbalised_confidence"):
             continue
+        if isinstance(policy, HeadPolicy) and not _answered_by_labels(table):
+            continue
         found.append(policy)
     return found
+
+
+def _answered_by_labels(table: ReplyTable) -> bool:
+    try:
+        right_answers(table)
+    except InputError:
+        return False
+    return True
 
 
 class Route:
@@ -181,8 +193,9 @@ class Route:
     ----------
     settings : mapping
         ``policy``, ``budget`` (dollars per query, or text such as ``2usd/1k``), and optionally ``models`` (from first
-        to last), ``options`` of the method, ``seed``, and ``chosen``: the setting, which is otherwise chosen by the
-        budget on a quarter of the table that the policy is not fitted on.
+        to last), ``options`` of the method, ``seed``, ``level``, and ``chosen``: the setting, which is otherwise chosen
+        on a quarter of the table that the policy is not fitted on: the best within the budget or, with ``level``, the
+        cheapest that is certified at 95 % confidence to lose no more score than that against the dearest model.
     table : ReplyTable
         Recorded replies.
     models : mapping of str to Model
@@ -212,7 +225,7 @@ class Route:
     >>> table = ReplyTable.of(["a b", "c d", "e f", "g h"] , {"s": [0, 0, 1, 1], "l": [1, 1, 1, 1]}, {"s": 1, "l": 2})
     >>> route = Route({"policy": "orchestra_llm", "budget": 3.0}, table, {"s": FakeModel(), "l": FakeModel()})
     >>> sorted(route.settings)
-    ['budget', 'chosen', 'models', 'options', 'policy', 'seed']
+    ['budget', 'chosen', 'level', 'models', 'options', 'policy', 'seed']
     """
 
     def __init__(
@@ -231,7 +244,13 @@ class Route:
         policy = in_service(policy).fit(fit)
         budget = settings["budget"]
         budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
-        chosen = _as_tuples(settings["chosen"]) if "chosen" in settings else setting_within(policy, calibrate, budget)
+        level = settings.get("level")
+        if "chosen" in settings:
+            chosen = _as_tuples(settings["chosen"])
+        elif level is not None:
+            chosen = _certified(policy, fit, calibrate, (names or by_cost(self.table))[-1], float(level), budget)
+        else:
+            chosen = setting_within(policy, calibrate, budget)
         choice, calibrate = policy.run(calibrate, chosen), calibrate.complete()
         self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
         self.n_calibrate = calibrate.n_queries
@@ -242,6 +261,7 @@ class Route:
             "models": list(names),
             "options": options,
             "seed": seed,
+            "level": level,
             "chosen": chosen,
         }
 
@@ -283,7 +303,22 @@ class Route:
         return cls(settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl"), models, candidates)
 
 
-_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "chosen"})
+_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen"})
+
+
+def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: str, level: float, budget: float) -> Any:
+    proof = certify(policy, calibrate, strong=strong, level=level, settings=policy.settings(fit))
+    if proof.setting is None:
+        raise InputError(
+            f"level is {level:g}, which no setting of {policy.name} is certified to keep to on {proof.n} queries: "
+            "record more, or raise the level."
+        )
+    if proof.spend_upper > budget:
+        raise InputError(
+            f"budget is {budget:g} but the cheapest certified setting may spend {proof.spend_upper:.3g} per query: "
+            "raise the budget or the level."
+        )
+    return proof.setting
 
 
 def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:

@@ -9,6 +9,7 @@ from pilotfish.methods import method
 from pilotfish.protocols import Model, Scorer
 from pilotfish.route.certify import Certificate, certify
 from pilotfish.route.compound import AnyOf, LearnedPolicy
+from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import CascadePolicy, GatePolicy, Policy
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality, CalibratedConfidence, StatedConfidence, VerbalisedConfidence
@@ -18,6 +19,7 @@ from pilotfish.training.cascade_head import CascadeHead
 from pilotfish.types import Exchange
 
 _COMPARE = "pilotfish route compare --table t.jsonl --budget 2usd/1k --policy "
+_LIVE = " --model small=qwen2.5-coder-0.5b-instruct"
 
 
 @method(
@@ -25,7 +27,7 @@ _COMPARE = "pilotfish route compare --table t.jsonl --budget 2usd/1k --policy "
     paper="Chen 2025a, arXiv:2506.09669",
     group="cascades",
     needs="token probabilities",
-    command="python -m benchmarks cascade --only live",
+    command=_COMPARE + "query_level_uncertainty" + _LIVE,
 )
 def query_level_uncertainty(models: Sequence[str], weak: Model) -> GatePolicy:
     """Ask the small model, before it writes a token, whether it can answer; its P(yes) decides."""
@@ -50,11 +52,11 @@ def calibrated_cascade(models: Sequence[str], scorer: Scorer[Exchange] | None = 
     paper="Kag and Fedorov 2023",
     group="cascades",
     needs="training",
-    command="python -m benchmarks cascade --only heads",
+    command=_COMPARE + "selective_query",
 )
-def selective_query(price: float = 0.1) -> CascadeHead:
+def selective_query(models: Sequence[str], price: float = 0.1) -> HeadPolicy:
     """Train a small classifier and its gate together: right where it answers, cheap where it does not."""
-    return CascadeHead(gate=True, price=price)
+    return HeadPolicy("selective_query", CascadeHead(gate=True, price=price), models[-1])
 
 
 @method(
@@ -62,11 +64,11 @@ def selective_query(price: float = 0.1) -> CascadeHead:
     paper="Wang 2024a, arXiv:2406.00060",
     group="cascades",
     needs="training",
-    command="python -m benchmarks cascade --only heads",
+    command=_COMPARE + "cascade_aware_training",
 )
-def cascade_aware_training() -> CascadeHead:
+def cascade_aware_training(models: Sequence[str]) -> HeadPolicy:
     """Train a small classifier only on examples that it or the large model gets right."""
-    return CascadeHead(aware=True)
+    return HeadPolicy("cascade_aware_training", CascadeHead(aware=True), models[-1])
 
 
 @method(
@@ -154,7 +156,7 @@ def stated_confidence(models: Sequence[str]) -> CascadePolicy:
     paper="Dhuliawala 2023, arXiv:2309.11495",
     group="cascades",
     needs="black box",
-    command="python -m benchmarks cascade --only live",
+    command=_COMPARE + "chain_of_verification" + _LIVE,
 )
 def chain_of_verification(models: Sequence[str], verifier: Model) -> CascadePolicy:
     """Stop where the answer stands after its own verification questions."""
@@ -166,7 +168,7 @@ def chain_of_verification(models: Sequence[str], verifier: Model) -> CascadePoli
     paper="Madaan 2023, arXiv:2310.12963",
     group="cascades",
     needs="black box",
-    command="python -m benchmarks cascade --only live",
+    command=_COMPARE + "automix" + _LIVE,
 )
 def automix(models: Sequence[str], verifier: Model, n_samples: int = 4, planned: bool = True) -> CascadePolicy:
     """Verify an answer a few times against its context, then stop or go on by threshold or by a plan.
@@ -203,7 +205,7 @@ def consistency_cascade(
     paper="ours: learn then test with betting bounds, arXiv:2110.01052, arXiv:2010.09686",
     group="cascades",
     needs="black box",
-    command="python -m benchmarks guarantee",
+    command="pilotfish route fit --table t.jsonl --budget 2usd/1k --policy calibrated_cascade --level 0.02",
 )
 def guaranteed_takeover(
     policy: Policy, calibrate: ReplyTable, strong: str, level: float, delta: float = 0.05, by_group: bool = False

@@ -28,7 +28,7 @@ _COMPARE = "pilotfish route compare --table t.jsonl --budget 2usd/1k --policy "
     paper="Su 2025, arXiv:2505.19970",
     group="routing",
     needs="token probabilities",
-    command="python -m benchmarks cascade --only live",
+    command=_COMPARE + 'cp_router --model small=qwen2.5-coder-0.5b-instruct --option \'options=["A", "B"]\'',
 )
 def cp_router(models: Sequence[str], weak: Model, options: Sequence[str], delta: float = 0.1) -> GatePolicy:
     """Keep a multiple-choice question on the small model where its conformal set holds one option."""

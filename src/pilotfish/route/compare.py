@@ -234,7 +234,9 @@ def _row(
     means = [(float(c.costs(calibrate).mean()), float(c.qualities(calibrate).mean())) for c in runs]
     within = [k for k, (cost, _) in enumerate(means) if cost <= budget + 1e-12]
     tested = [policy.run(test, setting) for setting in settings]
-    curve = Curve.of([c.costs(test).mean() for c in tested], [c.qualities(test).mean() for c in tested])
+    scored = np.array([c.qualities(test) for c in tested])
+    errors = scored.std(axis=1) / test.n_queries**0.5
+    curve = Curve.of([c.costs(test).mean() for c in tested], scored.mean(axis=1), errors)
     cost = quality = low = high = float("nan")
     if within:
         chosen = tested[max(within, key=lambda k: (means[k][1], -means[k][0]))]

@@ -24,13 +24,16 @@ class Curve:
         Mean dollars per query, ascending.
     qualities : ndarray (k,)
         Mean score, higher is better.
+    errors : ndarray (k,) or None
+        Standard error of each mean score, where it is known.
     """
 
     costs: FloatArray
     qualities: FloatArray
+    errors: FloatArray | None = None
 
     @classmethod
-    def of(cls, costs: ArrayLike, qualities: ArrayLike) -> Curve:
+    def of(cls, costs: ArrayLike, qualities: ArrayLike, errors: ArrayLike | None = None) -> Curve:
         """Sort points by cost, the better first among equals.
 
         Raises
@@ -44,7 +47,7 @@ class Curve:
                 f"costs {x.shape} and qualities {y.shape} make no curve: give as many finite numbers of each."
             )
         order = np.lexsort((-y, x))
-        return cls(x[order], y[order])
+        return cls(x[order], y[order], None if errors is None else np.asarray(errors, dtype=np.float64)[order])
 
 
 def hull(curve: Curve) -> Curve:
@@ -61,23 +64,23 @@ def hull(curve: Curve) -> Curve:
     ----------
     Hu et al. 2024 (RouterBench, arXiv:2403.12031), section 3: the non-decreasing convex hull.
     """
-    kept: list[tuple[float, float]] = []
+    x, y = curve.costs.tolist(), curve.qualities.tolist()
+    kept: list[int] = []
     best = -np.inf
-    for x, y in zip(curve.costs.tolist(), curve.qualities.tolist(), strict=True):
-        if y <= best:
+    for i in range(len(x)):
+        if y[i] <= best:
             continue
-        best = y
+        best = y[i]
         while len(kept) > 1:
-            (x0, y0), (x1, y1) = kept[-2:]
-            if (y1 - y0) * (x - x0) <= (y - y0) * (x1 - x0):
+            a, b = kept[-2:]
+            if (y[b] - y[a]) * (x[i] - x[a]) <= (y[i] - y[a]) * (x[b] - x[a]):
                 kept.pop()
             else:
                 break
-        if kept and kept[-1][0] == x:
+        if kept and x[kept[-1]] == x[i]:
             kept.pop()
-        kept.append((x, y))
-    points = np.array(kept)
-    return Curve(points[:, 0], points[:, 1])
+        kept.append(i)
+    return Curve(curve.costs[kept], curve.qualities[kept], None if curve.errors is None else curve.errors[kept])
 
 
 def average_quality(curve: Curve, low: float, high: float) -> float:

@@ -12,9 +12,11 @@ from pilotfish.cascade import Cascade, Stage
 from pilotfish.errors import InputError
 from pilotfish.protocols import Model, Scorer
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy
+from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
 from pilotfish.route.router import Candidate, Router
 from pilotfish.rules import Threshold
+from pilotfish.scorers.answers import StatedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_shared_queries
 from pilotfish.types import Reply, Request
 
@@ -108,6 +110,9 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
         return _cascade(policy, setting, models)
     if isinstance(policy, GatePolicy):
         return Gate(models[policy.weak], models[policy.strong], policy.scorer, Threshold(float(setting)))
+    if isinstance(policy, HeadPolicy):
+        stage = Stage(policy.head, StatedConfidence(), Threshold(float(setting)), policy.name)
+        return Cascade([stage], models[policy.large], policy.large)
     if isinstance(policy, RankPolicy):
         return Blender([models[name] for name in policy.models], policy.ranker)
     if isinstance(policy, AlwaysPolicy):
@@ -122,6 +127,8 @@ def _asked_by(policy: Policy) -> Sequence[str]:
         return policy.order
     if isinstance(policy, GatePolicy):
         return (policy.weak, policy.strong)
+    if isinstance(policy, HeadPolicy):
+        return (policy.large,)
     if isinstance(policy, RankPolicy):
         return policy.models
     return (policy.model,) if isinstance(policy, AlwaysPolicy) else ()

@@ -41,20 +41,26 @@ class Choices:
     Parameters
     ----------
     answered : ndarray of int, (n,)
-        Column of the model whose answer is returned.
+        Column of the model whose answer is returned; -1 for an answer of the policy's own.
     tried : ndarray of bool, (n, m)
         Which models were asked.
     extra_cost : ndarray of float, (n,)
         Dollars besides the models' own: verifiers, samples, judges.
+    own : tuple of str, (n,) or empty
+        Answers of the policy's own.
     """
 
     answered: IntArray
     tried: NDArray[np.bool_]
     extra_cost: FloatArray
+    own: tuple[str, ...] = ()
 
     def qualities(self, table: ReplyTable) -> FloatArray:
         """Score of each returned answer, (n,)."""
-        return np.asarray(table.scores[np.arange(table.n_queries), self.answered])
+        found = np.array(table.scores[np.arange(table.n_queries), self.answered])
+        for i in np.flatnonzero(self.answered < 0):
+            found[i] = table.score_of(int(i), self.own[i])
+        return found
 
     def costs(self, table: ReplyTable) -> FloatArray:
         """Dollars spent on each query, everything tried included, (n,)."""

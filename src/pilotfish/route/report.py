@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pilotfish.page import Mark, Series, cards, chart, page, section, table
 from pilotfish.route.curves import hull
@@ -33,7 +36,7 @@ def render(report: Report) -> str:
     parts = [head]
     if report.warnings:
         parts.append(section("Read first", table(["warning"], [[said] for said in report.warnings])))
-    drawn = [series for row in (*policies, *own) for series in _drawn(row)]
+    drawn = [_drawn(row) for row in (*policies, *own)]
     parts.append(
         section(
             "Cost and quality",
@@ -44,6 +47,14 @@ def render(report: Report) -> str:
                 marks=[Mark(report.budget, "budget")] if math.isfinite(report.budget) else [],
             ),
             note="Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings.",
+        )
+    )
+    parts.append(
+        section(
+            "Each policy",
+            '<div class="two">' + "".join(_alone(row, report) for row in policies) + "</div>",
+            note="Its hull with the 95 % interval of the mean score on the test queries, beside a random mix of the "
+            "cheapest and the best model; dots are its settings.",
         )
     )
     chosen = [row for row in report.rows if math.isfinite(row.quality)]
@@ -82,10 +93,18 @@ def render(report: Report) -> str:
     return page("Routing report", f"{len(policies)} policies and {len(own)} baselines on recorded replies", *parts)
 
 
-def _drawn(row: Row) -> list[Series]:
+def _drawn(row: Row) -> Series:
     top = hull(row.curve)
-    single = top.costs.size == 1
-    return [Series(row.name, top.costs.tolist(), top.qualities.tolist(), points=single)]
+    return Series(row.name, top.costs.tolist(), top.qualities.tolist(), points=top.costs.size == 1)
+
+
+def _alone(row: Row, report: Report) -> str:
+    top, line = hull(row.curve), _drawn(row)
+    around = np.zeros(top.costs.size) if top.errors is None else 1.96 * top.errors
+    low, high = (top.qualities - around).tolist(), (top.qualities + around).tolist()
+    settings = Series("settings", row.curve.costs.tolist(), row.curve.qualities.tolist(), points=True)
+    shown = [replace(line, low=low, high=high), *(_drawn(r) for r in report.rows if r.name == "random"), settings]
+    return chart(shown, x_label="dollars per query", y_label="mean score")
 
 
 def _line(row: Row, report: Report) -> list[str]:

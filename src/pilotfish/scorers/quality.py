@@ -13,7 +13,16 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.prompts import PromptFeatures
 
-__all__ = ["Column", "Gap", "KernelQuality", "NeighbourQuality", "QualityScorer", "checked_scores"]
+__all__ = [
+    "Column",
+    "Gap",
+    "KernelQuality",
+    "MeanQuality",
+    "NeighbourQuality",
+    "QualityScorer",
+    "TermQuality",
+    "checked_scores",
+]
 
 _Points = NDArray[Any]
 
@@ -302,6 +311,91 @@ class NeighbourQuality:
         mass = (weights[:, :, None] * known).sum(axis=1)
         total = (weights[:, :, None] * np.nan_to_num(self.scores_[nearest])).sum(axis=1)
         return np.asarray(np.where(mass > 0, total / np.maximum(mass, 1e-12), self.mean_))
+
+
+class TermQuality:
+    """Ridge regression of every model's score on the words and word pairs of the prompt, weighted by TF-IDF.
+
+    Parameters
+    ----------
+    penalty : float
+        Of the squared weights, above 0.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.0, 1], [0, 1], [1, 0], [1, 0]])
+    >>> prompts = ["add one", "add two", "who said it", "who wrote it"]
+    >>> TermQuality(0.1).fit(prompts, scores, ["small", "large"]).predict(["add three"]).argmax(axis=1)
+    array([1])
+
+    References
+    ----------
+    Hoerl and Kennard 1970 (ridge regression); Sparck Jones 1972 (weights of terms).
+    """
+
+    def __init__(self, penalty: float = 10.0) -> None:
+        self.penalty = penalty
+
+    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+        """Learn from scores (n, m), NaN where a model was not asked."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import Ridge
+
+        y = checked_scores(prompts, scores, models)
+        if not self.penalty > 0:
+            raise InputError(f"penalty is {self.penalty:g}: give a number above 0.")
+        self.models_ = tuple(models)
+        self.terms_ = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(prompts) // 2), ngram_range=(1, 2))
+        x = self.terms_.fit_transform(prompts)
+        known = np.isfinite(y)
+        self.lines_ = [Ridge(self.penalty).fit(x[rows], y[rows, j]) for j, rows in enumerate(known.T)]
+        return self
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
+        if not hasattr(self, "lines_"):
+            raise NotFittedError("TermQuality was used before fit: call fit(prompts, scores, models) first.")
+        x = self.terms_.transform(prompts)
+        return np.column_stack([line.predict(x) for line in self.lines_])
+
+
+class MeanQuality:
+    """The mean of what several quality scorers predict: their mistakes differ, and partly cancel.
+
+    Parameters
+    ----------
+    scorers : sequence of QualityScorer
+        At least one; fitted by ``fit``.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.0, 1.0], [1.0, 1.0]])
+    >>> both = MeanQuality([NeighbourQuality(k=1), NeighbourQuality(k=2)])
+    >>> both.fit(["add 1 and 2", "who is it"], scores, ["small", "large"]).predict(["who is it?"])
+    array([[0.75, 1.  ]])
+
+    References
+    ----------
+    Perrone and Cooper 1993, When networks disagree.
+    """
+
+    def __init__(self, scorers: Sequence[QualityScorer]) -> None:
+        self.scorers = tuple(scorers)
+
+    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+        """Fit every scorer on scores (n, m), NaN where a model was not asked."""
+        if not self.scorers:
+            raise InputError("scorers is empty: give at least one quality scorer.")
+        for scorer in self.scorers:
+            scorer.fit(prompts, scores, models)
+        self.models_ = tuple(models)
+        return self
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
+        if not hasattr(self, "models_"):
+            raise NotFittedError("MeanQuality was used before fit: call fit(prompts, scores, models) first.")
+        return np.asarray(np.mean([scorer.predict(prompts) for scorer in self.scorers], axis=0))
 
 
 def _unit(rows: FloatArray) -> FloatArray:

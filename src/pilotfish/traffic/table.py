@@ -310,6 +310,24 @@ class ReplyTable:
             replies=replies,
         )
 
+    def score_of(self, row: int, answer: str) -> float:
+        """Best score that any model got with this very answer to a query; 0 where no model gave it.
+
+        Examples
+        --------
+        >>> said = {"a": ["Yes"], "b": ["no"]}
+        >>> table = ReplyTable.of(["is it?"], {"a": [1], "b": [0]}, {"a": 1.0, "b": 2.0}, replies=said)
+        >>> table.score_of(0, "yes"), table.score_of(0, "no"), table.score_of(0, "perhaps")
+        (1.0, 0.0, 0.0)
+        """
+        given = self.replies[row] if self.replies else ()
+        same = [
+            float(score)
+            for score, reply in zip(self.scores[row], given, strict=False)
+            if reply is not None and score == score and normalise(reply) == normalise(answer)
+        ]
+        return max(same, default=0.0)
+
     def subset(self, rows: Sequence[int] | IntArray) -> ReplyTable:
         """Keep some queries, in the order given."""
         at = np.asarray(rows, dtype=np.int64)
