@@ -293,8 +293,8 @@ def sampling(run: Run, model: TransformersModel) -> None:
     acceptance = Lossless(how)
     for _ in range(n_draws):
         token = int(rng.choice(12, p=q[0]))
-        n, following = acceptance.accept(ArrayLogits(target[[0, token + 1]]), Draft([token], q), rng)
-        first, second = (token, following) if n else (following, int(rng.choice(12, p=p_second[following])))
+        path, following = acceptance.accept(ArrayLogits(target[[0, token + 1]]), Draft([token], q), rng)
+        first, second = (token, following) if path else (following, int(rng.choice(12, p=p_second[following])))
         counts[first, second] += 1
     expected = (p_first[:, None] * p_second).ravel() * n_draws
     p_small = _p_value(counts.ravel(), expected)
@@ -307,8 +307,8 @@ def sampling(run: Run, model: TransformersModel) -> None:
     kept = np.flatnonzero(drafted[0])
     for _ in range(n_real):
         token = int(rng.choice(kept, p=drafted[0, kept]))
-        n, following = acceptance.accept(real, Draft([token], drafted), rng)
-        seen[token if n else following] += 1
+        path, following = acceptance.accept(real, Draft([token], drafted), rng)
+        seen[token if path else following] += 1
     p_real = _p_value(seen, how.probabilities(real.values[:1])[0] * n_real)
     run.figure(
         "sampling_p_value", min(p_small, p_real), unit="p", better="higher", n=n_draws, floor=0.001,

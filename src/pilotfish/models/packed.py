@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["is_packed", "new_cache", "packed"]
+__all__ = ["is_packed", "new_cache", "packed", "takes_trees"]
 
 _ATTENTION = "pilotfish_grouped"
 _FEW = 32
@@ -53,6 +54,12 @@ def new_cache(network: Any) -> Any:
         elif hasattr(layer, "activate_past_recording"):
             layer.activate_past_recording()
     return cache
+
+
+def takes_trees(network: Any, cache: Any) -> bool:
+    """Whether a pass may read tokens side by side: all layers see all of the text, by a mask that a caller gives."""
+    masked = getattr(network.config, "_attn_implementation", None) in ("sdpa", _ATTENTION)
+    return masked and all(type(layer) is _growing() for layer in cache.layers)
 
 
 def _twin(module: Any, config: Any, new_config: Any) -> Any:
@@ -126,6 +133,14 @@ def _growing() -> Any:
             self.shared = True
             twin.__dict__.update(self.__dict__)
             return twin
+
+        def keep(self, n: int, places: Sequence[int]) -> None:
+            """Of the last ``n`` places keep these, in their order; a pass has just written them."""
+            start = self.get_seq_length() - n
+            end = start + len(places)
+            for whole in self.room:
+                whole[..., start:end, :] = whole[..., [start + place for place in places], :]
+            self.keys, self.values = (whole[..., :end, :] for whole in self.room)
 
         def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
             if not self.is_initialized:
