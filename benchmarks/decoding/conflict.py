@@ -24,13 +24,19 @@ Venezuela Caracas;Uruguay Montevideo;Ecuador Quito;Jamaica Kingston;Ghana Accra;
 Morocco Rabat;Tunisia Tunis;Lebanon Beirut;Syria Damascus;Jordan Amman;Indonesia Jakarta;Malaysia Kuala Lumpur"""
 # What is told, what is asked, and the answer that the context gives.
 Item = tuple[str, str, str]
-# Weight, whether it adapts, and gate: the gentlest first, since the first of equals is chosen.
-Way = tuple[float, bool, float]
-WAYS: tuple[Way, ...] = ((1.0, True, 0.1), (1.0, True, 0.0), (0.5, False, 0.3), (0.5, False, 0.1), (0.5, False, 0.0))
+# Weight, whether it adapts, gate and plausible share: the gentlest first, since the first of equals is chosen.
+Way = tuple[float, bool, float, float]
+WAYS: tuple[Way, ...] = (
+    (1.0, True, 0.1, 0.0), (0.5, False, 0.0, 0.1), (1.0, False, 0.0, 0.1), (1.0, False, 0.0, 0.03),
+    (0.5, False, 0.1, 0.0), (0.5, False, 0.0, 0.0),
+)  # fmt: skip
 
 
 def context(run: Run, model: TransformersModel) -> None:
-    """Answers as the context has it, plainly and with the contrast, whose settings a third of the facts choose."""
+    """Answers as the context has it, plainly and with the contrast, whose settings a third of the facts choose.
+
+    Agreement is chosen by as well: on the same facts, told as they are, and on questions on passages that are not tested.
+    """
     plain = Decoder(model)
     facts = [line.split(" ", 1) for line in CAPITALS.replace("\n", ";").split(";")][: 12 if run.quick else None]
     known = [(c, city) for c, city in facts if city in _answer(plain, _asked(c), "")]
@@ -40,18 +46,24 @@ def context(run: Run, model: TransformersModel) -> None:
     agreeing = [_told(*known[i]) for i in order]
     n_choose = len(known) // 3
     found: dict[Way, float] = {}
+    passages = _open(run)
+    agreed = [*agreeing[:n_choose], *passages[: len(passages) // 3]]
     for way in WAYS:
         aware = _aware(model, *way)
-        found[way] = float(_right(aware, against[:n_choose]).mean() + _right(aware, agreeing[:n_choose]).mean())
-        print(f"alpha, adaptive, gate {way}: both {found[way]:.3f} of 2", flush=True)
-    alpha, adaptive, gate = best = max(WAYS, key=lambda way: found[way])
+        parts = (_right(aware, against[:n_choose]).mean(), _right(aware, agreed).mean())
+        found[way] = float(sum(parts))
+        told = f"conflict {parts[0]:.3f}, agreement {parts[1]:.3f}"
+        print(f"alpha, adaptive, gate, plausible {way}: {told}", flush=True)
+    alpha, adaptive, gate, plausible = best = max(WAYS, key=lambda way: found[way])
     aware = _aware(model, *best)
     print(f"{len(known)} of {len(facts)} facts known; chosen: {best}", flush=True)
-    parts = {"conflict": against[n_choose:], "agreement": agreeing[n_choose:], "open": _open(run)}
-    shares = {name: (_right(plain, items), _right(aware, items)) for name, items in parts.items()}
+    tested = {
+        "conflict": against[n_choose:], "agreement": agreeing[n_choose:], "open": passages[len(passages) // 3 :],
+    }  # fmt: skip
+    shares = {name: (_right(plain, items), _right(aware, items)) for name, items in tested.items()}
     for name, (before, after) in shares.items():
         print(f"{name:10s} plain {before.mean():.3f}, context-aware {after.mean():.3f}", flush=True)
-    common = {"alpha": alpha, "adaptive": adaptive, "gate": gate}
+    common = {"alpha": alpha, "adaptive": adaptive, "gate": gate, "plausible": plausible}
     before, after = shares["conflict"]
     low, high = bootstrap(100 * (after - before))
     run.figure(
@@ -86,12 +98,12 @@ def _open(run: Run) -> list[Item]:
         if answer in told and 2 < len(answer) < 30 and answer.lower() not in ("yes", "no"):
             items.append((told, f"{row['question']} Answer with a few words from the context.", answer))
     order = np.random.default_rng(0).permutation(len(items))
-    return [items[i] for i in order[: 4 if run.quick else 32]]
+    return [items[i] for i in order[: 6 if run.quick else 48]]
 
 
-def _aware(model: TransformersModel, alpha: float, adaptive: bool, gate: float) -> Decoder:
+def _aware(model: TransformersModel, alpha: float, adaptive: bool, gate: float, plausible: float) -> Decoder:
     views = {"without_context": without_context}
-    fusion = ContextAware(alpha, adaptive=adaptive, gate=gate)
+    fusion = ContextAware(alpha, adaptive=adaptive, gate=gate, plausible=plausible)
     return fuse(fusion=fusion, views=views, with_context=model, without_context=model)
 
 

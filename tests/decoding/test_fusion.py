@@ -59,6 +59,9 @@ def test_formulas_by_hand() -> None:
     assert np.exp(aware[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.04 / 0.1]), abs=1e-5)
     middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
     bits = sum(a * np.log2(a / m) / 2 + b * np.log2(b / m) / 2 for a, b, m in zip(p, q, middle, strict=True))
+    # The third token has less than .5 of the first's probability given the context; the second has more.
+    among = ContextAware(1.0, adaptive=False, plausible=0.5).fuse({"with_context": one, "without_context": other})
+    assert np.exp(among[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.0]), abs=1e-5)
     adaptive = ContextAware(2.0).fuse({"with_context": one, "without_context": other})
     weights = [a * (a / b) ** (2 * bits) for a, b in zip(p, q, strict=True)]
     assert np.exp(adaptive[0]) == pytest.approx(expected(weights), abs=1e-5)
@@ -168,10 +171,11 @@ def test_a_bridge_says_nothing_in_mid_character() -> None:
     [
         lambda: Contrastive(alpha=2),
         lambda: Contrastive(beta=-1),
+        lambda: ContextAware(plausible=1.5),
         lambda: ProxyTuning(float("nan")),
         lambda: Fused(Product(), {"base": random_model(0), "adapter": random_model(1)}, gate=0.0),
     ],
 )
 def test_what_is_out_of_range_is_told(make: Callable[[], object]) -> None:
-    with pytest.raises(InputError, match=r"alpha|beta|gate"):
+    with pytest.raises(InputError, match=r"alpha|beta|gate|plausible"):
         make()
