@@ -35,7 +35,7 @@ WAYS: tuple[Way, ...] = (
 def context(run: Run, model: TransformersModel) -> None:
     """Answers as the context has it, plainly and with the contrast, whose settings a third of the facts choose.
 
-    Agreement is chosen by as well: on the same facts, told as they are, and on questions on passages that are not tested.
+    Agreement is chosen by as well: on the same facts, told as they are, and on passages that are not tested.
     """
     plain = Decoder(model)
     facts = [line.split(" ", 1) for line in CAPITALS.replace("\n", ";").split(";")][: 12 if run.quick else None]

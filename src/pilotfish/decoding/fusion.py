@@ -130,15 +130,13 @@ class ContextAware:
 
     References
     ----------
-    Context-aware decoding: Shi et al., arXiv:2305.14739, eq. 2; adaptive: Wang et al., arXiv:2409.07394, eq. 4; plausible
-    tokens: Li et al., arXiv:2210.15097, eq. 3.
+    Context-aware decoding: Shi et al., arXiv:2305.14739, eq. 2; adaptive: Wang et al., arXiv:2409.07394, eq. 4;
+    plausible tokens: Li et al., arXiv:2210.15097, eq. 3.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("with_context", "without_context")
 
-    def __init__(
-        self, alpha: float = 1.0, *, adaptive: bool = True, gate: float = 0.0, plausible: float = 0.0
-    ) -> None:
+    def __init__(self, alpha: float = 1.0, *, adaptive: bool = True, gate: float = 0.0, plausible: float = 0.0) -> None:
         self.alpha = _weight("alpha", alpha)
         self.adaptive = adaptive
         self.gate = _share("gate", gate)
