@@ -17,6 +17,7 @@ from pilotfish.decoding.fusion import (
     SourceContrastive,
 )
 from pilotfish.errors import InputError
+from pilotfish.models.sessions import FunctionSession
 from pilotfish.protocols import LogProbs
 from pilotfish.types import Request
 from tests.decoding.small import Letters, Scripted, random_model
@@ -139,6 +140,12 @@ def test_a_bridge_shares_out_the_own_probabilities() -> None:
     alone = Bridged(model, other).session([3])
     one_by_one = np.exp([alone.extend([token]).log_probs()[0] for token in (0, 1, 2)])
     assert one_by_one == pytest.approx(rows, abs=1e-5)
+
+    class OneByOne(FunctionSession):
+        takes_trees = False
+
+    model.session = lambda: OneByOne(model.function)  # type: ignore[method-assign]
+    assert np.exp(Bridged(model, other).session([3]).extend([0, 1, 2]).log_probs()) == pytest.approx(rows, abs=1e-5)
     session.rewind(2)
     assert np.exp(session.extend([1, 2]).log_probs()) == pytest.approx(rows[1:], abs=1e-5)
     assert session.fork().extend([0]).log_probs().shape == (1, 6)

@@ -10,7 +10,7 @@ import numpy as np
 from pilotfish.decoding.fusion import normalised
 from pilotfish.decoding.vocabulary import SortedTokens, VocabularyMap, same_vocabulary
 from pilotfish.models.sessions import ArrayLogits, n_common
-from pilotfish.protocols import LogProbs, Tokenizer, WhiteBoxModel
+from pilotfish.protocols import LogProbs, Tokenizer, TreeSession, WhiteBoxModel
 
 __all__ = ["PROMPT", "Bridged", "BridgedSession", "in_vocabulary"]
 
@@ -89,8 +89,8 @@ class BridgedSession:
         self._known = known
         self._map = VocabularyMap.between(model.tokenizer, tokenizer)
         self._session = model.session()
-        self._own: list[int] = []
-        self._rows: dict[int, LogProbs] = {}
+        self._own: tuple[int, ...] = ()
+        self._rows: dict[tuple[int, ...], LogProbs] = {}
         self._read: list[int] = []
 
     @property
@@ -102,23 +102,20 @@ class BridgedSession:
         """Read further tokens, and tell what is expected after each of the last ``n_last`` of them.
 
         What is said after a token does not depend on what was read with it: where the own tokens of the text up to
-        there are no beginning of those of the whole, they are read by themselves.
+        there are no beginning of those of the whole, they are read beside them.
         """
         self._read.extend(tokens)
         pieces = [b"" if token < 0 else self.tokenizer.tokens[token] for token in self._read]
         ends = np.cumsum([len(piece) for piece in pieces])[-(n_last or len(tokens)) :]
         whole = b"".join(pieces)
         own = {i: found for i, end in enumerate(ends.tolist()) if (found := self._encoded(whole[:end])) is not None}
+        self._follow(list(own.values()))
         n_vocabulary = self.tokenizer.n_vocabulary
         values = np.full((ends.size, n_vocabulary), -np.log(n_vocabulary), dtype=np.float32)
-        if own:
-            longest = own[max(own)]
-            together = [i for i, part in own.items() if longest[: len(part)] == part]
-            self._follow(longest, sorted({n for i in together for n in self._opened(own[i])}))
-            for i in [*together, *sorted(set(own) - set(together))]:
-                values[i] = self._expected(own[i])
-        for n in sorted(self._rows)[:-_N_KEPT]:
-            del self._rows[n]
+        for i, tokens_so_far in own.items():
+            values[i] = self._expected(tokens_so_far)
+        for key in list(self._rows)[:-_N_KEPT]:
+            del self._rows[key]
         return ArrayLogits(normalised(values))
 
     def rewind(self, n: int) -> None:
@@ -128,7 +125,7 @@ class BridgedSession:
     def fork(self) -> BridgedSession:
         """Copy the state."""
         twin = BridgedSession(self.model, self.tokenizer, self._known, self.prompt)
-        twin._session, twin._own, twin._read = self._session.fork(), list(self._own), list(self._read)
+        twin._session, twin._own, twin._read = self._session.fork(), self._own, list(self._read)
         twin._rows = dict(self._rows)
         return twin
 
@@ -144,26 +141,45 @@ class BridgedSession:
         """Lengths of the text, in own tokens, after which it may be told otherwise, and its whole length."""
         return list(range(max(1, len(self.prompt), len(own) - _N_OPENED), len(own) + 1))
 
-    def _follow(self, wanted: Sequence[int], ends: Sequence[int]) -> None:
-        """Have the rows of what is expected after so many of the wanted own tokens."""
-        n = n_common(self._own, wanted)
-        missing = [end for end in ends if end > n or end not in self._rows]
+    def _follow(self, texts: Sequence[list[int]]) -> None:
+        """Have the rows of what is expected after every opened end of some texts: in one pass, as a tree, if it can be.
+
+        The last text is the longest; the session goes on from there.
+        """
+        wanted = dict.fromkeys(tuple(own[:end]) for own in reversed(texts) for end in reversed(self._opened(own)))
+        missing = [key for key in wanted if key not in self._rows]
         if not missing:
             return
-        n, last = min(n, missing[0] - 1), ends[-1]
+        if not (isinstance(self._session, TreeSession) and self._session.takes_trees):
+            for key in reversed(missing):
+                n = min(n_common(self._own, key), len(key) - 1)
+                self._session.rewind(len(self._own) - n)
+                self._rows[key] = self._session.extend(key[n:], 1).log_probs()[0]
+                self._own = key
+            return
+        shared = min(n_common(missing[0], key) for key in missing)
+        n = min(n_common(self._own, missing[0]), shared - 1)
         self._session.rewind(len(self._own) - n)
-        logs = self._session.extend(wanted[n:last], last - missing[0] + 1).log_probs()
-        self._rows = {end: row for end, row in self._rows.items() if end <= n}
-        self._rows |= {missing[0] + i: row for i, row in enumerate(logs)}
-        self._own = list(wanted[:last])
+        places: dict[tuple[int, ...], int] = {missing[0][:shared]: -1}
+        for key in missing:
+            for end in range(shared + 1, len(key) + 1):
+                places.setdefault(key[:end], len(places) - 1)
+        branches = list(places)[1:]
+        rows = self._session.extend_tree(
+            missing[0][n:shared], [key[-1] for key in branches], [places[key[:-1]] for key in branches]
+        ).log_probs()
+        self._session.keep(len(branches), [places[missing[0][:end]] for end in range(shared + 1, len(missing[0]) + 1)])
+        self._own = missing[0]
+        for key in reversed(missing):
+            self._rows[key] = rows[places[key] + 1].copy()
 
     def _expected(self, own: list[int]) -> LogProbs:
         """Log-probabilities of the other vocabulary's tokens after the own tokens, (n_vocabulary,)."""
         ends = self._opened(own)
-        self._follow(own, ends)
+        rows = {end: self._rows[tuple(own[:end])] for end in ends}
         # The probability of the last own tokens, given those before the first that is opened.
-        steps = [float(self._rows[end][own[end]]) for end in ends[:-1]]
-        going_on = np.exp(self._rows[len(own)].astype(np.float64) + sum(steps))
+        steps = [float(rows[end][own[end]]) for end in ends[:-1]]
+        going_on = np.exp(rows[len(own)].astype(np.float64) + sum(steps))
         apart = np.zeros(self.tokenizer.n_vocabulary)
         least = _NEGLIGIBLE * np.exp(sum(steps))
         for i, end in enumerate(ends[:-1]):
@@ -171,10 +187,10 @@ class BridgedSession:
             if not said:
                 continue
             found = self._known.beginning_with(said)
-            chances = np.exp(self._rows[end][found].astype(np.float64) + sum(steps[:i]))
+            chances = np.exp(rows[end][found].astype(np.float64) + sum(steps[:i]))
             for token in found[chances > max(least, _NEGLIGIBLE * float(chances.sum()))].tolist():
                 rest = self.model.tokenizer.tokens[token][len(said) :]
-                chance = float(np.exp(self._rows[end][token] + sum(steps[:i])))
+                chance = float(np.exp(rows[end][token] + sum(steps[:i])))
                 if (same := self._map.source.get(rest)) is not None:
                     going_on[same] += chance
                 elif rest and (begun := self._map.beginning(rest)) >= 0:
