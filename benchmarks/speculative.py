@@ -127,7 +127,7 @@ def exact(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> N
     known = {(row["group"], row["i"]) for row in kept.rows}
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     plain, fast = Decoder(model), Decoder(model, [Lookup(), Retrieval(replies)], k=4)
-    end = time.perf_counter() + (25 if run.quick else 10**9 if run.only else 150)
+    end = time.perf_counter() + (25 if run.quick else 200 if run.only else 150)
     size = 2 if run.quick else 8
     for start in range(0, max(map(len, groups.values())), size):
         for group, texts in groups.items():
@@ -180,7 +180,7 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
     ways |= {name: functools.partial(_served, server) for name, server in servers.items()}
     for way in ways.values():  # every way once unmeasured: memory is touched, controllers know their costs
         way(ask("Repeat after me: one two three, one two three, one two three, one two", 24))
-    end = time.perf_counter() + (60 if run.quick else 185)
+    end = time.perf_counter() + (60 if run.quick else 200 if run.only else 185)
     done = {(row["i"], row["way"]) for row in kept.rows}
     for i, (group, text) in enumerate(in_turn(groups)):
         for at in np.random.default_rng(i).permutation(len(ways)):
@@ -349,7 +349,7 @@ def structured(run: Run, model: TransformersModel) -> None:
     decoder = Decoder(model, [Lookup()])
     questions = [row["text"] for row in run.rows("banking77/test.jsonl.gz")]
     kept = Kept(run, "structured")
-    end = time.perf_counter() + (10 if run.quick else 10**9 if run.only else 60)
+    end = time.perf_counter() + (10 if run.quick else 200 if run.only else 60)
     while len(kept.rows) < 1_000 and (not kept.rows or time.perf_counter() < end):
         n = len(kept.rows)
         asked = Request.of(f"{questions[n]} JSON:", temperature=1.0, seed=n, max_tokens=48, extra=form)
