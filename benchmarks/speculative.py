@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.figures import Run, bootstrap
+from benchmarks.kept import Kept
 from pilotfish.decoding.acceptance import Draft, Lossless, Sampling
 from pilotfish.decoding.decoder import Decoder
 from pilotfish.decoding.drafting import Lookup, Retrieval
@@ -71,23 +72,6 @@ def main(run: Run) -> None:
         structured(run, model)
 
 
-class Kept:
-    """What earlier runs of a part measured; nothing is kept of a quick run."""
-
-    def __init__(self, run: Run, part: str) -> None:
-        self.part = part
-        self.path = None if run.quick else catalog.cache_dir("x").parent.parent / "benchmarks" / "speculative.jsonl"
-        lines = self.path.read_text().splitlines() if self.path is not None and self.path.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row["part"] == part]
-
-    def add(self, **row: Any) -> None:
-        self.rows.append({"part": self.part, **row})
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(self.rows[-1]) + "\n")
-
-
 def floor(model: TransformersModel) -> None:
     """What a token costs at least, and what a pass of more tokens costs beside it."""
     network = model._trainable()[1]
@@ -123,7 +107,7 @@ def exact(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> N
     The target's own come from ``TransformersModel.generate``, eight prompts of a group at a time, which shares no code
     with the loop; where the two differ the plain loop decides, since a batch rounds otherwise than one text does.
     """
-    kept = Kept(run, "exact")
+    kept = Kept(run, "speculative", "exact")
     known = {(row["group"], row["i"]) for row in kept.rows}
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     plain, fast = Decoder(model), Decoder(model, [Lookup(), Retrieval(replies)], k=4)
@@ -160,7 +144,7 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
     import torch
 
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    kept = Kept(run, f"speed {label}")
+    kept = Kept(run, "speculative", f"speed {label}")
     n_tokens = 32 if run.quick else N_TIMED
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     ours = {
@@ -348,7 +332,7 @@ def structured(run: Run, model: TransformersModel) -> None:
     form = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
     decoder = Decoder(model, [Lookup()])
     questions = [row["text"] for row in run.rows("banking77/test.jsonl.gz")]
-    kept = Kept(run, "structured")
+    kept = Kept(run, "speculative", "structured")
     end = time.perf_counter() + (10 if run.quick else 200 if run.only else 60)
     while len(kept.rows) < 1_000 and (not kept.rows or time.perf_counter() < end):
         n = len(kept.rows)
