@@ -19,6 +19,7 @@ PROMPT = -1
 _N_OPENED = 2
 _NEGLIGIBLE = 1e-4
 _LEAST = 1e-26
+_IMPOSSIBLE = -60.0
 _N_KEPT = 24
 """Rows of log-probabilities that a session keeps: as far back as drafts are taken back, with some to spare."""
 
@@ -178,7 +179,7 @@ class BridgedSession:
         ends = self._opened(own)
         rows = {end: self._rows[tuple(own[:end])] for end in ends}
         # The probability of the last own tokens, given those before the first that is opened.
-        steps = [float(rows[end][own[end]]) for end in ends[:-1]]
+        steps = [max(float(rows[end][own[end]]), _IMPOSSIBLE) for end in ends[:-1]]
         going_on = np.exp(rows[len(own)].astype(np.float64) + sum(steps))
         apart = np.zeros(self.tokenizer.n_vocabulary)
         least = _NEGLIGIBLE * np.exp(sum(steps))
