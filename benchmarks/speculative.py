@@ -3,8 +3,9 @@
 The floor of a plain token is the time to read all weights once; a pass over k + 1 tokens reads them once as well, so
 that a drafted token is free until arithmetic takes longer than reading. Both are printed before anything else.
 
-``exact`` and ``speed`` take long: what was measured is kept in the cache beside the models (no texts), and the next
-full run of the part goes on where the last one stopped. Delete ``speculative.jsonl`` there to measure again.
+``exact``, ``speed`` and ``structured`` take long: what was measured is kept in the cache beside the models (no texts),
+and the next full run of the part goes on where the last one stopped. Delete ``speculative.jsonl`` there to measure
+again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.figures import Run, bootstrap
+from benchmarks.kept import Kept
 from pilotfish.decoding.acceptance import Draft, Lossless, Sampling
 from pilotfish.decoding.decoder import Decoder
 from pilotfish.decoding.drafting import Lookup, Retrieval
@@ -70,23 +72,6 @@ def main(run: Run) -> None:
         structured(run, model)
 
 
-class Kept:
-    """What earlier runs of a part measured; nothing is kept of a quick run."""
-
-    def __init__(self, run: Run, part: str) -> None:
-        self.part = part
-        self.path = None if run.quick else catalog.cache_dir("x").parent.parent / "benchmarks" / "speculative.jsonl"
-        lines = self.path.read_text().splitlines() if self.path is not None and self.path.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row["part"] == part]
-
-    def add(self, **row: Any) -> None:
-        self.rows.append({"part": self.part, **row})
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(self.rows[-1]) + "\n")
-
-
 def floor(model: TransformersModel) -> None:
     """What a token costs at least, and what a pass of more tokens costs beside it."""
     network = model._trainable()[1]
@@ -117,30 +102,49 @@ def ask(text: str, n_tokens: int = N_TOKENS) -> Request:
 
 
 def exact(run: Run, model: TransformersModel, groups: dict[str, list[str]]) -> None:
-    """Greedy texts of a drafting decoder against the plain target's, for as long as there is time."""
-    kept = Kept(run, "exact")
+    """Greedy texts of a drafting decoder against the target's own, for as long as there is time.
+
+    The target's own come from ``TransformersModel.generate``, eight prompts of a group at a time, which shares no code
+    with the loop; where the two differ the plain loop decides, since a batch rounds otherwise than one text does.
+    """
+    kept = Kept(run, "speculative", "exact")
+    known = {(row["group"], row["i"]) for row in kept.rows}
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     plain, fast = Decoder(model), Decoder(model, [Lookup(), Retrieval(replies)], k=4)
-    end = time.perf_counter() + (25 if run.quick else 170 if run.only else 150)
-    for i, (group, text) in enumerate(in_turn(groups)):
-        if time.perf_counter() > end:
-            break
-        if i < len(kept.rows):
-            continue
-        (a,), (b,) = plain.generate([ask(text)]), fast.generate([ask(text)])
-        kept.add(i=i, group=group, same=a.text == b.text, n_tokens=a.usage.completion_tokens)
-        if a.text != b.text:
-            print(f"{group}: {a.text!r} became {b.text!r}")
+    end = time.perf_counter() + (25 if run.quick else 200 if run.only else 150)
+    size = 2 if run.quick else 8
+    for start in range(0, max(map(len, groups.values())), size):
+        for group, texts in groups.items():
+            left = [i for i in range(start, min(start + size, len(texts))) if (group, i) not in known]
+            if not left or time.perf_counter() > end:
+                continue
+            own = model.generate([ask(texts[i]) for i in left])
+            for i, reply in zip(left, own, strict=True):
+                (drafted,) = fast.generate([ask(texts[i])])
+                batched = drafted.text == reply.text
+                alone = reply if batched else plain.generate([ask(texts[i])])[0]
+                same = drafted.text == alone.text
+                n_tokens = reply.usage.completion_tokens
+                kept.add(group=group, i=i, same=same, as_batched=batched, n_tokens=n_tokens)
+                if not same:
+                    print(f"{group}: {alone.text!r} became {drafted.text!r}")
     same = [row["same"] for row in kept.rows]
     run.figure(
         "greedy_identical", float(np.mean(same)), unit="share", better="higher", n=len(same),
         n_tokens=sum(row["n_tokens"] for row in kept.rows), floor=1.0, note="always four drafted tokens a pass, fp32",
+        as_batched=float(np.mean([row["as_batched"] for row in kept.rows])),
     )  # fmt: skip
 
 
 def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list[str]]) -> None:
-    """Tokens a second of every way on the same prompts in turn, reading of the prompt included."""
-    kept = Kept(run, f"speed {label}")
+    """Tokens a second of every way on the same prompts in turn, reading of the prompt included.
+
+    With one thread CPU seconds are what a quiet machine takes by the clock; on a shared one the clock tells of others.
+    """
+    import torch
+
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    kept = Kept(run, "speculative", f"speed {label}")
     n_tokens = 32 if run.quick else N_TIMED
     replies = [row["output"] for row in run.rows("alpaca_sample/alpaca.jsonl.gz")]
     ours = {
@@ -160,7 +164,7 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
     ways |= {name: functools.partial(_served, server) for name, server in servers.items()}
     for way in ways.values():  # every way once unmeasured: memory is touched, controllers know their costs
         way(ask("Repeat after me: one two three, one two three, one two three, one two", 24))
-    end = time.perf_counter() + (60 if run.quick else 185)
+    end = time.perf_counter() + (60 if run.quick else 200 if run.only else 185)
     done = {(row["i"], row["way"]) for row in kept.rows}
     for i, (group, text) in enumerate(in_turn(groups)):
         for at in np.random.default_rng(i).permutation(len(ways)):
@@ -170,9 +174,9 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
             few = name == "transformers assisted" or name in servers
             if late or (i, name) in done or (few and i >= 2):
                 continue
-            start = time.perf_counter()
+            start = clock()
             _, n_written = ways[name](ask(text, n_tokens))
-            kept.add(i=i, group=group, way=name, n_tokens=n_written, seconds=time.perf_counter() - start)
+            kept.add(i=i, group=group, way=name, n_tokens=n_written, seconds=clock() - start, clock=clock.__name__)
     speed_figures(run, label, kept.rows)
 
 
@@ -205,7 +209,8 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
     def figure(name: str, found: tuple[float, int], **more: Any) -> None:
         end = "" if label == "smollm2" else f"_{label}"
         common = {"target": TARGETS[label], "n_threads": torch.get_num_threads(), "max_tokens": N_TIMED}
-        run.figure(name + end, found[0], unit="ratio", better="higher", n=found[1], **common, **more)
+        clocks = "/".join(sorted({row["clock"] for row in rows}))
+        run.figure(name + end, found[0], unit="ratio", better="higher", n=found[1], clock=clocks, **common, **more)
 
     each = {group: ratio("combination", "plain", group) for group in groups}
     worst = min(each, key=lambda group: each[group])
@@ -293,8 +298,8 @@ def sampling(run: Run, model: TransformersModel) -> None:
     acceptance = Lossless(how)
     for _ in range(n_draws):
         token = int(rng.choice(12, p=q[0]))
-        n, following = acceptance.accept(ArrayLogits(target[[0, token + 1]]), Draft([token], q), rng)
-        first, second = (token, following) if n else (following, int(rng.choice(12, p=p_second[following])))
+        path, following = acceptance.accept(ArrayLogits(target[[0, token + 1]]), Draft([token], q), rng)
+        first, second = (token, following) if path else (following, int(rng.choice(12, p=p_second[following])))
         counts[first, second] += 1
     expected = (p_first[:, None] * p_second).ravel() * n_draws
     p_small = _p_value(counts.ravel(), expected)
@@ -307,8 +312,8 @@ def sampling(run: Run, model: TransformersModel) -> None:
     kept = np.flatnonzero(drafted[0])
     for _ in range(n_real):
         token = int(rng.choice(kept, p=drafted[0, kept]))
-        n, following = acceptance.accept(real, Draft([token], drafted), rng)
-        seen[token if n else following] += 1
+        path, following = acceptance.accept(real, Draft([token], drafted), rng)
+        seen[token if path else following] += 1
     p_real = _p_value(seen, how.probabilities(real.values[:1])[0] * n_real)
     run.figure(
         "sampling_p_value", min(p_small, p_real), unit="p", better="higher", n=n_draws, floor=0.001,
@@ -327,16 +332,17 @@ def structured(run: Run, model: TransformersModel) -> None:
     form = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
     decoder = Decoder(model, [Lookup()])
     questions = [row["text"] for row in run.rows("banking77/test.jsonl.gz")]
-    end = time.perf_counter() + (10 if run.quick else 10**9 if run.only else 60)
-    n, n_failed = 0, 0
-    while n < 1_000 and (n == 0 or time.perf_counter() < end):
+    kept = Kept(run, "speculative", "structured")
+    end = time.perf_counter() + (10 if run.quick else 200 if run.only else 60)
+    while len(kept.rows) < 1_000 and (not kept.rows or time.perf_counter() < end):
+        n = len(kept.rows)
         asked = Request.of(f"{questions[n]} JSON:", temperature=1.0, seed=n, max_tokens=48, extra=form)
         try:
             found = json.loads(decoder.generate([asked])[0].text)
-            n_failed += set(found) != {"intent", "urgent"}
+            kept.add(failed=set(found) != {"intent", "urgent"})
         except json.JSONDecodeError:
-            n_failed += 1
-        n += 1
+            kept.add(failed=True)
+    n, n_failed = len(kept.rows), sum(row["failed"] for row in kept.rows)
     run.figure("structured_failures", n_failed, unit="calls", better="lower", n=n, floor=0)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Session",
     "Tokenizer",
     "Transform",
+    "TreeSession",
     "WhiteBoxModel",
 ]
 
@@ -107,6 +108,27 @@ class Session(Protocol):
 
     def fork(self) -> Session:
         """Copy the state; the copy and the original go on apart."""
+        ...
+
+
+@runtime_checkable
+class TreeSession(Protocol):
+    """A session that can read several continuations side by side."""
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether its model can."""
+        ...
+
+    def extend_tree(self, tokens: Sequence[int], branches: Sequence[int], parents: Sequence[int]) -> Logits:
+        """Read further tokens and a tree after them, and tell what is expected after the text and each of its tokens.
+
+        ``parents`` has for each token of the tree the place of the one it follows, before its own; -1 for the text.
+        """
+        ...
+
+    def keep(self, n: int, places: Sequence[int]) -> None:
+        """Of the last ``n`` tokens, the tree, keep those at these places, which follow one another."""
         ...
 
 

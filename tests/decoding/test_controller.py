@@ -17,7 +17,7 @@ def simulate(share: float, draft: float, slope: float, n_tokens: int = 3000) -> 
         if k:
             clock += k * draft
             costs.add_draft("d", k, k * draft)
-            k = controller.length("d", 3, k)
+            k = controller.length("d", 3, range(1, k + 1))
         n = 0
         while n < k and rng.random() < share:
             n += 1

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.decoding.acceptance import Draft, Typical
+from pilotfish.decoding.branches import Branches, merged
 from pilotfish.decoding.decoder import Decoder, fuse, speculate
 from pilotfish.decoding.drafting import (
     Context,
@@ -19,6 +20,7 @@ from pilotfish.decoding.drafting import (
     SmallModel,
     TokenIntersection,
 )
+from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import Contrastive
 from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.text import TextStream
@@ -48,7 +50,12 @@ def test_speculation_writes_what_the_target_writes(seed: int, k: int, n: int) ->
     target = random_model(seed, sharp=1.0)
     request = Request.of("abc", temperature=0, max_tokens=n)
     alone = Decoder(target).generate([request])[0]
-    for drafters in ([Noise(seed)], [Lookup(2), SmallModel(random_model(seed + 1))], [Lookup(), SmallModel(target)]):
+    for drafters in (
+        [Noise(seed)],
+        [Lookup(2), SmallModel(random_model(seed + 1))],
+        [Lookup(), SmallModel(target)],
+        [Branches([Noise(seed), SmallModel(target, least=0.0), Noise(seed + 1)])],
+    ):
         for decoder in (Decoder(target, drafters, k=k), speculate(target, drafters)):
             assert decoder.generate([request])[0].replace(usage=alone.usage) == alone
             assert decoder.generate([request])[0].usage.completion_tokens == n
@@ -63,6 +70,26 @@ def test_a_perfect_drafter_needs_few_passes() -> None:
     assert len(reply.text) == 60
 
 
+def test_a_tree_saves_passes_where_its_second_branch_is_right() -> None:
+    target = random_model(3)
+    request = Request.of("ab", temperature=0, max_tokens=60)
+    right = SmallModel(target, least=0.0)
+    reply, stats = Decoder(target, [Branches([Noise(0), right])], k=8).answer(request)
+    assert reply.text == Decoder(target).generate([request])[0].text
+    # The second branch has at least 2 of 8 tokens: its two, or more where the noise is short.
+    assert stats.n_passes <= 20
+    with pytest.raises(InputError, match="Branches has no drafters"):
+        Branches([])
+
+
+def test_a_session_without_trees_takes_the_first_branch() -> None:
+    target = random_model(3)
+    request = Request.of("ab", temperature=0, max_tokens=30)
+    tree = Branches([SmallModel(target, least=0.0), Noise(0)])
+    fused = Fused(Contrastive(0.1, 0.5), {"expert": target, "amateur": random_model(1)})
+    assert Decoder(fused, [tree], k=6).generate([request])[0].text == Decoder(fused).generate([request])[0].text
+
+
 def test_sampling_with_a_drafter_of_the_same_model_accepts_all() -> None:
     target = random_model(3)
     request = Request.of("ab", temperature=0.8, top_p=0.9, max_tokens=50, seed=1)
@@ -70,6 +97,20 @@ def test_sampling_with_a_drafter_of_the_same_model_accepts_all() -> None:
     assert stats.n_accepted == stats.n_drafted > 0
     typical = Decoder(target, [SmallModel(target, least=0.0)], k=4, typical=Typical(epsilon=1e-9))
     assert typical.answer(request)[1].n_accepted > 0
+
+
+def test_branches_are_merged_where_they_agree_and_were_not_drawn() -> None:
+    even = np.full((2, 9), 1 / 9)
+    tree = merged([Draft([1, 2, 3, 4]), Draft([1, 5, 6]), Draft([7, 8], even)], 6)
+    assert (list(tree.tokens), list(tree.parents or [])) == ([1, 2, 7, 3, 4, 5], [-1, 0, -1, 1, 3, 0])
+    assert tree.depths() == [1, 2, 1, 3, 4, 2]
+    assert tree.probabilities is not None
+    assert tree.probabilities[2] == pytest.approx(even[0])
+    assert tree.probabilities[0] == pytest.approx(np.eye(9)[1])
+    assert list(tree.chain().tokens) == [1, 2, 3, 4]
+    assert merged([Draft([1, 2], even), Draft([1])], 3).parents == [-1, 0, -1]
+    assert merged([Draft([1, 2]), Draft([1])], 3).parents is None
+    assert merged([], 3) == Draft()
 
 
 def test_lookup_and_retrieval_copy_what_followed() -> None:

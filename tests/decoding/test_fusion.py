@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pilotfish.decoding.bridge import Bridged
+from pilotfish.decoding.bridge import PROMPT, Bridged
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import (
     ContextAware,
@@ -17,6 +17,7 @@ from pilotfish.decoding.fusion import (
     SourceContrastive,
 )
 from pilotfish.errors import InputError
+from pilotfish.models.sessions import FunctionSession
 from pilotfish.protocols import LogProbs
 from pilotfish.types import Request
 from tests.decoding.small import Letters, Scripted, random_model
@@ -59,6 +60,9 @@ def test_formulas_by_hand() -> None:
     assert np.exp(aware[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.04 / 0.1]), abs=1e-5)
     middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
     bits = sum(a * np.log2(a / m) / 2 + b * np.log2(b / m) / 2 for a, b, m in zip(p, q, middle, strict=True))
+    # The third token has less than .5 of the first's probability given the context; the second has more.
+    among = ContextAware(1.0, adaptive=False, plausible=0.5).fuse({"with_context": one, "without_context": other})
+    assert np.exp(among[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.0]), abs=1e-5)
     adaptive = ContextAware(2.0).fuse({"with_context": one, "without_context": other})
     weights = [a * (a / b) ** (2 * bits) for a, b in zip(p, q, strict=True)]
     assert np.exp(adaptive[0]) == pytest.approx(expected(weights), abs=1e-5)
@@ -116,27 +120,48 @@ def test_views_read_their_own_prompt() -> None:
     assert seen == [(7,), (7, 5)]
 
 
-def test_a_bridge_gives_the_other_vocabulary_the_own_probabilities() -> None:
+def test_a_bridge_shares_out_the_own_probabilities() -> None:
     own = Letters([b"ab", b"a", b"b", b"c", b""])
     model = random_model(0, n=5)
     model.tokenizer = own
     other = Letters([b"a", b"b", b"ab", b"abc", b"zz", b""])
     session = Bridged(model, other).session([3])
-    rows = session.extend([0, 1, 2]).log_probs()
-    reference = model.session()
-    after_ab = reference.extend([3, 0]).log_probs()[1]
-    # The text "a" ends within the own token "ab" of the whole: it is read by itself, as if no more were known.
-    after_a = model.session().extend([3, 1]).log_probs()[1]
-    assert rows[0][[0, 1, 3]] - rows[0][2] == pytest.approx(after_a[[1, 2, 0]] - after_a[0], abs=1e-4)
+    rows = np.exp(session.extend([0, 1, 2]).log_probs())
+    p = {tokens: np.exp(model.function(tokens)) for tokens in ((3,), (3, 0), (3, 1), (3, 0, 0))}
+    # "ab" is number 2 and "abc" number 3 of the other vocabulary: 1/3 to 1/4 of what the own "ab" has.
+    shares = np.zeros((6, 5))
+    shares[0, 1] = shares[1, 2] = shares[5, 4] = 1
+    shares[2, 0], shares[3, 0] = 4 / 7, 3 / 7
+    # After "a" the model may have been about to write "ab": then "b" comes.
+    going_on = p[3, 1] * p[3,][1]
+    going_on[2] += p[3,][0]
+    for row, wanted in ((rows[0], shares @ going_on), (rows[1], shares @ p[3, 0]), (rows[2], shares @ p[3, 0, 0])):
+        assert row == pytest.approx(wanted / wanted.sum(), abs=1e-5)
     alone = Bridged(model, other).session([3])
-    one_by_one = np.array([alone.extend([token]).log_probs()[0] for token in (0, 1, 2)])
+    one_by_one = np.exp([alone.extend([token]).log_probs()[0] for token in (0, 1, 2)])
     assert one_by_one == pytest.approx(rows, abs=1e-5)
-    ratio = rows[1] - rows[1][2]
-    assert ratio[[0, 1, 3]] == pytest.approx(after_ab[[1, 2, 0]] - after_ab[0], abs=1e-4)
-    assert ratio[4] < -40
+
+    class OneByOne(FunctionSession):
+        takes_trees = False
+
+    model.session = lambda: OneByOne(model.function)  # type: ignore[method-assign]
+    assert np.exp(Bridged(model, other).session([3]).extend([0, 1, 2]).log_probs()) == pytest.approx(rows, abs=1e-5)
     session.rewind(2)
-    assert session.extend([1, 2]).log_probs() == pytest.approx(rows[1:], abs=1e-5)
+    assert np.exp(session.extend([1, 2]).log_probs()) == pytest.approx(rows[1:], abs=1e-5)
     assert session.fork().extend([0]).log_probs().shape == (1, 6)
+
+
+def test_a_vocabulary_in_small_pieces_adds_up_to_the_same_text() -> None:
+    """Written letter by letter or in the model's own tokens, a text has the same probability."""
+    model = random_model(0, n=5, order=3)
+    model.tokenizer = Letters([b"ab", b"a", b"b", b"c", b""])
+    letters = Letters([b"a", b"b", b"c", b""])
+    logs = Bridged(model, letters).session([4]).extend([PROMPT, 0, 1]).log_probs()
+    by_letter = logs[0][0] + logs[1][1] + logs[2][2]
+    p = {tokens: model.function(tokens) for tokens in ((4,), (4, 0), (4, 1))}
+    whole = p[4,][0]
+    in_pieces = p[4,][1] + p[4, 1][2]
+    assert by_letter == pytest.approx(np.logaddexp(whole, in_pieces) + p[4, 0][3], abs=1e-4)
 
 
 def test_a_bridge_says_nothing_in_mid_character() -> None:
@@ -153,10 +178,11 @@ def test_a_bridge_says_nothing_in_mid_character() -> None:
     [
         lambda: Contrastive(alpha=2),
         lambda: Contrastive(beta=-1),
+        lambda: ContextAware(plausible=1.5),
         lambda: ProxyTuning(float("nan")),
         lambda: Fused(Product(), {"base": random_model(0), "adapter": random_model(1)}, gate=0.0),
     ],
 )
 def test_what_is_out_of_range_is_told(make: Callable[[], object]) -> None:
-    with pytest.raises(InputError, match=r"alpha|beta|gate"):
+    with pytest.raises(InputError, match=r"alpha|beta|gate|plausible"):
         make()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pilotfish.decoding.branches import Branches
 from pilotfish.decoding.decoder import Decoder, fuse, speculate
 from pilotfish.decoding.drafting import EarlyExit, Lookup, OtherVocabulary
 from pilotfish.decoding.fusion import ContextAware, ProxyTuning
@@ -51,6 +52,7 @@ def test_speculation_is_the_target(model: TransformersModel, alone: str) -> None
         speculate(model, Lookup()),
         Decoder(model, [EarlyExit(4, least=0.0)], k=2),
         Decoder(model, [Lookup(), OtherVocabulary(ngram)], k=3),
+        Decoder(model, [Branches([EarlyExit(4, least=0.0), Lookup()])], k=6),
     ):
         reply, stats = decoder.answer(ASK)
         assert reply.text == alone

@@ -39,6 +39,31 @@ def test_rewinding_and_forking_leave_no_trace(tiny: TransformersModel) -> None:
             assert twin.n_tokens == len(text) + back
 
 
+def test_a_tree_is_read_as_its_branches_are(tiny: TransformersModel) -> None:
+    """Rows of a tree are those of each branch read alone, and what is kept is as if nothing else had been read."""
+    branches, parents = [5, 6, 7, 8, 4, 3], [-1, 0, -1, 2, 0, 3]
+    paths = [[5], [5, 6], [7], [7, 8], [5, 4], [7, 8, 3]]
+
+    def after(model: Any, tokens: list[int]) -> Any:
+        return pytest.approx(model.session().extend(tokens, 1).log_probs()[0], abs=1e-4)
+
+    for model in (tiny, random_model(2)):
+        session, text = model.session(), [1, 2]
+        session.extend(text)
+        for kept, unread in (([0, 1], [3, 1]), ([2, 3, 5], [6]), ([], [2]), ([0, 4], [7])):
+            text += unread
+            rows = session.extend_tree(unread, branches, parents).log_probs()
+            for row, path in zip(rows, [[], *paths], strict=True):
+                assert row == after(model, [*text, *path])
+            twin = session.fork()
+            session.keep(6, kept)
+            twin.rewind(6)
+            assert twin.extend([2], 1).log_probs()[0] == after(model, [*text, 2])
+            text += [branches[i] for i in kept]
+            assert session.n_tokens == len(text)
+            assert session.fork().extend([2], 1).log_probs()[0] == after(model, [*text, 2])
+
+
 @pytest.mark.parametrize("text", [[], [3, 4, 5]])
 def test_a_pass_without_memory_leaves_the_state(tiny: TransformersModel, text: list[int]) -> None:
     _, network = tiny._parts()

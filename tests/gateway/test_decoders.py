@@ -7,7 +7,7 @@ import pytest
 from pilotfish.errors import ConfigError
 from pilotfish.gateway.config import GatewayConfig, load_config
 from pilotfish.gateway.local import make_models
-from pilotfish.methods.build_decoder import make_decoder
+from pilotfish.methods.build_decoder import make_decoder, make_search
 from pilotfish.types import Request
 from tests.decoding.small import tiny_model
 
@@ -42,6 +42,16 @@ def test_a_drafted_and_fused_model_is_served(start, folder, fusion):
     assert got == same.text
 
 
+def test_a_search_is_served(start, folder):
+    sizes = {"n_beams": 2, "n_draws": 1, "chunk": 4}
+    search = {"tuned": folder, "untuned": folder, **sizes}
+    run = start(models={"good": {"source": folder, "search": search}})
+    reply = run.chat("say a.", model="good", max_tokens=8, seed=3)
+    assert reply.status == 200
+    (same,) = make_search(folder, folder, folder, sizes).generate([Request.of("say a.", max_tokens=8, seed=3)])
+    assert reply.data["choices"][0]["message"]["content"] == same.text
+
+
 def test_a_prompt_past_the_window_is_refused(start, folder):
     run = start(models={"fast": {"source": folder, "draft": ["lookup"]}})
     assert run.chat("a" * 500, model="fast").status == 400
@@ -51,6 +61,9 @@ def test_what_cannot_be_is_told(folder, tmp_path):
     file = tmp_path / "pilotfish.toml"
     file.write_text('[models.m]\nsource = "x"\nbackend = "llama.cpp"\ndraft = ["lookup"]\n')
     with pytest.raises(ConfigError, match=r"shows no token probabilities"):
+        load_config(file, environ={})
+    file.write_text('[models.m]\nsource = "x"\ndraft = ["lookup"]\nsearch = { tuned = "a", untuned = "b" }\n')
+    with pytest.raises(ConfigError, match="without draft and fusion"):
         load_config(file, environ={})
     with pytest.raises(ValueError, match="exit:N"):
         make_models(GatewayConfig.model_validate({"models": {"m": {"source": folder, "draft": ["exit:x"]}}}))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pilotfish.errors import InputError
+
+if TYPE_CHECKING:
+    from pilotfish.decoding.search import ChunkSearch
 
 __all__ = ["generate"]
 
@@ -17,10 +20,12 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="what to ask; - reads standard input")],
     target: Annotated[str, typer.Option("--target", "-t", help="model that answers: catalog name, file or folder")],
     draft: Annotated[
-        list[str] | None, typer.Option("--draft", "-d", help="lookup, exit:N, log:FILE, corpus:FILE or a model")
+        list[str] | None,
+        typer.Option("--draft", "-d", help="lookup, exit:N, log:FILE, corpus:FILE, a model, or branches:A,B"),
     ] = None,
     fusion: Annotated[str, typer.Option("--fusion", "-f", help="such as contrastive:alpha=0.1,beta=0.5")] = "",
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="ROLE=NAME of the fusion; repeat")] = None,
+    search: Annotated[str, typer.Option("--search", help="tuned=NAME,untuned=NAME,n_beams=2,n_draws=2,chunk=8")] = "",
     gate: Annotated[float | None, typer.Option("--gate", help="fuse only below this probability")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="system message")] = None,
     schema: Annotated[Path | None, typer.Option("--schema", help="file of the JSON schema to follow")] = None,
@@ -42,18 +47,26 @@ def generate(
         kind, _, options = fusion.partition(":")
         fused = {
             "kind": kind,
-            "options": {k: _number(k, v) for k, v in _pairs("fusion", options.split(",") if options else [])},
+            "options": {
+                k: v if k == "file" else _number(k, v)
+                for k, v in _pairs("fusion", options.split(",") if options else [])
+            },
             "models": dict(_pairs("model", model or [])),
             "gate": gate,
         }
     elif model or gate is not None:
         raise InputError("model and gate belong to a fusion: give --fusion too.")
-    decoder = make_decoder(target, draft or [], fusion=fused, dtype=dtype)  # type: ignore[arg-type]
     extra: dict[str, Any] = {"choices": choice} if choice else {}
     if schema is not None:
         extra["response_format"] = {"type": "json_schema", "json_schema": {"schema": _read(schema)}}
     text = sys.stdin.read() if prompt == "-" else prompt
     request = Request.of(text, system, temperature=temperature, max_tokens=max_tokens, seed=seed, extra=extra)
+    if search:
+        if draft or fused or extra or stats:
+            raise InputError("search goes without draft, fusion, schema, choice and stats: leave them out.")
+        print(_searched(target, search, dtype).generate([request])[0].text)
+        return
+    decoder = make_decoder(target, draft or [], fusion=fused, dtype=dtype)  # type: ignore[arg-type]
     reply, took = decoder.answer(request)
     print(reply.text)
     if stats:
@@ -65,6 +78,17 @@ def generate(
         )
         for source, (n_drafted, n_accepted) in took.sources.items():
             print(f"{source}: {n_accepted} of {n_drafted} drafted tokens stood", file=sys.stderr)
+
+
+def _searched(target: str, search: str, dtype: Any) -> ChunkSearch:
+    from pilotfish.methods.build_decoder import make_search
+
+    given = dict(_pairs("search", search.split(",")))
+    small = [given.pop(name, "") for name in ("tuned", "untuned")]
+    if not all(small):
+        raise InputError(f"search is {search!r}: give tuned=NAME and untuned=NAME.")
+    sizes = {name: _size(name, text) for name, text in given.items()}
+    return make_search(target, small[0], small[1], sizes, dtype=dtype)
 
 
 def _pairs(field: str, texts: list[str]) -> list[tuple[str, str]]:
@@ -81,7 +105,13 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"fusion option {name!r} is {text!r}: give a number.") from None
+        raise InputError(f"Option {name!r} is {text!r}: give a number.") from None
+
+
+def _size(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"Option {name!r} is {text!r}: give a whole number of at least 1.")
+    return int(text)
 
 
 def _read(path: Path) -> Any:

@@ -76,19 +76,53 @@ class Draft:
         What proposed it.
     strength : int
         How sure the source is, 0 to 15, in steps of its own: the controller learns what each is worth.
+    parents : sequence of int, optional
+        For a tree: the place of the token that each token follows, before its own, or -1 where it follows the text.
+        Without it every token follows the one before.
+
+    Examples
+    --------
+    >>> Draft([7, 8, 9], parents=[-1, 0, -1]).after(-1)
+    [0, 2]
     """
 
     tokens: Sequence[int] = ()
     probabilities: FloatArray | None = None
     source: str = ""
     strength: int = 0
+    parents: Sequence[int] | None = None
+
+    def after(self, place: int) -> list[int]:
+        """The places of the tokens that may follow the token at a place, or the text (-1)."""
+        if self.parents is None:
+            return [place + 1] if place + 1 < len(self.tokens) else []
+        return [i for i, parent in enumerate(self.parents) if parent == place]
+
+    def depths(self) -> list[int]:
+        """How many tokens after the text each token comes, from 1."""
+        if self.parents is None:
+            return list(range(1, len(self.tokens) + 1))
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return depths
+
+    def chain(self) -> Draft:
+        """The first branch alone."""
+        if self.parents is None:
+            return self
+        places: list[int] = []
+        while after := self.after(places[-1] if places else -1):
+            places.append(after[0])
+        drawn = self.probabilities[places] if self.probabilities is not None else None
+        return Draft([self.tokens[i] for i in places], drawn, self.source, self.strength)
 
 
 class Acceptance(Protocol):
-    """Decides how many drafted tokens stand, and which token comes after them."""
+    """Decides which drafted tokens stand, and which token comes after them."""
 
-    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[int, int]:
-        """Number of accepted tokens and the next one, from the target's logits at each of the draft's n + 1 places."""
+    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:
+        """Places of the accepted tokens and the next token, from the target's logits after the text and each token."""
         ...
 
 
@@ -101,24 +135,28 @@ class Greedy:
     >>> from pilotfish.models.sessions import ArrayLogits
     >>> logits = ArrayLogits(np.log(np.array([[0.1, 0.9], [0.8, 0.2]], dtype=np.float32)))
     >>> Greedy().accept(logits, Draft([1]), np.random.default_rng())
-    (1, 0)
+    ([0], 0)
     """
 
-    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[int, int]:  # noqa: ARG002
-        """Number of accepted tokens and the next one."""
+    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:  # noqa: ARG002
+        """Places of the accepted tokens and the next token."""
         best = logits.best().tolist()
-        n = 0
-        while n < len(draft.tokens) and draft.tokens[n] == best[n]:
-            n += 1
-        return n, int(best[n])
+        path: list[int] = []
+        while True:
+            wanted = best[path[-1] + 1 if path else 0]
+            stands = next((i for i in draft.after(path[-1] if path else -1) if draft.tokens[i] == wanted), None)
+            if stands is None:
+                return path, int(wanted)
+            path.append(stands)
 
 
 @dataclass(frozen=True, slots=True)
 class Lossless:
     """Speculative sampling: what is written has exactly the target's distribution, whatever was drafted.
 
-    A drafted token x stands with probability min(1, p(x) / q(x)); in the place of the first that falls a token is drawn
-    from max(0, p - q). A token that was chosen, not drawn, has q(x) = 1.
+    A drafted token x stands with probability min(1, p(x) / q(x)). Where it falls p becomes max(0, p - q), normalised:
+    the next branch of a tree is held against that, and after the last one the token is drawn from it. A token that was
+    chosen, not drawn, has q(x) = 1.
 
     Parameters
     ----------
@@ -127,24 +165,31 @@ class Lossless:
 
     References
     ----------
-    Leviathan et al., arXiv:2211.17192, algorithm 1; Chen et al., arXiv:2302.01318, theorem 1.
+    Leviathan et al., arXiv:2211.17192, algorithm 1; Chen et al., arXiv:2302.01318, theorem 1; trees: Miao et al.,
+    arXiv:2305.09781, algorithm 2.
     """
 
     sampling: Sampling = field(default_factory=lambda: Sampling(1.0))
 
-    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[int, int]:
-        """Number of accepted tokens and the next one."""
+    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:
+        """Places of the accepted tokens and the next token."""
         logs = logits.log_probs()
-        for i, token in enumerate(draft.tokens):
-            p = self.sampling.probabilities(logs[i : i + 1])[0]
-            q = None if draft.probabilities is None else draft.probabilities[i]
-            if rng.random() * (1.0 if q is None else q[token]) < p[token]:
-                continue
-            rest = p.copy() if q is None else np.maximum(p - q, 0.0)
-            if q is None:
-                rest[token] = 0.0
-            return i, _draw(rest if rest.sum() > 0 else p, rng)
-        return len(draft.tokens), _draw(self.sampling.probabilities(logs[len(draft.tokens) :])[0], rng)
+        path: list[int] = []
+        while True:
+            place = path[-1] if path else -1
+            p = self.sampling.probabilities(logs[place + 1 : place + 2])[0]
+            for i in draft.after(place):
+                token = draft.tokens[i]
+                q = None if draft.probabilities is None else draft.probabilities[i]
+                if rng.random() * (1.0 if q is None else q[token]) < p[token]:
+                    path.append(i)
+                    break
+                rest = p.copy() if q is None else np.maximum(p - q, 0.0)
+                if q is None:
+                    rest[token] = 0.0
+                p = rest / rest.sum() if rest.sum() > 0 else p
+            else:
+                return path, _draw(p, rng)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +214,19 @@ class Typical:
     epsilon: float = 0.3
     delta: float = 0.09
 
-    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[int, int]:
-        """Number of accepted tokens and the next one."""
+    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:
+        """Places of the accepted tokens and the next token."""
         p = self.sampling.probabilities(logits.log_probs())
-        n = 0
-        while n < len(draft.tokens):
-            entropy = -float(np.sum(p[n] * np.log(p[n], where=p[n] > 0, out=np.zeros_like(p[n]))))
-            if p[n, draft.tokens[n]] <= min(self.epsilon, self.delta * np.exp(-entropy)):
-                break
-            n += 1
-        return n, _draw(p[n], rng)
+        path: list[int] = []
+        while True:
+            place = path[-1] if path else -1
+            row = p[place + 1]
+            entropy = -float(np.sum(row * np.log(row, where=row > 0, out=np.zeros_like(row))))
+            least = min(self.epsilon, self.delta * np.exp(-entropy))
+            stands = next((i for i in draft.after(place) if row[draft.tokens[i]] > least), None)
+            if stands is None:
+                return path, _draw(row, rng)
+            path.append(stands)
 
 
 def choose_acceptance(sampling: Sampling) -> Acceptance:

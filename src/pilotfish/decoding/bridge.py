@@ -8,14 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from pilotfish.decoding.fusion import normalised
-from pilotfish.decoding.vocabulary import VocabularyMap, same_vocabulary
+from pilotfish.decoding.vocabulary import SortedTokens, VocabularyMap, same_vocabulary
 from pilotfish.models.sessions import ArrayLogits, n_common
-from pilotfish.protocols import LogProbs, Tokenizer, WhiteBoxModel
+from pilotfish.protocols import LogProbs, Tokenizer, TreeSession, WhiteBoxModel
 
 __all__ = ["PROMPT", "Bridged", "BridgedSession", "in_vocabulary"]
 
 PROMPT = -1
 """Stands for the model's own prompt at the head of the tokens that a bridged session reads."""
+_N_OPENED = 2
+_NEGLIGIBLE = 1e-4
+_LEAST = 1e-26
+_IMPOSSIBLE = -60.0
+_N_KEPT = 24
+"""Rows of log-probabilities that a session keeps: as far back as drafts are taken back, with some to spare."""
 
 
 def in_vocabulary(model: WhiteBoxModel, tokenizer: Tokenizer) -> WhiteBoxModel:
@@ -26,9 +32,10 @@ def in_vocabulary(model: WhiteBoxModel, tokenizer: Tokenizer) -> WhiteBoxModel:
 class Bridged:
     """A white-box model in another model's vocabulary.
 
-    The text so far is read in the model's own tokens. A token of the other vocabulary has the probability of the own
-    token of the same bytes, or else that of the longest own token it begins with. In the middle of a character the
-    model says nothing: every token is as likely.
+    The text so far is read in the model's own tokens, and what it expects is shared out among the tokens of the other
+    vocabulary (:class:`VocabularyMap`). The text may end within what the model would write as one token, such as
+    "tum" of "tumor": the tokens that begin with the text's last own tokens and go on are counted as well, each for
+    what it goes on with. In the middle of a character the model says nothing: every token is as likely.
 
     Parameters
     ----------
@@ -36,11 +43,17 @@ class Bridged:
         The model.
     tokenizer : Tokenizer
         Of the other vocabulary.
+
+    References
+    ----------
+    Phan et al., arXiv:2410.09303: a text's probability is that of all tokens that cover its end. Here only
+    the last two own tokens are opened.
     """
 
     def __init__(self, model: WhiteBoxModel, tokenizer: Tokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._sorted: SortedTokens | None = None
 
     @property
     def window(self) -> int:
@@ -49,7 +62,8 @@ class Bridged:
 
     def session(self, prompt: Sequence[int] = ()) -> BridgedSession:
         """Begin a text; ``prompt``, in the model's own tokens, comes before it."""
-        return BridgedSession(self.model, self.tokenizer, prompt)
+        self._sorted = self._sorted or SortedTokens(self.model.tokenizer)
+        return BridgedSession(self.model, self.tokenizer, self._sorted, prompt)
 
 
 class BridgedSession:
@@ -61,18 +75,23 @@ class BridgedSession:
         The model.
     tokenizer : Tokenizer
         Of the tokens that are read.
+    known : SortedTokens
+        Of the model.
     prompt : sequence of int
         Own tokens before the text.
     """
 
-    def __init__(self, model: WhiteBoxModel, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: WhiteBoxModel, tokenizer: Tokenizer, known: SortedTokens, prompt: Sequence[int] = ()
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.prompt = list(prompt)
-        found = VocabularyMap.between(model.tokenizer, tokenizer)
-        self._from = np.where(found.exact >= 0, found.exact, found.first)
+        self.prompt = list(prompt) or sorted(model.tokenizer.end_tokens)[:1]
+        self._known = known
+        self._map = VocabularyMap.between(model.tokenizer, tokenizer)
         self._session = model.session()
-        self._own: list[int] = []
+        self._own: tuple[int, ...] = ()
+        self._rows: dict[tuple[int, ...], LogProbs] = {}
         self._read: list[int] = []
 
     @property
@@ -84,32 +103,21 @@ class BridgedSession:
         """Read further tokens, and tell what is expected after each of the last ``n_last`` of them.
 
         What is said after a token does not depend on what was read with it: where the own tokens of the text up to
-        there are no beginning of those of the whole, they are read by themselves.
+        there are no beginning of those of the whole, they are read beside them.
         """
         self._read.extend(tokens)
         pieces = [b"" if token < 0 else self.tokenizer.tokens[token] for token in self._read]
         ends = np.cumsum([len(piece) for piece in pieces])[-(n_last or len(tokens)) :]
         whole = b"".join(pieces)
         own = {i: found for i, end in enumerate(ends.tolist()) if (found := self._encoded(whole[:end])) is not None}
+        self._follow(list(own.values()))
         n_vocabulary = self.tokenizer.n_vocabulary
         values = np.full((ends.size, n_vocabulary), -np.log(n_vocabulary), dtype=np.float32)
-        if own:
-            longest = own[max(own)]
-            together = [i for i, part in own.items() if longest[: len(part)] == part]
-            first = min(len(own[i]) for i in together) - 1
-            logs = self._follow(longest, first)
-            values[together] = self._mapped(logs[[len(own[i]) - 1 - first for i in together]])
-            for i in sorted(set(own) - set(together)):
-                values[i] = self._mapped(self._follow(own[i], len(own[i]) - 1))[0]
-        return ArrayLogits(values)
-
-    def _encoded(self, text: bytes) -> list[int] | None:
-        """The model's own tokens of a text, after its prompt or what begins a text; None in mid-character."""
-        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-        said = decoder.decode(text)
-        if decoder.getstate()[0]:
-            return None
-        return [*(self.prompt or sorted(self.model.tokenizer.end_tokens)[:1]), *self.model.tokenizer.encode(said)]
+        for i, tokens_so_far in own.items():
+            values[i] = self._expected(tokens_so_far)
+        for key in list(self._rows)[:-_N_KEPT]:
+            del self._rows[key]
+        return ArrayLogits(normalised(values))
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens; the own tokens follow at the next reading."""
@@ -117,18 +125,77 @@ class BridgedSession:
 
     def fork(self) -> BridgedSession:
         """Copy the state."""
-        twin = BridgedSession(self.model, self.tokenizer, self.prompt)
-        twin._session, twin._own, twin._read = self._session.fork(), list(self._own), list(self._read)
+        twin = BridgedSession(self.model, self.tokenizer, self._known, self.prompt)
+        twin._session, twin._own, twin._read = self._session.fork(), self._own, list(self._read)
+        twin._rows = dict(self._rows)
         return twin
 
-    def _follow(self, wanted: list[int], first: int) -> LogProbs:
-        """Log-probabilities after each own token from number ``first`` on."""
-        n = min(n_common(self._own, wanted), first)
-        self._session.rewind(len(self._own) - n)
-        self._own = wanted
-        return self._session.extend(wanted[n:], len(wanted) - first).log_probs()
+    def _encoded(self, text: bytes) -> list[int] | None:
+        """The model's own tokens of a text, after its prompt or what begins a text; None in mid-character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        said = decoder.decode(text)
+        if decoder.getstate()[0]:
+            return None
+        return [*self.prompt, *self.model.tokenizer.encode(said)]
 
-    def _mapped(self, logs: LogProbs) -> LogProbs:
-        values = logs[:, np.maximum(self._from, 0)]
-        values[:, self._from < 0] = -60.0
-        return normalised(values)
+    def _opened(self, own: Sequence[int]) -> list[int]:
+        """Lengths of the text, in own tokens, after which it may be told otherwise, and its whole length."""
+        return list(range(max(1, len(self.prompt), len(own) - _N_OPENED), len(own) + 1))
+
+    def _follow(self, texts: Sequence[list[int]]) -> None:
+        """Have the rows of what is expected after every opened end of some texts: in one pass, as a tree, if it can be.
+
+        The last text is the longest; the session goes on from there.
+        """
+        wanted = dict.fromkeys(tuple(own[:end]) for own in reversed(texts) for end in reversed(self._opened(own)))
+        missing = [key for key in wanted if key not in self._rows]
+        if not missing:
+            return
+        if not (isinstance(self._session, TreeSession) and self._session.takes_trees):
+            for key in reversed(missing):
+                n = min(n_common(self._own, key), len(key) - 1)
+                self._session.rewind(len(self._own) - n)
+                self._rows[key] = self._session.extend(key[n:], 1).log_probs()[0]
+                self._own = key
+            return
+        shared = min(n_common(missing[0], key) for key in missing)
+        n = min(n_common(self._own, missing[0]), shared - 1)
+        self._session.rewind(len(self._own) - n)
+        places: dict[tuple[int, ...], int] = {missing[0][:shared]: -1}
+        for key in missing:
+            for end in range(shared + 1, len(key) + 1):
+                places.setdefault(key[:end], len(places) - 1)
+        branches = list(places)[1:]
+        rows = self._session.extend_tree(
+            missing[0][n:shared], [key[-1] for key in branches], [places[key[:-1]] for key in branches]
+        ).log_probs()
+        self._session.keep(len(branches), [places[missing[0][:end]] for end in range(shared + 1, len(missing[0]) + 1)])
+        self._own = missing[0]
+        for key in reversed(missing):
+            self._rows[key] = rows[places[key] + 1].copy()
+
+    def _expected(self, own: list[int]) -> LogProbs:
+        """Log-probabilities of the other vocabulary's tokens after the own tokens, (n_vocabulary,)."""
+        ends = self._opened(own)
+        rows = {end: self._rows[tuple(own[:end])] for end in ends}
+        # The probability of the last own tokens, given those before the first that is opened.
+        steps = [max(float(rows[end][own[end]]), _IMPOSSIBLE) for end in ends[:-1]]
+        going_on = np.exp(rows[len(own)].astype(np.float64) + sum(steps))
+        apart = np.zeros(self.tokenizer.n_vocabulary)
+        least = _NEGLIGIBLE * np.exp(sum(steps))
+        for i, end in enumerate(ends[:-1]):
+            said = b"".join(self.model.tokenizer.tokens[token] for token in own[end:])
+            if not said:
+                continue
+            found = self._known.beginning_with(said)
+            chances = np.exp(rows[end][found].astype(np.float64) + sum(steps[:i]))
+            for token in found[chances > max(least, _NEGLIGIBLE * float(chances.sum()))].tolist():
+                rest = self.model.tokenizer.tokens[token][len(said) :]
+                chance = float(np.exp(rows[end][token] + sum(steps[:i])))
+                if (same := self._map.source.get(rest)) is not None:
+                    going_on[same] += chance
+                elif rest and (begun := self._map.beginning(rest)) >= 0:
+                    apart[begun] += chance
+        total = self._map.shares @ going_on + apart
+        logs: LogProbs = np.log(np.maximum(total / total.sum(), _LEAST)).astype(np.float32)
+        return logs

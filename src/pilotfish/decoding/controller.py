@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 
 from pilotfish.errors import InputError
 
@@ -127,14 +128,17 @@ class SpeedController:
         self.k_max = k_max
         self._own: dict[str, list[float]] = {}
 
-    def length(self, source: str, strength: int = -1, n_ready: int | None = None) -> int:
-        """How many tokens of a source to draft; ``n_ready`` of them are there already and cost nothing more."""
+    def length(self, source: str, strength: int = -1, depths: Sequence[int] | None = None) -> int:
+        """How many tokens of a source to draft, or to check of tokens at these depths, which are there already.
+
+        Of tokens side by side the first counts, as far as is foreseen; what the others add is in the share measured.
+        """
         costs = self.costs
         if 1 not in costs.passes:  # first learn what a plain pass takes
             return 0
         each = costs.drafts.get(source)
         plain = costs.pass_seconds(1)
-        if n_ready is None:
+        if depths is None:
             if each is None:
                 return _K_FIRST
             if each * self.k_max < _FREE * plain:
@@ -142,14 +146,15 @@ class SpeedController:
         else:
             each = 0.0
         share = self._share(source, strength)
-        best, best_rate, expected, chance = 0, 1 / plain, 1.0, 1.0
-        for k in range(1, min(self.k_max, n_ready if n_ready is not None else self.k_max) + 1):
-            chance *= share
-            expected += chance
+        best, best_rate, expected, deepest = 0, 1 / plain, 1.0, 0
+        for k, depth in enumerate((range(1, self.k_max + 1) if depths is None else depths)[: self.k_max], start=1):
+            if depth > deepest:
+                deepest = depth
+                expected += share**depth
             rate = expected / (k * each + costs.pass_seconds(k + 1))
             if rate > best_rate:
                 best, best_rate = k, rate
-        return best or (min(_K_FIRST, n_ready or _K_FIRST) if costs.may_try(source) else 0)
+        return best or (min(_K_FIRST, _K_FIRST if depths is None else len(depths)) if costs.may_try(source) else 0)
 
     def observe(self, source: str, strength: int, n_drafted: int, n_accepted: int) -> None:
         """Note how a draft ended."""
@@ -182,9 +187,9 @@ class FixedLength:
             raise InputError(f"k is {k}: give 0 or more.")
         self.k = k
 
-    def length(self, source: str, strength: int = -1, n_ready: int | None = None) -> int:  # noqa: ARG002
-        """How many tokens of a source to draft."""
-        return self.k if n_ready is None else min(self.k, n_ready)
+    def length(self, source: str, strength: int = -1, depths: Sequence[int] | None = None) -> int:  # noqa: ARG002
+        """How many tokens of a source to draft, or to check of those at these depths."""
+        return self.k if depths is None else min(self.k, len(depths))
 
     def observe(self, source: str, strength: int, n_drafted: int, n_accepted: int) -> None:
         """Note nothing."""

@@ -154,7 +154,7 @@ class Decoder:
                     finish = "stop"
                     break
                 if request.log_probs is not None:
-                    logs.append(_log_prob(tokenizer, step.logits.log_probs()[i], token, request.log_probs))
+                    logs.append(_log_prob(tokenizer, step.logits.log_probs()[step.rows[i]], token, request.log_probs))
                 piece = text.write(token)
                 if piece:
                     pieces.append(piece)

@@ -52,6 +52,15 @@ def _floored(log_probs: LogProbs) -> LogProbs:
     return floored
 
 
+def _among_plausible(scores: LogProbs, log_probs: LogProbs, share: float) -> LogProbs:
+    """Scores of the tokens that have at least a share of the likeliest one's probability; minus infinity elsewhere."""
+    if share == 0:
+        return scores
+    least = log_probs.max(axis=1, keepdims=True) + np.log(np.float32(share))
+    among: LogProbs = np.where(log_probs >= least, scores, np.float32(-np.inf))
+    return among
+
+
 class Contrastive:
     """Expert less amateur, among what the expert finds plausible.
 
@@ -88,10 +97,7 @@ class Contrastive:
         if self.beta == 0 and self.alpha == 0:
             return expert
         scores = (1 + self.beta) * expert - self.beta * _floored(log_probs["amateur"])
-        if self.alpha > 0:
-            least = expert.max(axis=1, keepdims=True) + np.log(np.float32(self.alpha))
-            scores = np.where(expert >= least, scores, -np.inf)
-        return normalised(scores)
+        return normalised(_among_plausible(scores, expert, self.alpha))
 
 
 class ContextAware:
@@ -99,7 +105,8 @@ class ContextAware:
 
     The score is (1 + alpha) log p_with - alpha log p_without. Adaptive, the weight is ``alpha`` times the divergence of
     the two (Jensen and Shannon), in [0, 1]. Where it is below ``gate``, context and memory agree and the
-    distribution is left alone.
+    distribution is left alone. With ``plausible`` above 0 the contrast chooses among the tokens that the context makes
+    plausible, so that it cannot bring up what the model would hardly say.
 
     Parameters
     ----------
@@ -109,18 +116,31 @@ class ContextAware:
         Scale it by how much the context changes.
     gate : float
         Least divergence, in [0, 1].
+    plausible : float
+        Share of the likeliest token's probability, given the context, that a token needs where there is a contrast, in
+        [0, 1].
+
+    Examples
+    --------
+    >>> told = np.log(np.array([[0.6, 0.39, 0.01]], dtype=np.float32))
+    >>> memory = np.log(np.array([[0.98, 0.0199, 0.0001]], dtype=np.float32))
+    >>> fused = ContextAware(1.0, adaptive=False, plausible=0.1).fuse({"with_context": told, "without_context": memory})
+    >>> np.exp(fused).round(2).tolist()
+    [[0.0..., 0.9..., 0.0]]
 
     References
     ----------
-    Context-aware decoding: Shi et al., arXiv:2305.14739, eq. 2; adaptive: Wang et al., arXiv:2409.07394, eq. 4.
+    Context-aware decoding: Shi et al., arXiv:2305.14739, eq. 2; adaptive: Wang et al., arXiv:2409.07394, eq. 4;
+    plausible tokens: Li et al., arXiv:2210.15097, eq. 3.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("with_context", "without_context")
 
-    def __init__(self, alpha: float = 1.0, *, adaptive: bool = True, gate: float = 0.0) -> None:
+    def __init__(self, alpha: float = 1.0, *, adaptive: bool = True, gate: float = 0.0, plausible: float = 0.0) -> None:
         self.alpha = _weight("alpha", alpha)
         self.adaptive = adaptive
         self.gate = _share("gate", gate)
+        self.plausible = _share("plausible", plausible)
 
     def fuse(self, log_probs: Mapping[str, LogProbs]) -> LogProbs:
         """The fused natural log-probabilities, (n, n_vocabulary)."""
@@ -130,7 +150,8 @@ class ContextAware:
         divergence = _divergence(base, without) if self.adaptive or self.gate > 0 else np.ones((base.shape[0], 1))
         weight = self.alpha * (divergence if self.adaptive else np.ones_like(divergence))
         weight = np.where(divergence >= self.gate, weight, 0.0).astype(np.float32)
-        return normalised((1 + weight) * base - weight * _floored(without))
+        scores = (1 + weight) * base - weight * _floored(without)
+        return normalised(np.where(weight > 0, _among_plausible(scores, base, self.plausible), scores))
 
 
 class SourceContrastive:

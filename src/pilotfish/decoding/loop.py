@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from pilotfish.decoding.acceptance import Acceptance, Draft
 from pilotfish.decoding.controller import Costs, FixedLength, SpeedController
 from pilotfish.decoding.drafting import Proposer
-from pilotfish.protocols import Logits, Session
+from pilotfish.protocols import Logits, Session, TreeSession
 
 __all__ = ["Constraint", "Stats", "Step", "decode"]
 
@@ -67,10 +67,11 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """The tokens of one pass, with the target's logits at each of their places."""
+    """The tokens of one pass, the target's logits after the text and each drafted token, and the row of each token."""
 
     tokens: list[int]
     logits: Logits
+    rows: list[int]
 
 
 def decode(
@@ -129,19 +130,27 @@ def decode(
     controller = controller or FixedLength(0)
     stats = stats if stats is not None else Stats()
     text, unread, room = list(prompt), list(prompt), max(0, room)
+    # A form is kept token by token, and not every session can read side by side: there the first branch is the draft.
+    trees = constraint is None and isinstance(session, TreeSession) and session.takes_trees
     while room > 0:
-        draft = _draft(text, room - 1, proposers, controller, constraint, costs, stats)
+        draft = _draft(text, room - 1, proposers, controller, constraint, trees, costs, stats)
         k = len(draft.tokens)
         start = time.perf_counter()
         n_read = len(unread) + k
-        logits = session.extend([*unread, *draft.tokens] if k else unread, k + 1)
+        if draft.parents is not None:
+            logits = cast(TreeSession, session).extend_tree(unread, draft.tokens, draft.parents)
+        else:
+            logits = session.extend([*unread, *draft.tokens] if k else unread, k + 1)
         if constraint is not None:
             logits = constraint.restrict(logits, draft.tokens)
-        n, token = acceptance.accept(logits, draft, rng)
-        if k > n:
+        path, token = acceptance.accept(logits, draft, rng)
+        n = len(path)
+        if draft.parents is not None:
+            cast(TreeSession, session).keep(k, path)
+        elif k > n:
             session.rewind(k - n)
         taken = time.perf_counter() - start
-        written = [*draft.tokens[:n], token]
+        written = [*(draft.tokens[i] for i in path), token]
         if costs is not None and n_read <= 64:
             costs.add_pass(n_read, taken)
         if k:
@@ -159,7 +168,7 @@ def decode(
         unread = [token]
         room -= n + 1
         goes_on = constraint is None or constraint.write(written)
-        yield Step(written, logits)
+        yield Step(written, logits, [0, *(i + 1 for i in path)])
         if not goes_on:
             return
 
@@ -170,6 +179,7 @@ def _draft(
     proposers: Sequence[tuple[str, Proposer]],
     controller: SpeedController | FixedLength,
     constraint: Constraint | None,
+    trees: bool,
     costs: Costs | None,
     stats: Stats,
 ) -> Draft:
@@ -187,10 +197,12 @@ def _draft(
             continue
         if costs is not None:
             costs.add_draft(name, len(draft.tokens), taken)
-        n = controller.length(name, draft.strength, len(draft.tokens))
+        draft = draft if trees else draft.chain()
+        n = controller.length(name, draft.strength, draft.depths())
         if constraint is not None and n:
             n = min(n, constraint.allowed(draft.tokens[:n]))
         if n:
             cut = draft.probabilities[:n] if draft.probabilities is not None else None
-            return Draft(draft.tokens[:n], cut, name, draft.strength)
+            parents = draft.parents[:n] if draft.parents is not None else None
+            return Draft(draft.tokens[:n], cut, name, draft.strength, parents)
     return Draft()

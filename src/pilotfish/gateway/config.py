@@ -222,19 +222,37 @@ class FusionConfig(_Section):
     kind : str
         ``contrastive``, ``context_aware`` (the system message is the context), ``source_contrastive`` (the system
         message is the source, the field ``wrong_source`` of a call the wrong one), ``proxy_tuning``, ``product``,
-        ``mixture``, or ``private`` (a mixture whose other model is not shown the system message).
+        ``mixture``, ``private`` (a mixture whose other model is not shown the system message), or ``comblm``.
     models : dict of str to str
         The models of the further roles; the served model itself unless given.
     gate : float or None
         Ask the further models only where the first gives its likeliest token less than this probability.
-    options : dict of str to float
-        Weights of the fusion, such as ``alpha``.
+    options : dict of str to float or str
+        Weights of the fusion, such as ``alpha``; of ``comblm`` the ``file`` of its learned combination.
     """
 
     kind: Annotated[str, Field(min_length=1)]
     models: dict[str, str] = Field(default_factory=dict)
     gate: Annotated[float, Field(gt=0, le=1)] | None = None
-    options: dict[str, float] = Field(default_factory=dict)
+    options: dict[str, float | str] = Field(default_factory=dict)
+
+
+class SearchConfig(_Section):
+    """How replies are searched for with a small tuned model and the same model untuned (weak-to-strong search).
+
+    Parameters
+    ----------
+    tuned, untuned : str
+        The small pair, as of a model's ``source``.
+    n_beams, n_draws, chunk : int
+        Beams that go on, chunks drawn from each, and tokens of a chunk.
+    """
+
+    tuned: Annotated[str, Field(min_length=1)]
+    untuned: Annotated[str, Field(min_length=1)]
+    n_beams: Annotated[int, Field(ge=1)] = 2
+    n_draws: Annotated[int, Field(ge=1)] = 2
+    chunk: Annotated[int, Field(ge=1)] = 8
 
 
 class ModelConfig(_Section):
@@ -252,9 +270,11 @@ class ModelConfig(_Section):
         Of the weights; of transformers.
     draft : list of str
         Drafters, asked in order: ``lookup``, ``exit:N`` (the first N layers), ``log:FILE`` (replies of a traffic log),
-        ``corpus:FILE`` (a text), or a model.
+        ``corpus:FILE`` (a text), a model, or ``branches:A,B`` (several side by side).
     fusion : FusionConfig or None
         Fuse it, in the fusion's first role, with other models.
+    search : SearchConfig or None
+        Search its chunks for what tuning made likelier in a small model; without draft and fusion.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -265,16 +285,21 @@ class ModelConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     draft: list[str] = Field(default_factory=list)
     fusion: FusionConfig | None = None
+    search: SearchConfig | None = None
 
     @property
     def decodes(self) -> bool:
         """Whether our own token loop decodes it."""
-        return bool(self.draft) or self.fusion is not None or self.backend == "transformers"
+        return bool(self.draft or self.fusion or self.search) or self.backend == "transformers"
 
     @model_validator(mode="after")
     def _has_backend(self) -> Self:
         if self.backend == "llama.cpp" and self.decodes:
-            raise ValueError("backend 'llama.cpp' shows no token probabilities: remove draft and fusion, or backend")
+            raise ValueError(
+                "backend 'llama.cpp' shows no token probabilities: remove draft, fusion and search, or backend"
+            )
+        if self.search is not None and (self.draft or self.fusion is not None):
+            raise ValueError("search goes without draft and fusion: remove either")
         return self
 
 

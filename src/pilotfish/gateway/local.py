@@ -43,8 +43,11 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
 
 def _make_model(name: str, config: ModelConfig) -> Model:
     if config.decodes:
-        from pilotfish.methods.build_decoder import make_decoder
+        from pilotfish.methods.build_decoder import make_decoder, make_search
 
+        if config.search is not None:
+            sizes = config.search.model_dump(include={"n_beams", "n_draws", "chunk"})
+            return make_search(config.source, config.search.tuned, config.search.untuned, sizes, dtype=config.dtype)
         fusion = config.fusion.model_dump() if config.fusion is not None else None
         return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name)
     from pilotfish.models.gguf import GGUFModel

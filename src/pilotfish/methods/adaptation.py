@@ -27,7 +27,8 @@ def proxy_tuning(base: WhiteBoxModel, expert: WhiteBoxModel, anti_expert: WhiteB
     paper="Ormazabal 2023, arXiv:2305.16876",
     group="adaptation",
     needs="token probabilities",
-    command="python -m benchmarks fusion --only comblm",
+    command="pilotfish generate TEXT --target qwen2.5-coder-0.5b-instruct --fusion comblm:file=COMBINATION.npz "
+    "--model other=smollm2-135m-instruct",
 )
 def comblm(large: WhiteBoxModel, small: WhiteBoxModel, combination: LearnedCombination) -> Decoder:
     """Combine a large model with a tuned small one by weights learned from how sure the two are."""
@@ -39,7 +40,8 @@ def comblm(large: WhiteBoxModel, small: WhiteBoxModel, combination: LearnedCombi
     paper="Lu 2023b, arXiv:2305.15065",
     group="adaptation",
     needs="training",
-    command="python -m benchmarks fusion --only ipa",
+    command="pilotfish generate TEXT --target smollm2-135m-instruct --fusion product:alpha=1.0 "
+    "--model adapter=ADAPTER_FOLDER",
 )
 def inference_policy_adapter(base: WhiteBoxModel, adapter: WhiteBoxModel, alpha: float = 1.0) -> Decoder:
     """Multiply a frozen large model with an adapter trained by policy gradient on a small one."""

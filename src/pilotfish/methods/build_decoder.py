@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pilotfish.decoding.branches import Branches
 from pilotfish.decoding.decoder import Decoder
 from pilotfish.decoding.drafting import Drafter, EarlyExit, Lookup, OtherVocabulary, Retrieval, SmallModel
 from pilotfish.decoding.fused import Fused
@@ -19,14 +20,21 @@ from pilotfish.decoding.fusion import (
     ProxyTuning,
     SourceContrastive,
 )
+from pilotfish.decoding.search import ChunkSearch
 from pilotfish.decoding.vocabulary import same_vocabulary
 from pilotfish.errors import InputError
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import WhiteBoxModel
 from pilotfish.traffic.log import TrafficLog
+from pilotfish.training.combination import LearnedCombination
 from pilotfish.types import Message, Request
 
-__all__ = ["FUSIONS", "make_decoder", "make_fusion", "without_context", "wrong_source"]
+__all__ = ["FUSIONS", "make_decoder", "make_fusion", "make_search", "without_context", "wrong_source"]
+
+
+def _learned(file: str) -> Fusion:
+    return LearnedCombination.load(file)
+
 
 FUSIONS: dict[str, Callable[..., Fusion]] = {
     "contrastive": Contrastive,
@@ -36,6 +44,7 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
     "product": Product,
     "mixture": Mixture,
     "private": Mixture,
+    "comblm": _learned,
 }
 
 
@@ -53,6 +62,7 @@ def wrong_source(request: Request) -> Request:
 
 
 _N_REPLIES = 20_000
+_KINDS = {False: "number", True: "file's name"}
 _VIEWS: dict[str, dict[str, Callable[[Request], Request]]] = {
     "context_aware": {"without_context": without_context},
     "source_contrastive": {"wrong_source": wrong_source},
@@ -104,8 +114,8 @@ class _Lines:
         yield from self.path.read_text(encoding="utf-8", errors="replace").split("\n\n")
 
 
-def make_fusion(kind: str, options: Mapping[str, float] | None = None) -> Fusion:
-    """A fusion by its name.
+def make_fusion(kind: str, options: Mapping[str, float | str] | None = None) -> Fusion:
+    """A fusion by its name; ``comblm`` has the option ``file``, where its learned combination was saved.
 
     Raises
     ------
@@ -120,9 +130,13 @@ def make_fusion(kind: str, options: Mapping[str, float] | None = None) -> Fusion
     if kind not in FUSIONS:
         raise InputError(f"fusion is {kind!r}: use one of {', '.join(FUSIONS)}.")
     known = inspect.signature(FUSIONS[kind]).parameters
-    for name in options or {}:
+    for name, value in (options or {}).items():
         if name not in known:
             raise InputError(f"Fusion {kind!r} has no option {name!r}: it takes {', '.join(known)}.")
+        if isinstance(value, str) != (name == "file"):
+            raise InputError(f"Option {name!r} of fusion {kind!r} is {value!r}: give a {_KINDS[name == 'file']}.")
+    if kind == "comblm" and "file" not in (options or {}):
+        raise InputError("Fusion 'comblm' has no option 'file': give the file of a saved LearnedCombination.")
     return FUSIONS[kind](**(options or {}))
 
 
@@ -141,7 +155,8 @@ def make_decoder(
     target : str
         As of :class:`TransformersModel`.
     draft : sequence of str
-        ``lookup``, ``exit:N``, ``log:FILE`` (replies of a traffic log), ``corpus:FILE`` (a text), or a model.
+        ``lookup``, ``exit:N``, ``log:FILE`` (replies of a traffic log), ``corpus:FILE`` (a text), or a model;
+        ``branches:A,B`` checks what several propose side by side.
     fusion : mapping, optional
         ``kind``, ``models`` by role (the target unless given), ``gate`` and ``options``.
     dtype : str
@@ -180,10 +195,50 @@ def make_decoder(
     return Decoder(whole, [_drafter(text, model) for text in draft], name=name or target)
 
 
+def make_search(
+    target: str,
+    tuned: str,
+    untuned: str,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> ChunkSearch:
+    """Make a weak-to-strong search from names; model files are read at the first call.
+
+    Parameters
+    ----------
+    target : str
+        The large model, as of :class:`TransformersModel`.
+    tuned, untuned : str
+        The small pair.
+    sizes : mapping of str to int, optional
+        ``n_beams``, ``n_draws`` and ``chunk`` of :class:`ChunkSearch`.
+    dtype : str
+        Of all weights.
+
+    Raises
+    ------
+    InputError
+        When a size is unknown.
+
+    Examples
+    --------
+    >>> make_search("qwen2.5-coder-0.5b-instruct", "tuned-folder", "smollm2-135m-instruct", {"n_beams": 3}).n_beams
+    3
+    """
+    for name in sizes or {}:
+        if name not in ("n_beams", "n_draws", "chunk"):
+            raise InputError(f"Search has no option {name!r}: it takes tuned, untuned, n_beams, n_draws and chunk.")
+    large, *small = (TransformersModel(source, dtype=dtype) for source in (target, tuned, untuned))
+    return ChunkSearch(large, small[0], small[1], **(sizes or {}))
+
+
 def _drafter(text: str, model: Callable[[str], TransformersModel]) -> Drafter:
     if text == "lookup":
         return Lookup()
     kind, colon, n = text.partition(":")
+    if kind == "branches" and colon:
+        return Branches([_drafter(part, model) for part in n.split(",") if part])
     if kind in ("log", "corpus") and colon:
         if not Path(n).is_file():
             raise InputError(f"draft is {text!r}, but there is no file {n}: give {kind}:FILE.")

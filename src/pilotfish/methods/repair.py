@@ -52,7 +52,7 @@ def contrastive_grounding(
     paper="Zhang 2023b, arXiv:2312.15710",
     group="repair",
     needs="training",
-    command="python -m benchmarks fusion --only truth",
+    command=_GENERATE + "contrastive:alpha=0.1,beta=1.0 --model amateur=INDUCED_FOLDER",
 )
 def induce_then_contrast(
     model: WhiteBoxModel, induced: WhiteBoxModel, alpha: float = 0.1, beta: float = 1.0

@@ -14,7 +14,8 @@ from pilotfish.protocols import Model, WhiteBoxModel
     paper="Zhou 2024b, arXiv:2405.19262",
     group="weak_to_strong",
     needs="token probabilities",
-    command="python -m benchmarks fusion --only search",
+    command="pilotfish generate TEXT --target qwen2.5-coder-0.5b-instruct "
+    "--search tuned=TUNED_FOLDER,untuned=smollm2-135m-instruct",
 )
 def weak_to_strong_search(
     model: Model, tuned: WhiteBoxModel, untuned: WhiteBoxModel, n_beams: int = 2, n_draws: int = 2, chunk: int = 8

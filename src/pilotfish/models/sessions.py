@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError
-from pilotfish.models.packed import new_cache
+from pilotfish.models.packed import new_cache, takes_trees
 from pilotfish.protocols import IntArray, LogProbs
 
 __all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "n_common"]
@@ -86,6 +86,7 @@ class TorchSession:
         self.window = window
         self.n_tokens = 0
         self._cache: Any = None
+        self._takes_trees: bool | None = None
 
     def extend(self, tokens: Sequence[int], n_last: int | None = None) -> TorchLogits:
         """Read further tokens, and tell what is expected after each of the last ``n_last`` of them.
@@ -97,6 +98,53 @@ class TorchSession:
         ModelError
             When the memory does not suffice; the state is as before.
         """
+        return self._read(tokens, n_last or len(tokens))
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether its model can read tokens side by side: those with a sliding window cannot."""
+        if self._takes_trees is None:
+            self._takes_trees = takes_trees(self.model, new_cache(self.model))
+        return self._takes_trees
+
+    def extend_tree(self, tokens: Sequence[int], branches: Sequence[int], parents: Sequence[int]) -> TorchLogits:
+        """Read further tokens and a tree after them, and tell what is expected after the text and each of its tokens.
+
+        A token of the tree sees the text and its own ancestors, and stands at the place of its depth.
+
+        Raises
+        ------
+        ContextLengthError, ModelError
+            As of :meth:`extend`.
+        """
+        import torch
+
+        n, m = len(tokens), len(branches)
+        seen = torch.ones(n + m, self.n_tokens + n + m, dtype=torch.bool).tril_(self.n_tokens)
+        seen[n:, self.n_tokens + n :] = False
+        places = torch.arange(self.n_tokens, self.n_tokens + n + m)
+        for i, parent in enumerate(parents):
+            if parent >= 0:
+                seen[n + i] = seen[n + parent]
+            seen[n + i, self.n_tokens + n + i] = True
+            places[n + i] = places[n + parent if parent >= 0 else n - 1] + 1
+        how = {"attention_mask": seen[None, None], "position_ids": places[None]}
+        device = self.model.device
+        return self._read([*tokens, *branches], m + 1, **{name: value.to(device) for name, value in how.items()})
+
+    def keep(self, n: int, places: Sequence[int]) -> None:
+        """Of the last ``n`` tokens, the tree, keep those at these places, which follow one another."""
+        if list(places) == list(range(len(places))):
+            self.rewind(n - len(places))
+            return
+        import torch
+
+        with torch.inference_mode():
+            for layer in self._cache.layers:
+                layer.keep(n, places)
+        self.n_tokens -= n - len(places)
+
+    def _read(self, tokens: Sequence[int], n_last: int, **how: Any) -> TorchLogits:
         import torch
 
         if not tokens:
@@ -112,7 +160,7 @@ class TorchSession:
                 if self._cache is None:
                     self._cache = new_cache(self.model)
                 logits = self.model(
-                    ids, past_key_values=self._cache, use_cache=True, logits_to_keep=n_last or len(tokens)
+                    ids, past_key_values=self._cache, use_cache=True, logits_to_keep=n_last, **how
                 ).logits[0]
         except (RuntimeError, MemoryError) as error:
             self._restore()
@@ -189,6 +237,23 @@ class FunctionSession:
         n = len(self.tokens)
         rows = [self.function(self.tokens[:end]) for end in range(n - (n_last or len(tokens)) + 1, n + 1)]
         return ArrayLogits(np.asarray(rows, dtype=np.float32))
+
+    takes_trees = True
+
+    def extend_tree(self, tokens: Sequence[int], branches: Sequence[int], parents: Sequence[int]) -> ArrayLogits:
+        """Read further tokens and a tree after them, and tell what is expected after the text and each token of it."""
+        rows = [self.extend(tokens, 1).values[0]]
+        paths: list[list[int]] = []
+        for token, parent in zip(branches, parents, strict=True):
+            paths.append([*(paths[parent] if parent >= 0 else []), token])
+            rows.append(self.function([*self.tokens, *paths[-1]]))
+        self.tokens.extend(branches)
+        return ArrayLogits(np.asarray(rows, dtype=np.float32))
+
+    def keep(self, n: int, places: Sequence[int]) -> None:
+        """Of the last ``n`` tokens, the tree, keep those at these places, which follow one another."""
+        start = len(self.tokens) - n
+        self.tokens[start:] = [self.tokens[start + place] for place in places]
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens."""
