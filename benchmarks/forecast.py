@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.figures import Run
 from pilotfish.protocols import FloatArray
-from pilotfish.scorers.forecasting import ProxyLM, leave_one_out, text_features
+from pilotfish.scorers.forecasting import ProxyLM, leave_one_out, task_similarity, text_features
 
 PROXIES = ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct")
 # What model cards usually state.
@@ -23,6 +23,7 @@ def main(run: Run) -> None:
     by_task = {t: [r for r in rows if r["task_name"] == t] for t in tasks}
     scores = np.array([[np.mean([r["scores"][m] for r in by_task[t]]) for t in tasks] for m in models])
     data = np.array([text_features([r["query"] for r in by_task[t]]) for t in tasks])
+    alike = task_similarity([[r["query"] for r in by_task[t]] for t in tasks], [by_task[t][0]["metric"] for t in tasks])
     cards = {m: [float(np.log10(float(about[m]["size"][:-1])))] for m in models}
     held = [i for i, m in enumerate(models) if m not in PROXIES]
     left = [j for j, t in enumerate(tasks) if t not in STATED]
@@ -35,10 +36,10 @@ def main(run: Run) -> None:
         return [k for k in range(len(models)) if k != i]
 
     nearest = [min(others(i), key=lambda k: abs(cards[models[k]][0] - cards[m][0])) for i, m in enumerate(models)]
-    paid = _paid(scores, models, tasks, data, cards, by_task, at, 3 if run.quick else 10)
+    paid = _paid(scores, models, tasks, data, cards, alike, by_task, at, 3 if run.quick else 10)
     found = {
-        "size alone": rmse(leave_one_out(scores, models, tasks, data, PROXIES, cards)),
-        "size and stated scores": rmse(leave_one_out(scores, models, tasks, data, PROXIES, cards, STATED)),
+        "size alone": rmse(leave_one_out(scores, models, tasks, data, PROXIES, cards, (), alike)),
+        "size and stated scores": rmse(leave_one_out(scores, models, tasks, data, PROXIES, cards, STATED, alike)),
         f"and {N_PAID} paid answers a task": paid,
         "baseline: mean of the others, by task": rmse(np.array([scores[others(i)].mean(axis=0) for i in range(9)])),
         "baseline: mean of the others, all tasks": rmse(
@@ -73,6 +74,7 @@ def _paid(
     tasks: list[str],
     data: FloatArray,
     cards: dict[str, list[float]],
+    alike: FloatArray,
     by_task: dict[str, list[dict[str, dict[str, float]]]],
     at: tuple[FloatArray, ...],
     n_seeds: int,
@@ -86,7 +88,7 @@ def _paid(
             if model in PROXIES:
                 continue
             rest = [k for k in range(len(models)) if k != i]
-            made = ProxyLM().fit(scores[rest], [models[k] for k in rest], tasks, data, PROXIES, cards)
+            made = ProxyLM().fit(scores[rest], [models[k] for k in rest], tasks, data, PROXIES, cards, alike)
             stated = {t: float(scores[i, tasks.index(t)]) for t in STATED}
             seen = {}
             for task in tasks:

@@ -20,12 +20,14 @@ def packed(network: Any) -> Any:
 
     Torch multiplies a few rows by ways that reach half of the speed at which it multiplies one; oneDNN's prepacked
     products hardly slow down. The large linear layers are replaced in a copy that shares everything else. A model that
-    is not in float32 on a CPU is given back as it is.
+    is not on a CPU, or in another type than float32 or a bfloat16 that the CPU multiplies itself, is given back as it
+    is.
     """
     import torch
 
     if (
-        network.dtype != torch.float32
+        network.dtype not in (torch.float32, torch.bfloat16)
+        or (network.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
         or network.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()
         or getattr(network.config, "_attn_implementation", None) != "sdpa"
@@ -66,7 +68,8 @@ def _twin(module: Any, config: Any, new_config: Any) -> Any:
         bias = None if module.bias is None else module.bias.detach()
         twin._parameters = {}
         # Where sums are long torch's product of one row is the faster one, by a third: those few layers are kept twice.
-        plain = module.weight.detach() if module.in_features > module.out_features else None
+        twice = module.in_features > module.out_features and module.weight.dtype == torch.float32
+        plain = module.weight.detach() if twice else None
         twin.forward = functools.partial(_linear, weight, plain, bias)
         return twin
     # A shallow copy of a module shares the table of its parts.
@@ -95,7 +98,7 @@ def _register() -> None:
 
         n_batch, n_heads, n, width = query.shape
         n_groups = n_heads // key.shape[1]
-        shared = n_groups > 1 and 1 < n <= _FEW and attention_mask is not None and attention_mask.shape[1] == 1
+        shared = n_groups > 1 and n <= _FEW and attention_mask is not None and attention_mask.shape[1] == 1
         if not shared or how.get("position_bias") is not None:
             made: tuple[Any, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
             return made
