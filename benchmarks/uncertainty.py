@@ -34,16 +34,16 @@ from pilotfish.types import Exchange, Reply, Request, TokenLogProb
 MODEL = "qwen2.5-coder-0.5b-instruct"
 N_SAMPLES = 5
 _LETTER = "Answer with the letter only."
-_LINE = "Write the calculation with its result on one line, such as 3 + 4 = 7, and nothing else."
-_STEPS = "Solve it in at most four short steps. End with 'The answer is ' and the number."
-_LENGTHS = {"commonsenseqa": 1, "svamp": 30, "gsm8k": 160}
+_LINE = "Show the calculation in one short line, then write 'The answer is ' and the number."
+_STEPS = "Write one short calculation a line, without words. End with 'The answer is ' and the number."
+_LENGTHS = {"commonsenseqa": 1, "svamp": 48, "gsm8k": 112}
 _AT_ONCE = 12
 
 
 def main(run: Run) -> None:
     n_each = 20 if run.quick else 500
     # A run goes on where the last one stopped; one that is told to make does so to the end.
-    seconds = math.inf if "make" in run.only else 20.0 if run.quick else 480.0
+    seconds = math.inf if "make" in run.only else 20.0 if run.quick else 240.0
     if run.wants("make"):
         make(run, n_each, seconds)
     if run.only != {"make"}:

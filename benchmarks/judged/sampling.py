@@ -1,4 +1,4 @@
-"""Many answers to many questions by one causal model on a CPU: a question is read once, its answers are written together."""
+"""Many answers to many questions by one causal model: a question is read once, its answers are written together."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _TEMPERATURE = 0.7
 # What llama.cpp leaves of a distribution by default.
 _TOP_K, _TOP_P, _MIN_P = 40, 0.95, 0.05
 _N_TOP = 5
+_MOST_KEPT = 0.8
 
 
 @dataclass
@@ -65,28 +66,26 @@ def answers(
     live, cache = np.arange(len(written)), new_cache(network)
     with torch.inference_mode():
         logits = _next(network, ids, mask, cache)
-        rows = torch.arange(len(requests)).repeat_interleave(n_each)
+        once = torch.arange(len(requests)).repeat_interleave(n_each)
+        _keep(cache, once)
+        logits, mask = logits[once], mask[once]
+        ended = np.zeros(len(written), dtype=bool)
         for step in range(n_new):
-            if rows is not None:
-                _keep(cache, rows)
-                logits, mask = logits[rows] if step == 0 else logits, mask[rows]
             chosen = _chosen(logits, live % n_each == 0, draws[step, live], allowed)
-            going = []
-            for k, (row, (token, log_prob, top)) in enumerate(zip(live, chosen, strict=True)):
-                if token in ends:
-                    continue
-                written[row].tokens.append(token)
-                written[row].log_probs.append(TokenLogProb("", log_prob, tuple(("", p) for p in top)))
-                going.append(k)
-            if not going or step == n_new - 1:
+            for row, (token, log_prob, top) in zip(live, chosen, strict=True):
+                ended[row] |= token in ends
+                if not ended[row]:
+                    written[row].tokens.append(token)
+                    written[row].log_probs.append(TokenLogProb("", log_prob, tuple(("", p) for p in top)))
+            going = np.flatnonzero(~ended[live])
+            if not going.size or step == n_new - 1:
                 break
-            # Rows that have ended are dropped; what is left is copied, so only where it is worth it.
-            rows = torch.tensor(going) if len(going) < len(live) else None
-            live = live[going]
-            if rows is not None:
-                _keep(cache, rows)
-                mask, rows = mask[rows], None
-            tokens = torch.tensor([[written[row].tokens[-1]] for row in live])
+            # Leaving out the rows that have ended copies all the others: only where enough of them have.
+            if going.size <= _MOST_KEPT * live.size:
+                live, kept = live[going], torch.from_numpy(going)
+                _keep(cache, kept)
+                mask = mask[kept]
+            tokens = torch.tensor([[(written[row].tokens or [0])[-1]] for row in live])
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
             logits = _next(network, tokens, mask, cache)
     made = [Reply(model.tokenizer.decode(w.tokens), log_probs=tuple(w.log_probs)) for w in written]
@@ -131,5 +130,7 @@ def _chosen(
                 p = p[: max(1, min(int((share < _TOP_P).sum()) + 1, int((p >= _MIN_P).sum())))]
             p = p ** (1 / _TEMPERATURE)
             pick = min(int((np.cumsum(p) / p.sum() < draws[row]).sum()), len(p) - 1)
-        found.append((int(tokens[row, pick]), min(0.0, float(kept[row, pick])), np.minimum(logs[row, :_N_TOP], 0.0).tolist()))
+        found.append(
+            (int(tokens[row, pick]), min(0.0, float(kept[row, pick])), np.minimum(logs[row, :_N_TOP], 0.0).tolist())
+        )
     return found
