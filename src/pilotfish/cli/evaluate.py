@@ -22,11 +22,10 @@ Judge = Annotated[str, typer.Option("--judge", help="small, or names of the cata
 Rubric = Annotated[str, typer.Option("--rubric", help="what a good answer is, for the judges")]
 Reader = Annotated[str, typer.Option("--reader", help="small language model that reads texts, by name or file")]
 Vectors = Annotated[str, typer.Option("--embedder", help="static, minilm, or a folder")]
-_SMALL_JUDGE = "smollm2-135m-instruct"
 
 
 def evaluate(
-    outputs: Annotated[Path, typer.Argument(help="JSON lines: output, prompt, references, samples, context, label")],
+    outputs: Annotated[Path, typer.Argument(help="JSON lines: output; prompt, references, samples, context, label")],
     metrics: Metrics = "rouge,chrf",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="scores: .parquet, .csv or .jsonl")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
@@ -55,7 +54,8 @@ def evaluate(
     done = run(read_outputs(outputs), scorers, seed=seed)
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)
-    for name in ("mean", "low", "high", "missing", "AUROC", "matched", "ECE", "human"):
+    grouped = any(row.grouping for row in done.rows)
+    for name in ("mean", "low", "high", "missing", "AUROC", "matched", "ECE", "human", *("grouping",) * grouped):
         grid.add_column(name, justify="right")
     for row in done.rows:
         mean = row.mean
@@ -69,11 +69,15 @@ def evaluate(
             _shown(row.auroc_matched),
             _shown(row.error),
             _shown(row.human),
+            *(("-" if row.grouping is None else "{:.4f} to {:.4f}".format(*row.grouping),) if grouped else ()),
         )
     console.print(grid)
     if done.majority is not None:
         console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
     console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    if grouped:
+        console.print("Grouping: how far the truth differs between groups of equal confidence, before and after")
+        console.print("confidences are calibrated by group (reconfidencing).")
     for name in [row.name for row in done.rows if row.mean is None]:
         console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
     for name, why in done.failures.items():
@@ -159,9 +163,9 @@ def _names(text: str) -> list[str]:
 
 
 def _judges(text: str) -> list[Model]:
-    from pilotfish.models.gguf import GGUFModel
+    from pilotfish.scorers.judges import named_judge
 
-    return [GGUFModel(_SMALL_JUDGE if name == "small" else name, n_ctx=4096) for name in _names(text)]
+    return [named_judge(name) for name in _names(text)]
 
 
 def _parts(nli: str, judge: str, reader: str, embedder: str) -> dict[str, Any]:

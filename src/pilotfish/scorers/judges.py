@@ -18,7 +18,7 @@ from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.scorers.verification import option_probabilities
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["GradeJudge", "JudgePanel", "PairJudge", "WinRate", "win_rate"]
+__all__ = ["GradeJudge", "JudgePanel", "PairJudge", "WinRate", "named_judge", "win_rate"]
 
 _PAIR = """{rubric}
 
@@ -175,6 +175,22 @@ class GradeJudge:
         self.n_unreadable_ = sum(p is None for p in found)
         scale = np.linspace(0, 1, self.n_grades)
         return np.array([math.nan if p is None else float(p @ scale) for p in found])
+
+
+def named_judge(name: str, n_threads: int | None = None) -> Model:
+    """A local model that judges: ``small``, or a name of the catalog or a GGUF file.
+
+    Examples
+    --------
+    >>> named_judge("small").name
+    'smollm2-135m-instruct'
+    """
+    from pilotfish.models.gguf import GGUFModel
+
+    return GGUFModel(_SMALL if name == "small" else name, n_ctx=4096, n_threads=n_threads)
+
+
+_SMALL = "smollm2-135m-instruct"
 
 
 class JudgePanel:
