@@ -131,7 +131,7 @@ def test_groups_say_what_calibrating_by_them_gains(tmp_path):
         evaluate(read_outputs(file), {"given": Given(scores)}), "x"
     )
     done = run("evaluate", file, "--metrics", "rouge")
-    assert "calibrated by group" in done.stdout
+    assert "calibrated by group: rouge" in " ".join(done.stdout.split())
     with pytest.raises(InputError, match="'group' on 799 of 800 lines"):
         read_outputs(write(tmp_path / "b.jsonl", [*rows[:-1], {"output": "x"}]))
 

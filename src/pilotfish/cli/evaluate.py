@@ -54,8 +54,7 @@ def evaluate(
     done = run(read_outputs(outputs), scorers, seed=seed)
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)
-    grouped = any(row.grouping for row in done.rows)
-    for name in ("mean", "low", "high", "missing", "AUROC", "matched", "ECE", "human", *("grouping",) * grouped):
+    for name in ("mean", "low", "high", "missing", "AUROC", "matched", "ECE", "human"):
         grid.add_column(name, justify="right")
     for row in done.rows:
         mean = row.mean
@@ -69,15 +68,14 @@ def evaluate(
             _shown(row.auroc_matched),
             _shown(row.error),
             _shown(row.human),
-            *(("-" if row.grouping is None else "{:.4f} to {:.4f}".format(*row.grouping),) if grouped else ()),
         )
     console.print(grid)
     if done.majority is not None:
         console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
     console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    grouped = [f"{r.name} {r.grouping[0]:.4f} to {r.grouping[1]:.4f}" for r in done.rows if r.grouping is not None]
     if grouped:
-        console.print("Grouping: how far the truth differs between groups of equal confidence, before and after")
-        console.print("confidences are calibrated by group (reconfidencing).")
+        console.print(f"Grouping loss before and after confidences are calibrated by group: {', '.join(grouped)}.")
     for name in [row.name for row in done.rows if row.mean is None]:
         console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
     for name, why in done.failures.items():
