@@ -24,6 +24,7 @@ __all__ = ["OnnxEmbedder", "StaticEmbedder", "build_onnx"]
 _Vectors = NDArray[np.float32]
 # Longer runs measured slower: their activations leave the core's cache.
 _TOKENS_PER_RUN = 512
+_TOKENS_PER_THREAD = 256
 _CHARACTERS_PER_TOKEN = 128
 _MOST_WORDS = 65_536
 _LONGEST_WORD = 64
@@ -162,7 +163,7 @@ class OnnxEmbedder:
 
         n_threads = (self.n_threads or os.cpu_count() or 1) if self._reads_tokens else 1
         with ThreadPoolExecutor(n_threads, "pilotfish-embedder") as pool:
-            list(pool.map(read, _batches(lengths[some])))
+            list(pool.map(read, _batches(lengths[some], _TOKENS_PER_THREAD)))
         return vectors
 
     @property
@@ -367,12 +368,12 @@ def _splits(text: str) -> bool:
     return bool(text) and " " not in (text[0], text[-1]) and not any(part in text for part in ("  ", "<", _SPACE))
 
 
-def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _batches(lengths: NDArray[np.int64], n_tokens: int = _TOKENS_PER_RUN) -> Iterator[NDArray[np.int64]]:
     """Rows of similar length, a bounded number of tokens at a time."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < order.size:
-        n_rows = max(1, _TOKENS_PER_RUN // int(lengths[order[start]]))
+        n_rows = max(1, n_tokens // int(lengths[order[start]]))
         yield order[start : start + n_rows]
         start += n_rows
 
