@@ -39,10 +39,10 @@ def fine_columns(pairs: Sequence[tuple[str, str]], n_threads: int | None = None)
         idf, unseen = _rarity([known[r][0] for r in dict.fromkeys(r for _, r in pairs)])
         rows = np.array([_matched(known[a], known[r], idf, unseen) for a, r in pairs])
         made |= {f"{name}@{layer or 'last'}": column for name, column in zip(_MATCHED, rows.T, strict=True)}
-    for pooling in _POOLINGS:
-        embedder = OnnxEmbedder(precision="int8", poolings=(pooling,), n_threads=n_threads)
-        vectors = dict(zip(texts, embedder.embed(texts), strict=True))
-        made[f"sentence {pooling}"] = np.array([float(vectors[a] @ vectors[r]) for a, r in pairs])
+    embedder = OnnxEmbedder(precision="int8", poolings=_POOLINGS, n_threads=n_threads)
+    vectors = dict(zip(texts, embedder.embed(texts).reshape(len(texts), len(_POOLINGS), -1), strict=True))
+    for k, pooling in enumerate(_POOLINGS):
+        made[f"sentence {pooling}"] = np.array([float(vectors[a][k] @ vectors[r][k]) for a, r in pairs])
     items = [exchange(a, [r]) for a, r in pairs]
     made |= {"chrF": Chrf().score(items), "BLEU": Bleu().score(items), "ROUGE-L": Rouge().score(items)}
     shares = np.array([_shares(a, r) for a, r in pairs])
