@@ -129,9 +129,14 @@ def _reply(made: dict[str, Any]) -> Reply:
 
 def score(run: Run) -> None:
     """AUROC of every scorer and of a line through them; calibration and grouping loss on halves not learned from."""
-    rows = list(_known().values())
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    for row in _known().values():
+        by_set.setdefault(row["set"], []).append(row)
+    # As many of each set as there are of the one with the fewest.
+    fewest = min(map(len, by_set.values()), default=0)
+    rows = [row for part in by_set.values() for row in part[:fewest]]
     if run.quick:
-        rows = rows[:200]
+        rows = [row for part in by_set.values() for row in part[: min(fewest, 60)]]
     labels = np.array([float(final_answer(r["replies"][0]["text"]) == r["gold"]) for r in rows])
     if len(rows) < 40 or labels.min() == labels.max():
         print(f"{len(rows)} generations are too few: run 'python -m benchmarks uncertainty --only make' first")
