@@ -7,17 +7,20 @@ again as often as wanted. ``--only make`` makes more; every other part scores wh
 from __future__ import annotations
 
 import json
-import os
+import math
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.figures import Run
+from benchmarks.judged.sampling import answers
 from pilotfish.models import catalog
-from pilotfish.models.gguf import GGUFModel
+from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import MeanLogProb, final_answer
@@ -31,19 +34,16 @@ from pilotfish.types import Exchange, Reply, Request, TokenLogProb
 MODEL = "qwen2.5-coder-0.5b-instruct"
 N_SAMPLES = 5
 _LETTER = "Answer with the letter only."
-_LINE = "Write the calculation with its result on one line, such as 3 + 4 = 7, and nothing else."
-_STEPS = "Solve it in at most four short steps. End with 'The answer is ' and the number."
-_LENGTHS = {"commonsenseqa": 2, "svamp": 30, "gsm8k": 160}
-# Of the set whose answers are long, one question for so many of the others.
-_SHORT_A_LONG = 4
+_LINE = "Show the calculation in one short line, then write 'The answer is ' and the number."
+_STEPS = "Write one short calculation a line, without words. End with 'The answer is ' and the number."
+_LENGTHS = {"commonsenseqa": 1, "svamp": 48, "gsm8k": 112}
+_AT_ONCE = 12
 
 
 def main(run: Run) -> None:
     n_each = 20 if run.quick else 500
-    # A full run generates for as long as it may, and goes on where the last one stopped.
-    seconds = 20.0 if run.quick else 480.0
-    if "make" in run.only:
-        seconds = 420.0
+    # A run goes on where the last one stopped; one that is told to make does so to the end.
+    seconds = math.inf if "make" in run.only else 20.0 if run.quick else 240.0
     if run.wants("make"):
         make(run, n_each, seconds)
     if run.only != {"make"}:
@@ -55,7 +55,7 @@ def _place() -> Path:
 
 
 def questions(run: Run, n_each: int) -> Iterator[dict[str, str]]:
-    """Questions of the three sets in turn, fewer of the set whose answers are long."""
+    """Questions of the three sets in turn, as many of each."""
     sets: dict[str, list[dict[str, str]]] = {"commonsenseqa": [], "svamp": [], "gsm8k": []}
     for row in run.rows("commonsenseqa/dev_rand_split.jsonl.gz"):
         asked = row["question"]
@@ -71,11 +71,9 @@ def questions(run: Run, n_each: int) -> Iterator[dict[str, str]]:
         name: [{"set": name, **rows[i]} for i in np.random.default_rng(0).permutation(len(rows))[:n_each]]
         for name, rows in sets.items()
     }
-    steps = {"commonsenseqa": _SHORT_A_LONG, "svamp": _SHORT_A_LONG, "gsm8k": 1}
-    while any(chosen.values()):
-        for name, n in steps.items():
-            yield from chosen[name][:n]
-            del chosen[name][:n]
+    for k in range(0, n_each, 2 * _AT_ONCE):
+        for rows in chosen.values():
+            yield from rows[k : k + 2 * _AT_ONCE]
 
 
 def _known() -> dict[str, dict[str, Any]]:
@@ -91,30 +89,33 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def make(run: Run, n_each: int, seconds: float) -> None:
-    """Generate an answer and five samples to each question, appended one by one."""
+    """Generate an answer and five samples to each question, appended a batch at a time."""
     known, n_made = _known(), 0
     todo = [row for row in questions(run, n_each) if row["prompt"] not in known]
     started = time.monotonic()
     _place().parent.mkdir(parents=True, exist_ok=True)
-    n_threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or None
-    with (
-        # One at a time, the six of a question share what was read of it; a CPU gains little by a batch.
-        GGUFModel(MODEL, n_ctx=1024, n_parallel=1, n_threads=n_threads) as model,
-        _place().open("a", encoding="utf-8") as out,
-    ):
-        for row in todo:
+    model = TransformersModel(MODEL, dtype="bfloat16")
+    with _place().open("a", encoding="utf-8") as out:
+        for rows in _batches(todo):
             if time.monotonic() - started > seconds:
                 break
-            held = {"choices": list("ABCDE")} if row["set"] == "commonsenseqa" else {}
-            ask = Request.of(row["prompt"], max_tokens=_LENGTHS[row["set"]], log_probs=5, extra=held)
-            replies = model.generate(
-                [ask.replace(temperature=0.0), *(ask.replace(temperature=0.7, seed=k + 1) for k in range(N_SAMPLES))]
-            )
-            out.write(json.dumps({**row, "replies": [_kept(reply) for reply in replies]}) + "\n")
+            kind = rows[0]["set"]
+            asked = [Request.of(row["prompt"], max_tokens=_LENGTHS[kind]) for row in rows]
+            choices = list("ABCDE") if kind == "commonsenseqa" else None
+            seeds = [zlib.crc32(row["prompt"].encode()) for row in rows]
+            for row, replies in zip(rows, answers(model, asked, N_SAMPLES, seeds, choices), strict=True):
+                out.write(json.dumps({**row, "replies": [_kept(reply) for reply in replies]}) + "\n")
             out.flush()
-            n_made += 1
+            n_made += len(rows)
     spent = time.monotonic() - started
     print(f"made {n_made} in {spent:.0f} s, {len(known) + n_made} in all; {len(todo) - n_made} to go")
+
+
+def _batches(rows: Sequence[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+    """Neighbouring rows of one set, prompts of like length together."""
+    for _, same in groupby(rows, key=lambda row: row["set"]):
+        part = sorted(same, key=lambda row: len(row["prompt"]))
+        yield from (part[k : k + _AT_ONCE] for k in range(0, len(part), _AT_ONCE))
 
 
 def _kept(reply: Reply) -> dict[str, Any]:
@@ -128,9 +129,14 @@ def _reply(made: dict[str, Any]) -> Reply:
 
 def score(run: Run) -> None:
     """AUROC of every scorer and of a line through them; calibration and grouping loss on halves not learned from."""
-    rows = list(_known().values())
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    for row in _known().values():
+        by_set.setdefault(row["set"], []).append(row)
+    # As many of each set as there are of the one with the fewest.
+    fewest = min(map(len, by_set.values()), default=0)
+    rows = [row for part in by_set.values() for row in part[:fewest]]
     if run.quick:
-        rows = rows[:200]
+        rows = [row for part in by_set.values() for row in part[: min(fewest, 60)]]
     labels = np.array([float(final_answer(r["replies"][0]["text"]) == r["gold"]) for r in rows])
     if len(rows) < 40 or labels.min() == labels.max():
         print(f"{len(rows)} generations are too few: run 'python -m benchmarks uncertainty --only make' first")

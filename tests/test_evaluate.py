@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pilotfish.models.fake import FakeModel
 from pilotfish.scorers.judges import PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.types import Exchange, Reply, Request
+from tests.toy_encoder import write_toy_encoder
 
 ROWS = {
     "reference_based": {"bleu", "rouge", "bertscore", "bartscore"},
@@ -108,6 +110,55 @@ def test_labels_bring_baselines_calibration_and_matched_length():
         assert said in page
     assert "http" not in page
     assert "<script" not in page
+
+
+def test_groups_say_what_calibrating_by_them_gains(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 800)
+    scores = rng.random(800)
+    labels = (rng.random(800) < np.where(kinds == 1, 0.9, 0.2)).astype(float)
+    rows = [
+        {"id": i, "output": "x" * int(1 + 9 * s), "label": int(y), "group": f"topic {k}", "reference": "x"}
+        for i, (s, y, k) in enumerate(zip(scores, labels, kinds, strict=True))
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    found = evaluate(read_outputs(file), {"given": Given(scores)})
+    row = found.rows[0]
+    before, after = row.grouping
+    assert before > 0.08
+    assert after < 0.02
+    assert f"{before:.4f} \u2192 {after:.4f}" in evaluation_page(
+        evaluate(read_outputs(file), {"given": Given(scores)}), "x"
+    )
+    done = run("evaluate", file, "--metrics", "rouge")
+    assert "calibrated by group: rouge" in " ".join(done.stdout.split())
+    with pytest.raises(InputError, match="'group' on 799 of 800 lines"):
+        read_outputs(write(tmp_path / "b.jsonl", [*rows[:-1], {"output": "x"}]))
+
+
+def test_several_judges_and_gold_labels_make_a_panel():
+    rng = np.random.default_rng(0)
+    truth = rng.random(120) < 0.8
+    good = [Exchange(Request.of(f"q{i}"), Reply("right" if t else "wrong")) for i, t in enumerate(truth)]
+    bad = [Exchange(Request.of(f"q{i}"), Reply("wrong" if t else "right")) for i, t in enumerate(truth)]
+
+    class Knows:
+        def __init__(self, share):
+            self.share = share
+
+        def compare(self, first, second):
+            right = np.array([e.reply.text == "right" for e in first], dtype=float)
+            return np.where(np.random.default_rng(1).random(len(first)) < self.share, right, 1 - right)
+
+    judges = [Knows(0.95), Knows(0.1), Knows(0.5)]
+    gold = np.where(np.arange(120) < 40, truth, np.nan)
+    first = replace(Outputs.of(good), human=gold)
+    second = replace(Outputs.of(bad), human=1 - gold)
+    done = compare_outputs(first, second, {}, judges)
+    assert done.n_left_out["panel"] == 40
+    assert done.tests["panel"].difference.low > 0 > done.tests["judge"].difference.low
+    assert "panel" not in compare_outputs(first, second, {}, judges[:1]).tests
+    assert "panel" not in compare_outputs(Outputs.of(good), Outputs.of(bad), {}, judges).tests
 
 
 def test_one_class_identical_outputs_and_no_labels_still_make_a_page():
@@ -230,6 +281,16 @@ def test_the_command_scores_and_writes_everything(files):
     assert not list(files.glob(".*"))
     with pytest.raises(InputError, match=r"ends in \.parquet"):
         run("evaluate", files / "a.jsonl", "-o", files / "scores.txt")
+
+
+def test_every_metric_that_needs_no_language_model_runs_from_the_command(files):
+    names = ["bleu", "chrf", "rouge", "bertscore", "selfcheck", "semantic_entropy", "mean_log_prob", "token_entropy"]
+    names += ["perplexity", "hallucination_detector", "self_contradiction_numbers"]
+    encoder = write_toy_encoder(files / "encoder")
+    out = files / "scores.jsonl"
+    words = ("--metrics", ",".join(names), "--encoder", encoder, "-o", out)
+    assert run("evaluate", files / "a.jsonl", *words).exit_code == 0
+    assert set(json.loads(out.read_text().splitlines()[0])) == {"id", *names, "length"}
 
 
 def test_the_command_compares(files):

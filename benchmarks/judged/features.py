@@ -12,15 +12,12 @@ from pilotfish.models.embedder import OnnxEmbedder
 from pilotfish.scorers.bertscore import BertScore
 from pilotfish.scorers.passages import content_words, missing_facts
 from pilotfish.scorers.reference import Bleu, Chrf, Rouge
-from pilotfish.statistics import wmt_kendall
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["NAMES", "N_METRICS", "columns", "exchange", "ridge_by_fold", "selected", "source_columns"]
+__all__ = ["NAMES", "columns", "exchange", "ridge_by_fold", "source_columns"]
 
 Array = NDArray[np.float64]
 NAMES = ["bertscore", "precision", "recall", "chrF", "BLEU", "ROUGE-L", "sentence", "length", "words"]
-N_METRICS = 7
-"""The first of them are metrics; the others are baselines, and no part of a combination."""
 
 
 def exchange(text: str, references: Sequence[str], context: str = "") -> Exchange:
@@ -66,28 +63,6 @@ def source_columns(items: Sequence[Exchange]) -> Array:
 def _words(text: str, reference: str) -> float:
     own, other = set(content_words(text)), set(content_words(reference))
     return 2 * len(own & other) / max(1, len(own) + len(other))
-
-
-def selected(pairs: Sequence[tuple[Array, Array]]) -> Array:
-    """Weights of the metrics that tell better from worse outputs together: the one that helps most is added, again and
-    again, while the mean Kendall over the sets of pairs still rises.
-
-    References
-    ----------
-    Caruana et al. 2004, Ensemble selection from libraries of models.
-    """
-    difference = np.concatenate([better - worse for better, worse in pairs])
-    scale = np.sqrt((difference**2).mean(axis=0)) + 1e-9
-    counts, best = np.zeros(scale.size), -1.0
-    while True:
-        tried = [counts + one for one in np.eye(scale.size)]
-        found = [float(np.mean([wmt_kendall(b @ (c / scale), w @ (c / scale)) for b, w in pairs])) for c in tried]
-        if max(found) < best + _LEAST_GAIN:
-            return np.asarray(counts / scale)
-        best, counts = max(found), tried[int(np.argmax(found))]
-
-
-_LEAST_GAIN = 0.003
 
 
 def ridge_by_fold(x: Array, human: Array, folds: NDArray[np.int64]) -> Array:

@@ -12,8 +12,14 @@ import numpy as np
 
 from pilotfish.errors import InputError, PilotfishError
 from pilotfish.protocols import FloatArray, Scorer
-from pilotfish.scorers.calibration import IsotonicCalibration, PlattCalibration, calibration_error
-from pilotfish.scorers.judges import PairJudge
+from pilotfish.scorers.calibration import (
+    GroupCalibration,
+    IsotonicCalibration,
+    PlattCalibration,
+    calibration_error,
+    grouping_loss,
+)
+from pilotfish.scorers.judges import JudgePanel, PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.statistics import (
     Interval,
@@ -28,7 +34,7 @@ from pilotfish.types import Exchange, Message, Reply, Request, TokenLogProb
 
 __all__ = ["Comparison", "Evaluation", "MetricRow", "Outputs", "compare_outputs", "evaluate", "read_outputs"]
 
-_FIELDS = "id prompt messages output reference references samples context log_probs label human"
+_FIELDS = "id prompt messages output reference references samples context log_probs label human group"
 _KNOWN = frozenset(_FIELDS.split())
 _FEW_LABELS = 20
 
@@ -47,12 +53,15 @@ class Outputs:
         1 where an answer is right, 0 where wrong, NaN where unknown.
     human : ndarray (n,)
         Human scores, NaN where unknown.
+    groups : list of str
+        Kind of each output, such as its topic; empty where there are none.
     """
 
     items: list[Exchange]
     ids: list[str]
     labels: FloatArray
     human: FloatArray
+    groups: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, items: Sequence[Exchange], labels: FloatArray | None = None) -> Outputs:
@@ -75,7 +84,8 @@ def read_outputs(path: str | Path) -> Outputs:
 
     Each line has ``output`` (the text to score) and, where known, ``id``, ``prompt`` or ``messages``, ``reference`` or
     ``references``, ``samples`` (other outputs to the same prompt), ``context`` (documents), ``log_probs`` (numbers, or
-    the ``content`` list of an OpenAI reply), ``label`` (1 right, 0 wrong) and ``human`` (a score).
+    the ``content`` list of an OpenAI reply), ``label`` (1 right, 0 wrong), ``human`` (a score) and
+    ``group`` (its kind, such as a topic; on every line or none).
 
     Raises
     ------
@@ -87,7 +97,7 @@ def read_outputs(path: str | Path) -> Outputs:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): give a file of JSON lines in UTF-8.") from error
-    items, ids, labels, human = [], [], [], []
+    items, ids, labels, human, groups = [], [], [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -98,6 +108,8 @@ def read_outputs(path: str | Path) -> Outputs:
             items.append(_exchange(row))
             labels.append(_number(row, "label"))
             human.append(_number(row, "human"))
+            if row.get("group") is not None:
+                groups.append(_text(row["group"], "group"))
             if np.isfinite(labels[-1]) and labels[-1] not in (0.0, 1.0):
                 raise InputError(f"label is {labels[-1]:g}: give 0 or 1")
         except (ValueError, PilotfishError) as error:
@@ -105,10 +117,12 @@ def read_outputs(path: str | Path) -> Outputs:
         ids.append(str(row.get("id", number)))
     if not items:
         raise InputError(f"{path} has no outputs: give one JSON object a line.")
+    if groups and len(groups) != len(items):
+        raise InputError(f"{path} has 'group' on {len(groups)} of {len(items)} lines: give it on every line or none.")
     repeated = len(ids) - len(set(ids))
     if repeated:
         raise InputError(f"{path} has {repeated} repeated values of 'id': give each line its own.")
-    return Outputs(items, ids, np.array(labels), np.array(human))
+    return Outputs(items, ids, np.array(labels), np.array(human), groups)
 
 
 def _exchange(row: Mapping[str, Any]) -> Exchange:
@@ -193,6 +207,8 @@ class MetricRow:
         Those probabilities, NaN where there are none.
     human : float or None
         Spearman correlation with the human scores.
+    grouping : tuple of two floats, or None
+        Grouping loss of the probabilities over the outputs' groups, before and after re-confidencing by them.
     """
 
     name: str
@@ -203,6 +219,7 @@ class MetricRow:
     error: float | None = None
     probabilities: FloatArray | None = None
     human: float | None = None
+    grouping: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -308,6 +325,10 @@ def _row(name: str, scores: FloatArray, outputs: Outputs, lengths: FloatArray, s
             p = np.full(scores.size, np.nan)
             p[labelled] = _cross_calibrated(turned, y, seed)
             found["probabilities"], found["error"] = p, calibration_error(p[labelled], y)
+            if len(set(outputs.groups)) > 1:
+                own = [outputs.groups[i] for i in labelled]
+                regrouped = _cross_calibrated(turned, y, seed, own)
+                found["grouping"] = (grouping_loss(p[labelled], y, own), grouping_loss(regrouped, y, own))
     judged = has & np.isfinite(outputs.human)
     if judged.sum() > 2 and np.ptp(scores[judged]) > 0 and np.ptp(outputs.human[judged]) > 0:
         from scipy.stats import spearmanr
@@ -316,12 +337,19 @@ def _row(name: str, scores: FloatArray, outputs: Outputs, lengths: FloatArray, s
     return MetricRow(name, mean, int((~has).sum()), **found)
 
 
-def _cross_calibrated(scores: FloatArray, labels: FloatArray, seed: int) -> FloatArray:
-    """Probabilities, each half calibrated on the other; a line of few labels is Platt's."""
+def _cross_calibrated(
+    scores: FloatArray, labels: FloatArray, seed: int, groups: Sequence[str] | None = None
+) -> FloatArray:
+    """Probabilities, each half calibrated on the other, within groups where given; a line of few labels is Platt's."""
     halves = np.random.default_rng(seed).permutation(scores.size) % 2
+    kinds = np.array([[g == name for name in sorted(set(groups or ()))] for g in groups or ()], dtype=np.float64)
     out = np.empty(scores.size)
     for half in (0, 1):
         learn, apply = halves != half, halves == half
+        if groups is not None:
+            grouped = GroupCalibration().fit(scores[learn], labels[learn], kinds[learn])
+            out[apply] = grouped.predict(scores[apply], kinds[apply])
+            continue
         calibrator = IsotonicCalibration() if learn.sum() >= 200 else PlattCalibration()
         out[apply] = calibrator.fit(scores[learn], labels[learn]).predict(scores[apply])
     return out
@@ -356,6 +384,21 @@ class Comparison:
         return f"{'first' if found.value > 0 else 'second'} is {'longer' if name == 'length' else 'better'}"
 
 
+def _preferred(first: Outputs, second: Outputs, pairs: Sequence[tuple[int, int]]) -> FloatArray:
+    """1 where people found the first output better, 0 where worse, NaN where they said nothing of it, (n_pairs,)."""
+    out = np.full(len(pairs), np.nan)
+    for row, (i, j) in enumerate(pairs):
+        for known in ("human", "labels"):
+            gap = getattr(first, known)[i] - getattr(second, known)[j]
+            if np.isfinite(gap) and gap != 0:
+                out[row] = float(gap > 0)
+                break
+    return out
+
+
+_LEAST_GOLD = 10
+
+
 def compare_outputs(
     first: Outputs,
     second: Outputs,
@@ -374,7 +417,9 @@ def compare_outputs(
     scorers : mapping of str to Scorer of Exchange
         Metrics of single outputs.
     judges : sequence of PairJudge
-        Judges of pairs; the mean of their preferences is the metric ``judge``.
+        Judges of pairs; the mean of their preferences is the metric ``judge``. Where there are several, and at least 10
+        pairs whose human scores or labels differ, those pairs teach a :class:`~pilotfish.scorers.judges.JudgePanel`
+        how much each judge counts, and its preferences on all other pairs are the metric ``panel``.
     level : float
         Confidence of the intervals.
 
@@ -396,6 +441,14 @@ def compare_outputs(
         counted = np.isfinite(verdicts)
         mean = np.where(counted, verdicts, 0).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)
         found["judge"] = (mean, np.full(len(pairs), 0.5))
+        gold = _preferred(first, second, pairs)
+        known = np.flatnonzero(np.isfinite(gold) & counted.any(axis=0))
+        if len(judges) > 1 and known.size >= _LEAST_GOLD:
+            panel = JudgePanel().fit(verdicts.T, known, gold[known])
+            joined = panel.predict(verdicts.T)
+            # What the panel has learned from is no test of the two systems.
+            joined[known] = np.nan
+            found["panel"] = (np.where(counted.any(axis=0), joined, np.nan), np.full(len(pairs), 0.5))
     tests, left_out = {}, {}
     for name, (x, y) in found.items():
         both = np.isfinite(x) & np.isfinite(y)

@@ -66,6 +66,7 @@ def _table(rows: list[MetricRow]) -> str:
         "same length",
         "calibration error",
         "human (Spearman)",
+        "grouping loss",
     ]
     body = [
         [
@@ -76,15 +77,17 @@ def _table(rows: list[MetricRow]) -> str:
             _number(row.auroc_matched),
             _number(row.error),
             _number(row.human),
+            "-" if row.grouping is None else "{:.4f} \u2192 {:.4f}".format(*row.grouping),
         ]
         for row in rows
     ]
     note = (
         "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
         "learned how long answers are; length counts in its better direction. Calibration errors are measured on "
-        "halves that the calibration has not seen."
+        "halves that the calibration has not seen; grouping loss is how far the truth differs between groups of equal "
+        "confidence, before and after confidences are calibrated by group."
     )
-    return page.section("Metrics", page.table(headers, body, numeric=range(1, 7)), note=note)
+    return page.section("Metrics", page.table(headers, body, numeric=range(1, 8)), note=note)
 
 
 def _spread(name: str, scores: FloatArray) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
-from pilotfish.scorers.forecasting import ProxyLM, leave_one_out, text_features
+from pilotfish.scorers.forecasting import ProxyLM, leave_one_out, task_similarity, text_features
 
 __all__ = ["Forecast", "TaskForecast", "forecast"]
 
@@ -53,7 +53,8 @@ def forecast(card: str | Path, proxies: Sequence[str], tasks: str | Path) -> For
     proxies : sequence of str
         Small models that have a score on every task.
     tasks : str or Path
-        JSON lines with ``query``, ``task`` and ``scores``, a mapping from model to a number in [0, 1].
+        JSON lines with ``query``, ``task`` and ``scores``, a mapping from model to a number in [0, 1]; optionally
+        ``metric``, how the task's answers are scored, which tells what tasks go together.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def forecast(card: str | Path, proxies: Sequence[str], tasks: str | Path) -> For
         When a file cannot be read or a field is missing; the sentence names it.
     """
     about = _read_card(Path(card))
-    queries, found = _read_tasks(Path(tasks))
+    queries, found, metrics = _read_tasks(Path(tasks))
     names, models = sorted(queries), sorted({m for rows in found.values() for m in rows})
     unknown = sorted(set(proxies) - set(models))
     if unknown:
@@ -69,9 +70,11 @@ def forecast(card: str | Path, proxies: Sequence[str], tasks: str | Path) -> For
     scores = np.array([[np.mean(found[t][m]) if m in found[t] else np.nan for t in names] for m in models])
     sizes = {m: [_size(m, about)] for m in models}
     data = np.array([text_features(queries[t]) for t in names])
+    alike = task_similarity([queries[t] for t in names], [metrics[t] for t in names] if metrics else None)
     stated = {t: float(v) for t, v in about.get("stated", {}).items()}
-    value = ProxyLM().fit(scores, models, names, data, proxies, sizes).predict([_log(about["parameters"])], stated)
-    off = _errors(scores, models, names, data, proxies, sizes, [t for t in stated if t in names])
+    made = ProxyLM().fit(scores, models, names, data, proxies, sizes, alike)
+    value = made.predict([_log(about["parameters"])], stated)
+    off = _errors(scores, models, names, data, proxies, sizes, [t for t in stated if t in names], alike)
     half = float(np.quantile(off, 0.9)) if off.size else math.nan
     nearest = min(range(len(models)), key=lambda i: abs(sizes[models[i]][0] - _log(about["parameters"])))
     rows = []
@@ -103,12 +106,13 @@ def _errors(
     proxies: Sequence[str],
     sizes: dict[str, list[float]],
     stated: Sequence[str],
+    alike: FloatArray,
 ) -> FloatArray:
     if len(models) < len(proxies) + 2:
         return np.empty(0)
     at = [tasks.index(t) for t in stated]
     usable = [t for t, j in zip(stated, at, strict=True) if np.isfinite(scores[:, j]).all()]
-    predicted = leave_one_out(scores, models, tasks, data, proxies, sizes, usable)
+    predicted = leave_one_out(scores, models, tasks, data, proxies, sizes, usable, alike)
     errors = np.abs(np.delete(predicted - scores, at, axis=1))
     return np.asarray(errors[np.isfinite(errors)])
 
@@ -123,8 +127,10 @@ def _read_card(path: Path) -> dict[str, Any]:
     return about
 
 
-def _read_tasks(path: Path) -> tuple[dict[str, list[str]], dict[str, dict[str, list[float]]]]:
+def _read_tasks(path: Path) -> tuple[dict[str, list[str]], dict[str, dict[str, list[float]]], dict[str, str]]:
+    """Queries and scores by task, and how each task's answers are scored where every one says so."""
     queries: dict[str, list[str]] = {}
+    metrics: dict[str, str] = {}
     scores: dict[str, dict[str, list[float]]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -142,11 +148,13 @@ def _read_tasks(path: Path) -> tuple[dict[str, list[str]], dict[str, dict[str, l
         if not all(0 <= v <= 1 for v in values.values()):
             raise InputError(f"{path} line {number} has a score outside [0, 1]: scale scores first.")
         queries.setdefault(task, []).append(query)
+        if row.get("metric"):
+            metrics.setdefault(task, str(row["metric"]))
         for model, value in values.items():
             scores.setdefault(task, {}).setdefault(model, []).append(value)
     if not queries:
         raise InputError(f"{path} has no rows: give query, task and scores.")
-    return queries, scores
+    return queries, scores, metrics if len(metrics) == len(queries) else {}
 
 
 def _log(parameters: float) -> float:

@@ -59,3 +59,9 @@ def test_every_text_has_a_number_or_none(metrics, name):
 def test_equal_outputs_score_equally(metrics, name):
     same = metrics[name].score([item("The answer is 4. It is 4 = 4.")] * 3)
     assert np.allclose(same, same[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "llm_judge"])  # the judge here refuses some
+def test_a_text_of_a_hundred_thousand_words_is_scored(metrics, name):
+    [found] = metrics[name].score([item("It is 4, they say, and 2 + 2 = 4. " * 10_000)])
+    assert np.isfinite(found)

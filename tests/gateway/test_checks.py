@@ -10,11 +10,17 @@ import numpy as np
 import orjson
 import pytest
 
-from pilotfish.errors import ModelError
-from pilotfish.gateway.checks import MAX_WAITING, TASK, Checks
+from pilotfish.errors import InputError, ModelError
+from pilotfish.gateway.checks import MAX_WAITING, TASK, Checks, make_checks
+from pilotfish.gateway.config import ChecksConfig
 from pilotfish.gateway.metrics import Metrics
+from pilotfish.methods.build import make_metrics
+from pilotfish.models.fake import FakeModel
+from pilotfish.models.reading import Reading
 from pilotfish.traffic import Call, TrafficLog
+from tests.conformance.test_metrics import NAMES
 from tests.gateway.rig import answer, whole
+from tests.toy_encoder import write_toy_encoder
 
 
 def wait_for(condition) -> None:
@@ -43,6 +49,39 @@ def test_a_served_call_is_checked_off_the_hot_path(start, upstream, tmp_path):
     assert 'pilotfish_checks_total{check="self_contradiction_numbers",outcome="scored"} 1' in text
     assert 'pilotfish_checks_total{check="self_contradiction_numbers",outcome="no_score"} 1' in text
     assert 'pilotfish_check_score_sum{check="self_contradiction_numbers"} 0.5' in text
+
+
+def test_every_metric_of_answers_runs_as_a_check(log, tmp_path):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    encoder = write_toy_encoder(tmp_path / "encoder")
+    parts = {"encoder": encoder, "judge": FakeModel("4"), "reader": Reads()}
+    scorers = make_metrics([*NAMES, "bartscore", "text_detection"], parts)
+    checks = Checks(scorers, 1.0, log, Metrics())
+    checks.written([Call.of("Where is it? It is in Peru.", "It is in Peru, and 2 + 2 = 5.")])
+    checks.close()
+    [event] = log.events(TASK)
+    scores = event.detail["scores"]
+    assert scores.keys() == scorers.keys()
+    assert {name for name, value in scores.items() if value is not None} == {
+        "perplexity", "llm_judge", "self_contradiction_numbers", "text_detection"
+    }  # fmt: skip
+    assert scores["self_contradiction_numbers"] == 0.0
+
+
+def test_a_check_takes_its_judge_from_the_configuration(log):
+    made = make_checks(ChecksConfig(metrics=["llm_judge"], judge="small"), log, Metrics())
+    assert made.scorers["llm_judge"].model.name == "smollm2-135m-instruct"
+    made.close()
+    with pytest.raises(InputError, match="needs --judge"):
+        make_checks(ChecksConfig(metrics=["llm_judge"]), log, Metrics())
+
+
+class Reads:
+    """Finds every word as likely as the others."""
+
+    def read(self, texts, prefixes=None):
+        return [Reading(*(np.full(len(t.split()), v) for v in (-1.0, 2.0, -1.5, 0.5))) for t in texts]
 
 
 class Slow:

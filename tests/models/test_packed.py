@@ -98,8 +98,26 @@ def test_a_cache_is_written_in_place_and_a_fork_is_not(networks: tuple[Any, Any]
     assert twin.extend([4]).log_probs() == pytest.approx(wanted.extend([4]).log_probs(), abs=1e-4)
 
 
+def test_bfloat16_is_packed_where_the_processor_multiplies_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model = TransformersModel(tiny, dtype="bfloat16")
+    plain = model._trainable()[1]
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert packed(plain) is plain
+    monkeypatch.undo()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no products of bfloat16")
+    fast = packed(plain)
+    assert is_packed(fast)
+    ids = torch.tensor([TEXT[:40], TEXT[7:47]])
+    with torch.inference_mode():
+        one, other = (torch.log_softmax(network(ids).logits.float(), -1) for network in (plain, fast))
+    assert (one - other).abs().max() < 0.05
+
+
 def test_what_cannot_be_packed_is_left(tiny: Path) -> None:
-    network = TransformersModel(tiny, dtype="bfloat16")._parts()[1]
+    network = TransformersModel(tiny, dtype="float16")._parts()[1]
     assert not is_packed(network)
     assert packed(network) is network
 

@@ -20,7 +20,7 @@ from pilotfish.scorers.calibration import (
     reliability,
 )
 from pilotfish.scorers.entailment import SmallEntailment, _order
-from pilotfish.scorers.forecasting import ProxyLM, leave_one_out, text_features
+from pilotfish.scorers.forecasting import ProxyLM, _arrays, leave_one_out, task_similarity, text_features
 from pilotfish.scorers.grounding import Grounding
 from pilotfish.scorers.judges import GradeJudge, JudgePanel, PairJudge, win_rate
 from pilotfish.scorers.likelihood import NegativePerplexity, TokenEntropy
@@ -351,6 +351,38 @@ def test_proxy_lm_follows_the_proxies_and_the_card():
     made = ProxyLM().fit(scores, models, tasks, data, ["m0"], cards)
     few = made.predict([0.0], {"t0": 1.0}, {"t0": 2})
     assert made.predict([0.0])[0] < few[0] < 1.0
+
+
+def test_tasks_that_ask_alike_move_together():
+    from scipy.linalg import hadamard
+
+    maths, code = ["Add 3 and 4 apples.", "What is 7 times 8?"], ["Write a Python function.", "Sort a list in code."]
+    alike = task_similarity([maths, maths[::-1], code, code[::-1]])
+    assert np.allclose(np.diag(alike), 1)
+    assert alike[0, 1] > 0.99 > 0 > alike[0, 2]
+    scored = task_similarity([maths, maths, code, code], ["number", "tests", "tests", "tests"])
+    assert scored[0, 1] == pytest.approx(0.5)
+    assert scored[2, 3] == pytest.approx(1.0)
+    # Nothing in the known scores ties the tasks together; that two of them are alike does.
+    scores = 0.5 + 0.1 * hadamard(8)[:, 1:5]
+    models, tasks, data = list("abcdefgh"), ["add", "times", "code", "sort"], np.ones((4, 2))
+    made = ProxyLM().fit(scores, models, tasks, data, ["a"], {m: [1.0] for m in models}, alike)
+    moved = made.predict([1.0], {"add": 1.0}) - made.predict([1.0])
+    assert moved[1] > 0.1 > 0 > moved[2]
+    for bad in ([], [maths, []]):
+        with pytest.raises(InputError, match="give queries"):
+            task_similarity(bad)
+    with pytest.raises(InputError, match="alike has shape"):
+        ProxyLM().fit(scores, models, tasks, data, ["a"], {m: [1.0] for m in models}, alike[:2])
+
+
+def test_trees_in_arrays_say_what_scikit_learn_says():
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    made = GradientBoostingRegressor(n_estimators=9, max_depth=2, random_state=0).fit(x, x[:, 0] * x[:, 1])
+    assert np.allclose(_arrays(made).predict(x), made.predict(x), atol=1e-12)
 
 
 def test_proxy_lm_refuses_what_it_cannot_use():

@@ -22,11 +22,10 @@ Judge = Annotated[str, typer.Option("--judge", help="small, or names of the cata
 Rubric = Annotated[str, typer.Option("--rubric", help="what a good answer is, for the judges")]
 Reader = Annotated[str, typer.Option("--reader", help="small language model that reads texts, by name or file")]
 Vectors = Annotated[str, typer.Option("--embedder", help="static, minilm, or a folder")]
-_SMALL_JUDGE = "smollm2-135m-instruct"
 
 
 def evaluate(
-    outputs: Annotated[Path, typer.Argument(help="JSON lines: output, prompt, references, samples, context, label")],
+    outputs: Annotated[Path, typer.Argument(help="JSON lines: output; prompt, references, samples, context, label")],
     metrics: Metrics = "rouge,chrf",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="scores: .parquet, .csv or .jsonl")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
@@ -74,6 +73,9 @@ def evaluate(
     if done.majority is not None:
         console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
     console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    grouped = [f"{r.name} {r.grouping[0]:.4f} to {r.grouping[1]:.4f}" for r in done.rows if r.grouping is not None]
+    if grouped:
+        console.print(f"Grouping loss before and after confidences are calibrated by group: {', '.join(grouped)}.")
     for name in [row.name for row in done.rows if row.mean is None]:
         console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
     for name, why in done.failures.items():
@@ -159,9 +161,9 @@ def _names(text: str) -> list[str]:
 
 
 def _judges(text: str) -> list[Model]:
-    from pilotfish.models.gguf import GGUFModel
+    from pilotfish.scorers.judges import named_judge
 
-    return [GGUFModel(_SMALL_JUDGE if name == "small" else name, n_ctx=4096) for name in _names(text)]
+    return [named_judge(name) for name in _names(text)]
 
 
 def _parts(nli: str, judge: str, reader: str, embedder: str) -> dict[str, Any]:

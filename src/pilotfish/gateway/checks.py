@@ -49,6 +49,10 @@ def make_checks(config: ChecksConfig, log: TrafficLog, metrics: Metrics) -> Chec
         from pilotfish.models.reading import CausalReader
 
         parts["reader"] = CausalReader(config.reader)
+    if config.judge is not None:
+        from pilotfish.scorers.judges import named_judge
+
+        parts["judge"] = named_judge(config.judge, n_threads=1)
     return Checks(make_metrics(config.metrics, parts), config.share, log, metrics)
 
 

@@ -204,14 +204,16 @@ class ChecksConfig(_Section):
         Methods of ``pilotfish methods`` that score answers without references.
     share : float
         Share of the calls that is scored.
-    nli, reader : Path or None, str or None
-        The entailment model and the small language model that some of them need, as of ``pilotfish evaluate``.
+    nli, reader, judge : Path or None, str or None, str or None
+        The entailment model, the small language model that reads texts and the one that judges, which some of them
+        need, as of ``pilotfish evaluate``.
     """
 
     metrics: Annotated[list[str], Field(min_length=1)]
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
     nli: Path | None = None
     reader: str | None = None
+    judge: str | None = None
 
 
 class FusionConfig(_Section):

@@ -106,7 +106,7 @@ def llm_judge(judge: Model, rubric: str = "", n_grades: int = 5) -> GradeJudge:
     paper="Thakur 2024, arXiv:2406.12624; Dawid and Skene 1979",
     group="reference_free",
     needs="black box",
-    command="python -m benchmarks judges",
+    command="pilotfish compare a.jsonl b.jsonl --judge small,qwen2.5-coder-0.5b-instruct",
 )
 def small_judges(penalty: float = 2.0) -> JudgePanel:
     """Join cheap judges' verdicts, in both orders, weighed by reliabilities that a few gold labels teach."""

@@ -91,7 +91,7 @@ def hallucination_detector(entailment: Entailment | None = None) -> Grounding:
     paper="Chen 2024b, arXiv:2402.04957",
     group="repair",
     needs="black box",
-    command="python -m benchmarks uncertainty",
+    command="pilotfish evaluate outputs.jsonl --metrics mean_log_prob",
 )
 def reconfidencing(n_leaves: int = 8) -> GroupCalibration:
     """Calibrate confidence within groups that a small tree finds, not only on average."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +24,7 @@ __all__ = ["OnnxEmbedder", "StaticEmbedder", "build_onnx"]
 _Vectors = NDArray[np.float32]
 # Longer runs measured slower: their activations leave the core's cache.
 _TOKENS_PER_RUN = 512
+_TOKENS_PER_THREAD = 256
 _CHARACTERS_PER_TOKEN = 128
 _MOST_WORDS = 65_536
 _LONGEST_WORD = 64
@@ -53,7 +56,7 @@ class OnnxEmbedder:
         Tokens kept of each text, special tokens included; at most as many as the model has positions. Of a longer text
         only the first ``128 * max_length`` characters are looked at.
     n_threads : int, optional
-        Threads of one run; all cores by default.
+        Threads; all cores by default.
 
     Examples
     --------
@@ -131,7 +134,9 @@ class OnnxEmbedder:
         return _token_ids(self._whole, _checked(texts), special=False)
 
     def token_vectors(self, ids: Sequence[Sequence[int]]) -> list[_Vectors]:
-        """Unit vector of each token, (n_tokens, n_dimensions) a text, from token ids; texts of like length together.
+        """Unit vector of each token, (n_tokens, n_dimensions) a text, from token ids.
+
+        Texts of like length are read together, ``n_threads`` such runs beside each other.
 
         Raises
         ------
@@ -143,8 +148,10 @@ class OnnxEmbedder:
             raise InputError(f"OnnxEmbedder poolings are {tuple(self.poolings)}: use ('tokens',).")
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         vectors: list[_Vectors] = [np.empty((0, self.n_dimensions), dtype=np.float32)] * len(ids)
-        for rows in _batches(lengths[lengths > 0]):
-            rows = np.flatnonzero(lengths > 0)[rows]
+        some = np.flatnonzero(lengths > 0)
+
+        def read(at: NDArray[np.int64]) -> None:
+            rows = some[at]
             longest = int(lengths[rows].max())
             tokens = np.zeros((rows.size, longest), dtype=np.int32)
             for line, row in zip(tokens, rows, strict=True):
@@ -153,7 +160,16 @@ class OnnxEmbedder:
             found = session.run(["embedding"], {"input_ids": tokens, "attention_mask": mask})[0]
             for row, part in zip(rows, found, strict=True):
                 vectors[row] = part[: lengths[row]]
+
+        n_threads = (self.n_threads or os.cpu_count() or 1) if self._reads_tokens else 1
+        with ThreadPoolExecutor(n_threads, "pilotfish-embedder") as pool:
+            list(pool.map(read, _batches(lengths[some], _TOKENS_PER_THREAD)))
         return vectors
+
+    @property
+    def _reads_tokens(self) -> bool:
+        """Whether runs go on beside each other, each by one thread, since there always are many."""
+        return str(self.poolings[0]).startswith("tokens")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "precision", "poolings", "max_length", "n_threads")}
@@ -175,7 +191,7 @@ class OnnxEmbedder:
         place = catalog.resolve(self.model)
         folder = place.parent if place.is_file() else place
         tokenizer = _tokenizer(folder / "tokenizer.json")
-        session = _session(place, self.n_threads) if place.is_file() else self._built(folder, tokenizer)
+        session = self._session(place) if place.is_file() else self._built(folder, tokenizer)
         n_positions = int(session.get_modelmeta().custom_metadata_map.get("n_positions", self.max_length))
         tokenizer.enable_truncation(min(self.max_length, n_positions))
         return tokenizer, session
@@ -186,19 +202,22 @@ class OnnxEmbedder:
         source = f"{GRAPH_VERSION} {stat.st_size} {stat.st_mtime_ns}"
         place = folder / f"pilotfish-{'-'.join([self.precision, *self.poolings])}.onnx"
         try:
-            session = _session(place, self.n_threads)
+            session = self._session(place)
             if session.get_modelmeta().custom_metadata_map.get("source") == source:
                 return session
         except Exception:  # noqa: BLE001, S110 - whatever is wrong with a cached file, it is built again
             pass
         try:
             self._build(folder, tokenizer, place, source)
-            return _session(place, self.n_threads)
+            return self._session(place)
         except OSError:  # the folder cannot be written: the graph lives in memory only
             with TemporaryDirectory() as elsewhere:
                 place = Path(elsewhere) / place.name
                 self._build(folder, tokenizer, place, source)
-                return _session(place, self.n_threads)
+                return self._session(place)
+
+    def _session(self, path: Path) -> Any:
+        return _session(path, 1 if self._reads_tokens else self.n_threads)
 
     def _build(self, folder: Path, tokenizer: Any, place: Path, source: str) -> None:
         from safetensors.numpy import load_file
@@ -349,12 +368,12 @@ def _splits(text: str) -> bool:
     return bool(text) and " " not in (text[0], text[-1]) and not any(part in text for part in ("  ", "<", _SPACE))
 
 
-def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _batches(lengths: NDArray[np.int64], n_tokens: int = _TOKENS_PER_RUN) -> Iterator[NDArray[np.int64]]:
     """Rows of similar length, a bounded number of tokens at a time."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < order.size:
-        n_rows = max(1, _TOKENS_PER_RUN // int(lengths[order[start]]))
+        n_rows = max(1, n_tokens // int(lengths[order[start]]))
         yield order[start : start + n_rows]
         start += n_rows
 

@@ -23,14 +23,15 @@ def packed(network: Any) -> Any:
     """The same model for reading only: weights in the order in which products of few rows read them.
 
     Torch multiplies a few rows by ways that reach half of the speed at which it multiplies one; oneDNN's prepacked
-    products hardly slow down, and are the faster for some numbers of rows: fewer are filled up with zeros. The large
-    linear layers are replaced in a copy that shares everything else. A model that is not in float32 on a CPU is given
-    back as it is.
+    products hardly slow down, and are the faster for some numbers of rows: fewer are filled up with zeros, in float32.
+    The large linear layers are replaced in a copy that shares everything else. A model that is not on a CPU, or in
+    another type than float32 or a bfloat16 that the CPU multiplies itself, is given back as it is.
     """
     import torch
 
     if (
-        network.dtype != torch.float32
+        network.dtype not in (torch.float32, torch.bfloat16)
+        or (network.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
         or network.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()
         or getattr(network.config, "_attn_implementation", None) != "sdpa"
@@ -76,7 +77,8 @@ def _twin(module: Any, config: Any, new_config: Any) -> Any:
         weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), None)
         bias = None if module.bias is None else module.bias.detach()
         twin._parameters = {}
-        twin.forward = functools.partial(_linear, weight, bias, _filled_up())
+        filled_up = _filled_up() if module.weight.dtype == torch.float32 else ()
+        twin.forward = functools.partial(_linear, weight, bias, filled_up)
         return twin
     # A shallow copy of a module shares the table of its parts.
     twin._modules = {
@@ -128,7 +130,7 @@ def _register() -> None:
 
         n_batch, n_heads, n, width = query.shape
         n_groups = n_heads // key.shape[1]
-        shared = n_groups > 1 and 1 < n <= _FEW and attention_mask is not None and attention_mask.shape[1] == 1
+        shared = n_groups > 1 and n <= _FEW and attention_mask is not None and attention_mask.shape[1] == 1
         if not shared or how.get("position_bias") is not None:
             made: tuple[Any, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
             return made

@@ -6,17 +6,19 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from pilotfish.bounds import betting_upper
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.scorers.verification import option_probabilities
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["GradeJudge", "JudgePanel", "PairJudge", "WinRate", "win_rate"]
+__all__ = ["GradeJudge", "JudgePanel", "PairJudge", "WinRate", "named_judge", "win_rate"]
 
 _PAIR = """{rubric}
 
@@ -175,6 +177,22 @@ class GradeJudge:
         return np.array([math.nan if p is None else float(p @ scale) for p in found])
 
 
+def named_judge(name: str, n_threads: int | None = None) -> Model:
+    """A local model that judges: ``small``, or a name of the catalog or a GGUF file.
+
+    Examples
+    --------
+    >>> named_judge("small").name
+    'smollm2-135m-instruct'
+    """
+    from pilotfish.models.gguf import GGUFModel
+
+    return GGUFModel(_SMALL if name == "small" else name, n_ctx=4096, n_threads=n_threads)
+
+
+_SMALL = "smollm2-135m-instruct"
+
+
 class JudgePanel:
     """Join the verdicts of several judges, each weighed by a reliability learned from a few gold labels.
 
@@ -242,9 +260,36 @@ class JudgePanel:
 
     def predict(self, verdicts: FloatArray) -> FloatArray:
         """Probability that the first answer is better, (n,); 0.5 where no judge gave a verdict."""
+        self._check_fitted()
+        signed = _signed(verdicts)
+        if signed.shape[1] != self.weights_.size:
+            raise InputError(
+                f"verdicts have {signed.shape[1]} columns, but the panel {self.weights_.size} judges: give one each."
+            )
+        return np.asarray(1 / (1 + np.exp(-np.clip(signed @ self.weights_, -50, 50))))
+
+    def save(self, path: str | Path) -> None:
+        """Save as an npz archive, without pickle."""
+        self._check_fitted()
+        write_arrays(path, {"weights": self.weights_, "penalty": np.array(self.penalty)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            When the file is something else.
+        """
+        with read_arrays(path, "panel") as file:
+            made = cls(float(file["penalty"]))
+            made.weights_ = file["weights"]
+        return made
+
+    def _check_fitted(self) -> None:
         if not hasattr(self, "weights_"):
             raise NotFittedError("JudgePanel was used before fit: call fit(verdicts, rows, gold) first.")
-        return np.asarray(1 / (1 + np.exp(-np.clip(_signed(verdicts) @ self.weights_, -50, 50))))
 
 
 def _signed(verdicts: FloatArray) -> FloatArray:
