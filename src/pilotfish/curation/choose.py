@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import orjson
 
 from pilotfish.curation.documents import Document
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
+from pilotfish.curation.picks import Pick
 from pilotfish.curation.reading import read, shards
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.writing import opened_to_write, writer
@@ -19,8 +20,6 @@ from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray
 
 __all__ = ["Chosen", "choose_files", "resample_files"]
-
-Pick = Callable[[Sequence[Document], Sequence[Document]], IntArray]
 
 
 @dataclass(frozen=True, slots=True)
