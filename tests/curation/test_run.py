@@ -26,7 +26,7 @@ from pilotfish.curation import (
 from pilotfish.curation import lines as lines_module
 from pilotfish.curation import run as run_module
 from pilotfish.curation.documents import Shard
-from pilotfish.curation.reading import read
+from pilotfish.curation.reading import read, shards
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.report import to_html
 from pilotfish.curation.writing import writer
@@ -181,6 +181,22 @@ def test_a_record_that_is_too_long_is_passed_over_in_little_memory(tmp_path):
             file.write(b"x" * 1_000_000)
         file.write(b'"}\n{"text": "last"}\n')
     parts = list(read(Shard(str(path)), longest=2_000_000))
+    assert [d.text for docs, _ in parts for d in docs] == ["first", "last"]
+    assert [r.reason for _, bad in parts for r in bad] == ["too_long"]
+
+
+def test_a_large_line_is_not_held_to_find_where_a_file_is_cut(tmp_path, monkeypatch):
+    tracemalloc = pytest.importorskip("tracemalloc")
+    monkeypatch.setattr("pilotfish.curation.reading._SHARD_BYTES", 100_000)
+    monkeypatch.setattr("pilotfish.curation.reading._PART_BYTES", 50_000)
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b'{"text": "first"}\n{"text": "' + b"x" * 8_000_000 + b'"}\n{"text": "last"}\n')
+    tracemalloc.start()
+    found = shards([path])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    parts = [part for shard in found for part in read(shard, longest=200_000)]
     assert [d.text for docs, _ in parts for d in docs] == ["first", "last"]
     assert [r.reason for _, bad in parts for r in bad] == ["too_long"]
 

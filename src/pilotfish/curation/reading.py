@@ -119,7 +119,9 @@ def _cut(path: Path, size: int) -> list[Shard]:
     with path.open("rb") as file:
         while size - edges[-1] > _SHARD_BYTES:
             file.seek(edges[-1] + _SHARD_BYTES)
-            file.readline()
+            # Little by little: one line may be longer than the memory.
+            while (part := file.readline(_PART_BYTES)) and not part.endswith(b"\n"):
+                pass
             if file.tell() >= size:
                 break
             edges.append(file.tell())
