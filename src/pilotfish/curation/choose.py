@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from pilotfish.curation.documents import Document
+from pilotfish.curation.endings import REPORT, STATE
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.picks import Pick
 from pilotfish.curation.reading import read, shards
@@ -134,6 +135,8 @@ def _write(documents: Iterator[Document], chosen: IntArray, out: str | Path, fie
 
 
 def _finished(made: Chosen, out: str | Path) -> Chosen:
-    with opened_to_write(Path(out) / "report.json") as file:
+    # Says that a run wrote the folder, so that its report is not read as documents.
+    (Path(out) / STATE).mkdir(exist_ok=True)
+    with opened_to_write(Path(out) / REPORT) as file:
         file.write(orjson.dumps(made.to_json(), option=orjson.OPT_INDENT_2))
     return made

@@ -22,6 +22,7 @@ import orjson
 from pilotfish.curation.barriers import Barrier, Fates, Gathered, settle
 from pilotfish.curation.characters import tables
 from pilotfish.curation.documents import Document, Shard, as_document
+from pilotfish.curation.endings import REPORT, STATE
 from pilotfish.curation.reading import shards
 from pilotfish.curation.scan import Batch
 from pilotfish.curation.steps import Fate, Step, apply
@@ -222,7 +223,7 @@ def curate_files(
     out, stages, given = Path(out), _stages(steps), [Path(path) for path in inputs]
     sources = shards(given)
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]
-    state = out / ".state"
+    state = out / STATE
     total = Tally()
     fingerprint = _fingerprint(sources, recipe or repr([_said(s) for s in _flat(steps)]), settings)
     with _owned(out, state, fingerprint), _hands(min(workers, len(sources)), on) as mapped:
@@ -244,7 +245,7 @@ def curate_files(
                 if jobs[0].rewrites():
                     sources = [Shard(str(job.place("text", ".jsonl"))) for job in jobs]
                     named = s
-        with opened_to_write(out / "report.json") as file:
+        with opened_to_write(out / REPORT) as file:
             file.write(orjson.dumps(total.to_json(), option=orjson.OPT_INDENT_2))
         for path in state.iterdir():
             if path.name.startswith(("text-", "keys-", "fates-", "names-", "places-")):

@@ -13,7 +13,7 @@ import orjson
 
 from pilotfish.curation.barriers import Barrier, Fates, Gathered
 from pilotfish.curation.documents import Document, Rejected, Shard
-from pilotfish.curation.endings import is_plain_lines
+from pilotfish.curation.endings import DROPPED, STATE, is_plain_lines
 from pilotfish.curation.lines import copy_lines, documents_at, read_lines
 from pilotfish.curation.reading import read
 from pilotfish.curation.scan import Batch
@@ -76,7 +76,7 @@ class Job:
     settings: Settings
 
     def place(self, kind: str, ending: str, stage: int | None = None) -> Path:
-        return self.out / ".state" / f"{kind}-{self.stage if stage is None else stage}-{self.number:06d}{ending}"
+        return self.out / STATE / f"{kind}-{self.stage if stage is None else stage}-{self.number:06d}{ending}"
 
     def target(self) -> Path:
         return self.out / f"{self.number:06d}-{self.stem}{self.settings.ending}"
@@ -149,7 +149,7 @@ def _work_by_documents(job: Job, tally: Tally) -> None:
     kept_names: list[str] = []
     rewrites = job.rewrites()
     text = job.place("text", ".jsonl")
-    dropped = job.out / "dropped" / f"{job.number:06d}.{job.stage}.jsonl"
+    dropped = job.out / DROPPED / f"{job.number:06d}.{job.stage}.jsonl"
     with (
         writer(job.target() if last else text, job.settings.field) if last or rewrites else _nowhere() as keep,
         opened_to_write(dropped) if job.settings.write_dropped else _nowhere() as lose,
