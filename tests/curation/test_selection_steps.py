@@ -196,3 +196,15 @@ def test_recipes_of_selections(files, tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             Recipe.from_toml(f"[[step]]\n{text}\n", tmp_path)
+
+
+@pytest.mark.parametrize("steps", [resampling, diverse])
+def test_tasks_of_a_cluster_give_the_same(steps, files, tmp_path):
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        curate_files(files, tmp_path / "cluster", steps(), on="ray://")
+    finally:
+        ray.shutdown()
+    curate_files(files, tmp_path / "here", steps())
+    assert content(tmp_path / "cluster") == content(tmp_path / "here")
