@@ -120,7 +120,7 @@ def _agent(
         policy = mixing_agent(seen, seen_held, seed=seed, n_rounds=N_ROUNDS, steps_a_round=steps // N_ROUNDS)
         learner, used = ByteModel(train, seed=100 + seed), []
         for t in range(N_ROUNDS):
-            used.append(policy(learner.held_out(seen_held, 24), t / N_ROUNDS))
+            used.append(policy(learner.held_out(seen_held), t / N_ROUNDS))
             learner.train(used[-1], steps // N_ROUNDS)
         loss = float(learner.held_out(held, N_WINDOWS).mean())
         fixed = {**_controls(train), "its mean": np.mean(used, axis=0)}

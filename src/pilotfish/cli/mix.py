@@ -51,7 +51,7 @@ def mix(
         policy = pretraining_data.mixing_agent(seen, looked_at, steps_a_round=max(1, steps // 6), seed=seed)
         learner, passed = ByteModel(train, seed=seed), []
         for t in range(6):
-            passed.append(policy(learner.held_out(looked_at, 24), t / 6))
+            passed.append(policy(learner.held_out(looked_at), t / 6))
             learner.train(passed[-1], max(1, steps // 6))
         mixtures[method] = np.mean(passed, axis=0)
     report = {}
