@@ -360,7 +360,7 @@ def presence(
 ) -> tuple[ByteModel, FloatArray]:
     """A model trained with microbatches weighted by self-influence, and each domain's mean weight after the turn.
 
-    The turn comes early: the first stage favours noise as much as what is new. With a quarter of shuffled text, a turn
+    The turn comes early: the first stage favours noise as much as what is new. With a third of shuffled text, a turn
     after a tenth of the steps gave a lower loss than even weights, one after half a higher.
 
     References
