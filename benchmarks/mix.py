@@ -2,68 +2,181 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
 from benchmarks.figures import Run, bootstrap
-from pilotfish.curation.mixing import ByteModel
-from pilotfish.methods.pretraining_data import autoscale, doremi, presence
+from pilotfish.curation import mixing
+from pilotfish.curation.mixing import ByteModel, held_back
+from pilotfish.methods.pretraining_data import doremi, mixing_agent
+
+N_WINDOWS = 256
+N_ROUNDS = 6
 
 
 def main(run: Run) -> None:
-    train, held = domains(run)
+    domains = texts(run)
+    train = {name: held_back(text, 9)[0] for name, text in domains.items()}
+    held = [held_back(text, 9)[1] for text in domains.values()]
     # What a method may look at beside training text is cut from that, not what the figures are scored on.
-    seen = {name: text[: int(len(text) * 0.9)] for name, text in train.items()}
-    seen_held = [text[int(len(text) * 0.9) :] for text in train.values()]
-    steps = 80 if run.quick else 400
+    seen = {name: held_back(text, 4)[0] for name, text in train.items()}
+    seen_held = [held_back(text, 4)[1] for text in train.values()]
+    steps, seeds = (100, range(1)) if run.quick else (500, range(3))
+    if run.wants("doremi"):
+        _doremi(run, train, held, steps, seeds)
+    if run.wants("autoscale"):
+        _autoscale(run, seen, seen_held, train, held, steps, seeds)
+    if run.wants("agent"):
+        _agent(run, seen, seen_held, train, held, steps, seeds)
+    if run.wants("presence"):
+        _presence(run, train, held, steps, seeds)
+
+
+def _trained(train: dict[str, str], mixture: np.ndarray, steps: int, held: list[str], seed: int) -> np.ndarray:
+    return ByteModel(train, seed=100 + seed).train(mixture, steps).held_out(held, N_WINDOWS)
+
+
+def _controls(train: dict[str, str]) -> dict[str, np.ndarray]:
     natural = np.array([len(text) for text in train.values()], dtype=float)
+    return {"uniform": np.full(len(train), 1 / len(train)), "natural": natural / natural.sum()}
+
+
+def _doremi(run: Run, train: dict[str, str], held: list[str], steps: int, seeds: range) -> None:
+    """Loss of each domain, and its excess over what a model of the same size reaches in four times the steps."""
     found: dict[str, list[np.ndarray]] = {}
-    for seed in range(1 if run.quick else 3):
-        mixtures = {
-            "uniform": np.full(len(train), 1 / len(train)),
-            "natural": natural / natural.sum(),
-            "doremi": doremi(train, steps // 2, seed),
-        }
-        if not run.quick:
-            mixtures["autoscale"] = autoscale(seen, seen_held, steps // 2, seed)
-            mixtures["presence"] = presence(train, steps // 2, seed)
-        for name, mixture in mixtures.items():
-            losses = ByteModel(train, seed=100 + seed).train(mixture, steps).held_out(held)
+    over: dict[str, list[np.ndarray]] = {}
+    for seed in seeds:
+        long = ByteModel(train, seed=200 + seed).train(np.ones(len(train)), 4 * steps).held_out(held, N_WINDOWS)
+        for name, mixture in {**_controls(train), "doremi": doremi(train, steps, seed)}.items():
+            losses = _trained(train, mixture, steps, held, seed)
             found.setdefault(name, []).append(losses)
-            said, each = ", ".join(f"{w:.2f}" for w in mixture), ", ".join(f"{loss:.3f}" for loss in losses)
+            over.setdefault(name, []).append(losses - long)
+            weights, each = ", ".join(f"{w:.2f}" for w in mixture), ", ".join(f"{loss:.3f}" for loss in losses)
             print(
-                f"seed {seed} {name:10s} worst {losses.max():.3f} mean {losses.mean():.3f} ({each}) weights {said}",
+                f"seed {seed} {name:8s} worst {losses.max():.3f} mean {losses.mean():.3f} worst excess "
+                f"{(losses - long).max():.3f} ({each}) weights {weights}",
                 flush=True,
             )
-    for figure, measure in (("worst_domain_loss_ratio", np.max), ("mean_loss_ratio", np.mean)):
-        ours = np.array([measure(x) for x in found["doremi"]])
-        base = np.array([measure(x) for x in found["uniform"]])
-        nature = np.array([measure(x) for x in found["natural"]])
-        low, high = bootstrap(ours / base)
-        others = {name: float(np.mean([measure(x) for x in rows])) for name, rows in found.items()}
+    for figure, rows, measure in (
+        ("worst_domain_loss_ratio", found, np.max),
+        ("mean_loss_ratio", found, np.mean),
+        ("worst_domain_excess_ratio", over, np.max),
+    ):
+        values = {name: np.array([measure(losses) for losses in of]) for name, of in rows.items()}
+        ratios = values["doremi"] / values["uniform"]
+        low, high = bootstrap(ratios)
         run.figure(
             figure,
-            float((ours / base).mean()),
-            unit="DoReMi's loss over uniform's",
+            float(ratios.mean()),
+            unit="DoReMi's over uniform's",
             better="lower",
             n=len(train),
-            seeds=len(ours),
+            seeds=len(ratios),
             low=low,
             high=high,
-            over_natural=float((ours / nature).mean()),
-            losses=others,
+            over_natural=float((values["doremi"] / values["natural"]).mean()),
+            values={name: float(of.mean()) for name, of in values.items()},
         )
 
 
-def domains(run: Run) -> tuple[dict[str, str], list[str]]:
-    """Texts of domains of the shared data, and a tenth of each held out."""
-    texts: dict[str, str] = {}
-    for name, path, field in (
-        ("web", "c4_sample/c4", "input"),
-        ("speeches", "text_corpora/inaugural", "text"),
-        ("chat", "text_corpora/nps_chat", "text"),
-        ("scripture", "text_corpora/genesis", "text"),
-        ("code and papers", "c4_sample/toy_pile", "contents"),
-    ):
-        texts[name] = "\n\n".join(row[field] for row in run.rows(f"{path}.jsonl.gz"))[:600_000]
-    cut = {name: int(len(text) * 0.9) for name, text in texts.items()}
-    return {n: t[: cut[n]] for n, t in texts.items()}, [t[cut[n] :] for n, t in texts.items()]
+def _autoscale(
+    run: Run, seen: dict[str, str], seen_held: list[str], train: dict[str, str], held: list[str], steps: int,
+    seeds: range,
+) -> None:  # fmt: skip
+    """The mixture predicted for the large scale beside the one that is best at a small scale, both at the large one."""
+    ratios, over_uniform = [], []
+    small = (steps / 8, steps / 4)
+    for seed in seeds:
+
+        @lru_cache(None)
+        def loss_of(amounts: tuple[float, ...], seed: int = seed) -> float:
+            model = ByteModel(seen, seed=seed)
+            return float(model.train(np.array(amounts), max(1, round(sum(amounts)))).held_out(seen_held).mean())
+
+        def loss_at(amounts: np.ndarray, known: Callable[..., float] = loss_of) -> float:
+            return known(tuple(amounts.tolist()))
+
+        best = mixing.autoscale(loss_at, small, small[1], len(seen))
+        ahead = mixing.autoscale(loss_at, small, steps, len(seen))
+        mixtures = {"predicted": ahead, "best when small": best, "uniform": _controls(train)["uniform"]}
+        losses = {name: float(_trained(train, m, steps, held, seed).mean()) for name, m in mixtures.items()}
+        print(f"seed {seed} AutoScale {losses} weights {ahead.round(2).tolist()}, {best.round(2).tolist()}", flush=True)
+        ratios.append(losses["predicted"] / losses["best when small"])
+        over_uniform.append(losses["predicted"] / losses["uniform"])
+    _ratio(run, "autoscale_loss_ratio", ratios, "predicted mixture's loss over that of the small scale's best",
+           over_uniform=float(np.mean(over_uniform)))  # fmt: skip
+
+
+def _agent(
+    run: Run, seen: dict[str, str], seen_held: list[str], train: dict[str, str], held: list[str], steps: int,
+    seeds: range,
+) -> None:  # fmt: skip
+    """A policy that changes the mixture along training, beside fixed mixtures."""
+    ratios: dict[str, list[float]] = {}
+    for seed in seeds:
+        policy = mixing_agent(seen, seen_held, seed=seed, n_rounds=N_ROUNDS, steps_a_round=steps // N_ROUNDS)
+        learner, used = ByteModel(train, seed=100 + seed), []
+        for t in range(N_ROUNDS):
+            used.append(policy(learner.held_out(seen_held), t / N_ROUNDS))
+            learner.train(used[-1], steps // N_ROUNDS)
+        loss = float(learner.held_out(held, N_WINDOWS).mean())
+        fixed = {**_controls(train), "its mean": np.mean(used, axis=0)}
+        losses = {name: float(_trained(train, m, steps, held, seed).mean()) for name, m in fixed.items()}
+        print(
+            f"seed {seed} mixing agent {loss:.3f} {losses} mean weights {fixed['its mean'].round(2).tolist()}",
+            flush=True,
+        )
+        for name, other in losses.items():
+            ratios.setdefault(name, []).append(loss / other)
+    more = {f"over_{name.replace(' ', '_')}": float(np.mean(of)) for name, of in ratios.items() if name != "uniform"}
+    _ratio(run, "mixing_agent_loss_ratio", ratios["uniform"], "its loss over that of a uniform mixture", **more)
+
+
+def _presence(run: Run, train: dict[str, str], held: list[str], steps: int, seeds: range) -> None:
+    """Weights of text and of noise, and loss on text, where every third of the domains is joined by noise."""
+    ratios, weights = [], []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        noise = {
+            f"{name}, shuffled": "".join(rng.permutation(list(text[:200_000])))
+            for name, text in list(train.items())[::2]
+        }
+        mixed = {**train, **noise}
+        learner, given = mixing.presence(mixed, steps, seed=100 + seed)
+        plain = ByteModel(mixed, seed=100 + seed).train(np.ones(len(mixed)), steps)
+        ours, base = (float(model.held_out(held, N_WINDOWS).mean()) for model in (learner, plain))
+        ratios.append(ours / base)
+        weights.append(given[len(train) :].mean() / given[: len(train)].mean())
+        print(
+            f"seed {seed} PRESENCE {ours:.3f}, even weights {base:.3f}, noise over text {weights[-1]:.2f}", flush=True
+        )
+    _ratio(run, "presence_loss_ratio", ratios, "its loss on clean text over that of even weights",
+           weight_of_noise_over_text=float(np.mean(weights)))  # fmt: skip
+
+
+def _ratio(run: Run, figure: str, ratios: list[float], unit: str, **more: Any) -> None:
+    values = np.array(ratios)
+    low, high = bootstrap(values)
+    run.figure(
+        figure, float(values.mean()), unit=unit, better="lower", n=8, seeds=values.size, low=low, high=high, **more
+    )
+
+
+def texts(run: Run) -> dict[str, str]:
+    """Texts of domains of the shared data."""
+    return {
+        name: "\n\n".join(row[field] for row in run.rows(f"{path}.jsonl.gz"))
+        for name, path, field in (
+            ("web", "c4_sample/c4", "input"),
+            ("forums", "text_corpora/webtext", "text"),
+            ("news", "text_corpora/abc", "text"),
+            ("books", "text_corpora/brown", "text"),
+            ("speeches", "text_corpora/inaugural", "text"),
+            ("chat", "text_corpora/nps_chat", "text"),
+            ("scripture", "text_corpora/genesis", "text"),
+            ("code and papers", "c4_sample/toy_pile", "contents"),
+        )
+    }

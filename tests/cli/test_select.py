@@ -38,7 +38,7 @@ def test_select(folder: Path, method: str) -> None:
         assert sum("card" in text for text in chosen) > len(chosen) / 2
 
 
-@pytest.mark.parametrize(("method", "said"), [("best", "use one of"), ("less", "needs --model")])
+@pytest.mark.parametrize(("method", "said"), [("best", "use one of"), ("less", "needs a model")])
 def test_what_is_wrong_is_said(folder: Path, method: str, said: str) -> None:
     words = ["select", str(folder / "pool.jsonl"), "--like", str(folder / "like.jsonl"), "-n", "9", "-m", method]
     result = CliRunner().invoke(app, [*words, "-o", str(folder / "out")], env={"COLUMNS": "200"})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from pilotfish.curation import Document, Filter, Language, LanguageIdentifier, Rules, SemanticDedup, ShortTexts, curate
+from pilotfish.curation import recipe as recipe_module
 from pilotfish.curation.choose import choose_files, resample_files
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
@@ -24,7 +26,7 @@ from pilotfish.curation.perplexity import Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.scan import Batch
-from pilotfish.curation.selection import herded, k_centres, needed, representative
+from pilotfish.curation.selection import herded, in_context_worth, k_centres, needed, representative
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.features import HashedNgrams
 from pilotfish.methods import cards, find
@@ -36,8 +38,10 @@ from pilotfish.models.arpa import ArpaModel
 from pilotfish.models.fake import FakeModel
 from pilotfish.models.fasttext import FastTextModel, _add_ngrams
 from pilotfish.models.ngram import NGramModel
+from pilotfish.models.transformers import pretrained
 from pilotfish.rules import Between
 from tests.curation.texts import prose, write_lines
+from tests.models.fixtures import pulled
 
 PRETRAINING = {
     "heuristic_rules",
@@ -390,3 +394,77 @@ def test_herding_matches_the_mean_better_than_chance_and_keeps_the_shares_of_lab
         return np.linalg.norm(unit[which].mean(axis=0) - unit.mean(axis=0))
 
     assert off(chosen) < 0.5 * np.mean([off(rng.permutation(400)[:40]) for _ in range(50)])
+
+
+def test_recipes_learn_what_is_not_saved_yet(tmp_path, monkeypatch):
+    pulled("wordllama")
+    asked = []
+
+    class Rates:
+        def __init__(self, model, base_url=None):
+            asked.append((model, base_url))
+
+        def generate(self, requests):
+            return FakeModel(lambda r: "4" if "fish" in r.prompt else "0").generate(requests)
+
+    monkeypatch.setattr(recipe_module, "OpenAIModel", Rates)
+    write_lines(tmp_path / "sample.jsonl", [*FISH, *MONEY])
+    write_lines(tmp_path / "fish.jsonl", FISH)
+    rows = [{"text": f"{name} swims", "spans": [[0, len(name), "NAME"]]} for name in ("Anna", "Berta", "Clara")]
+    rows += [{"text": fish, "spans": []} for fish in FISH]
+    (tmp_path / "names.jsonl").write_text("\n".join(map(json.dumps, rows * 5)))
+    text = (
+        '[[step]]\nuse = "educational_quality"\nmodel = "edu.npz"\nsample = "sample.jsonl"\nrater = "large"\n'
+        'endpoint = "http://nowhere/v1"\nleast = 2.0\n'
+        '[[step]]\nuse = "perplexity"\nmodel = "lm.npz"\ntrain = "fish.jsonl"\nlow = -20\n'
+        '[[step]]\nuse = "privacy"\ntagger = "names.npz"\nlabelled = "names.jsonl"\n'
+    )
+    for _ in range(2):
+        kept = curate(
+            [*FISH, *MONEY, "Clara swims in water where the fish swims"], Recipe.from_toml(text, tmp_path).steps
+        )
+        assert [d.text for d in kept] == [*FISH, "[NAME] swims in water where the fish swims"]
+    # The large model is asked once, and what it taught is kept.
+    assert asked == [("large", "http://nowhere/v1")]
+    assert {p.name for p in tmp_path.glob("*.npz")} == {"edu.npz", "lm.npz", "names.npz"}
+
+
+def test_a_language_model_of_transformers_ranks_text(tmp_path):
+    pytest.importorskip("torch")
+    pulled("smollm2-135m-instruct")
+    recipe = Recipe.from_toml('[[step]]\nuse = "perplexity"\nmodel = "smollm2-135m-instruct"\nlow = -5\n', tmp_path)
+    plain = "The capital of France is Paris, and the capital of Italy is Rome."
+    shuffled = "is of Rome. the capital Paris, and France The of is capital Italy"
+    seen = {}
+    kept = curate([plain, shuffled, "a"], recipe.steps, on_dropped=lambda d, *why: seen.setdefault(d.text, why[2]))
+    assert [d.text for d in kept] == [plain]
+    assert seen[shuffled] < -5
+    assert seen["a"] == -np.inf
+
+
+def test_worth_in_context_is_that_of_whole_prompts():
+    torch = pytest.importorskip("torch")
+    pulled("smollm2-135m-instruct")
+    tokenizer, model = pretrained("AutoModelForCausalLM", "smollm2-135m-instruct", "x", attn_implementation="eager")
+    examples = [(f"What is {i} and {i}?", str(2 * i)) for i in range(5)]
+    found = in_context_worth("smollm2-135m-instruct", examples, n_shots=3, n_queries=2, seed=1)
+    order = np.random.default_rng(1)
+    first = order.permutation(5)[:3]
+    queries = order.choice(np.setdiff1d(np.arange(5), first), 2, replace=False)
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    shots = [ids(f"Question: {examples[i][0]}\nAnswer: {examples[i][1]}\n\n") for i in first]
+    ends = np.cumsum([0, *map(len, shots)])
+    expected = np.zeros(3)
+    for q in queries:
+        answer = ids(f" {examples[q][1]}")
+        whole = [t for shot in shots for t in shot] + ids(f"Question: {examples[q][0]}\nAnswer:") + answer
+        with torch.no_grad():
+            out = model(torch.tensor([whole]), output_attentions=True)
+        chances = torch.softmax(out.logits[0], -1)[range(len(whole) - len(answer) - 1, len(whole) - 1), answer]
+        seen = torch.stack(out.attentions)[:, 0, :, -len(answer) :].mean(dim=(0, 1, 2)).numpy()
+        mass = np.array([seen[a:b].mean() for a, b in pairwise(ends)])
+        expected += float(chances.log().mean().exp()) * mass / mass.sum() / 2
+    assert found[first] == pytest.approx(expected, rel=1e-3)

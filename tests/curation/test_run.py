@@ -25,8 +25,9 @@ from pilotfish.curation import (
 )
 from pilotfish.curation import lines as lines_module
 from pilotfish.curation import run as run_module
+from pilotfish.curation.choose import resample_files
 from pilotfish.curation.documents import Shard
-from pilotfish.curation.reading import read
+from pilotfish.curation.reading import read, shards
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.report import to_html
 from pilotfish.curation.writing import writer
@@ -181,6 +182,38 @@ def test_a_record_that_is_too_long_is_passed_over_in_little_memory(tmp_path):
             file.write(b"x" * 1_000_000)
         file.write(b'"}\n{"text": "last"}\n')
     parts = list(read(Shard(str(path)), longest=2_000_000))
+    assert [d.text for docs, _ in parts for d in docs] == ["first", "last"]
+    assert [r.reason for _, bad in parts for r in bad] == ["too_long"]
+
+
+def test_what_a_run_wrote_is_read_without_its_report_and_what_it_dropped(files, tmp_path):
+    out = tmp_path / "all" / "out"
+    made = curate_files(files, out, STEPS, settings=Settings(write_dropped=True))
+    (tmp_path / "all" / "dropped").mkdir()
+    write_lines(tmp_path / "all" / "dropped" / "mine.jsonl", ["of a folder that no run wrote"])
+    assert list((out / "dropped").iterdir())
+    again = curate_files([out], tmp_path / "again", [])
+    assert (again.n_in, again.rejected) == (made.n_out, {})
+    assert {Path(shard.path).name for shard in shards([tmp_path / "all"])} == {
+        *(p.name for p in out.glob("*.jsonl")),
+        "mine.jsonl",
+    }
+    resample_files([out], files[:1], tmp_path / "chosen", 3)
+    assert curate_files([tmp_path / "chosen"], tmp_path / "last", []).n_in == 3
+
+
+def test_a_large_line_is_not_held_to_find_where_a_file_is_cut(tmp_path, monkeypatch):
+    tracemalloc = pytest.importorskip("tracemalloc")
+    monkeypatch.setattr("pilotfish.curation.reading._SHARD_BYTES", 100_000)
+    monkeypatch.setattr("pilotfish.curation.reading._PART_BYTES", 50_000)
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b'{"text": "first"}\n{"text": "' + b"x" * 8_000_000 + b'"}\n{"text": "last"}\n')
+    tracemalloc.start()
+    found = shards([path])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    parts = [part for shard in found for part in read(shard, longest=200_000)]
     assert [d.text for docs, _ in parts for d in docs] == ["first", "last"]
     assert [r.reason for _, bad in parts for r in bad] == ["too_long"]
 

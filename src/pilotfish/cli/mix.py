@@ -10,7 +10,6 @@ import typer
 __all__ = ["mix"]
 
 _METHODS = ("doremi", "autoscale", "mixing_agent", "presence", "uniform", "natural")
-_HELD_OUT = 0.1
 
 
 def mix(
@@ -27,29 +26,32 @@ def mix(
     import numpy as np
 
     from pilotfish.cli.output import console, write_text
-    from pilotfish.curation.mixing import ByteModel
+    from pilotfish.curation.mixing import ByteModel, held_back
     from pilotfish.errors import InputError
     from pilotfish.methods import pretraining_data
 
     if method not in _METHODS:
         raise InputError(f"--method is {method!r}: use one of {', '.join(_METHODS)}.")
     texts = _texts(domains, field)
-    train = {name: text[: int(len(text) * (1 - _HELD_OUT))] for name, text in texts.items()}
-    held = [text[int(len(text) * (1 - _HELD_OUT)) :] for text in texts.values()]
+    train = {name: held_back(text)[0] for name, text in texts.items()}
+    held = [held_back(text)[1] for text in texts.values()]
+    # What a method looks at beside the text it trains on is not what the report is made of.
+    seen = {name: held_back(text)[0] for name, text in train.items()}
+    looked_at = [held_back(text)[1] for text in train.values()]
     k = len(train)
     mixtures = {"uniform": np.full(k, 1 / k), "natural": np.array([len(text) for text in train.values()], dtype=float)}
     mixtures["natural"] /= mixtures["natural"].sum()
     if method == "doremi":
         mixtures[method] = pretraining_data.doremi(train, steps, seed)
     elif method == "autoscale":
-        mixtures[method] = pretraining_data.autoscale(train, held, steps, seed)
+        mixtures[method] = pretraining_data.autoscale(seen, looked_at, steps, seed)
     elif method == "presence":
         mixtures[method] = pretraining_data.presence(train, steps, seed)
     elif method == "mixing_agent":
-        policy = pretraining_data.mixing_agent(train, held, seed=seed)
+        policy = pretraining_data.mixing_agent(seen, looked_at, steps_a_round=max(1, steps // 6), seed=seed)
         learner, passed = ByteModel(train, seed=seed), []
         for t in range(6):
-            passed.append(policy(learner.held_out(held, 24), t / 6))
+            passed.append(policy(learner.held_out(looked_at), t / 6))
             learner.train(passed[-1], max(1, steps // 6))
         mixtures[method] = np.mean(passed, axis=0)
     report = {}

@@ -1,69 +1,129 @@
-"""What a deduplication decides: keys of documents gathered, joined to groups, and added to an index."""
+"""Steps that see every document before one is dropped: what they gather shard by shard, and what they decide on all."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pilotfish.curation.dedup import Barrier
+from pilotfish.curation.dedup import Deduplication
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.sorted_keys import join, write_keys
 from pilotfish.errors import InputError
+from pilotfish.protocols import FloatArray
 
-__all__ = ["Fates", "GatheredKeys", "extend_index", "resolve"]
+__all__ = ["Barrier", "Fates", "Gathered", "Selection", "settle"]
+
+
+class Selection(Protocol):
+    """A step that chooses among all documents by numbers of each.
+
+    An empty ``rule`` says that it drops nothing and only learns from the numbers what the next step needs.
+    """
+
+    name: str
+    rule: str
+    by_bytes: bool
+
+    def plan(self, plan: Plan) -> None:
+        """Say what the one pass over the text must yield."""
+        ...
+
+    def numbers(self, batch: Batch, documents: Sequence[Document]) -> NDArray[Any]:
+        """What is to be known of the documents of a batch."""
+        ...
+
+    def joined(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The numbers of a shard, of those of its batches."""
+        ...
+
+    def choose(self, shards: Sequence[NDArray[Any]]) -> list[Fates]:
+        """What becomes of the documents of each shard; nothing where there is no rule."""
+        ...
+
+
+Barrier = Deduplication | Selection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fates:
-    """What a barrier decided on the documents of a shard."""
+    """What a barrier decided on the documents of a shard; ``groups`` are those of duplicates."""
 
-    kept: np.ndarray
-    scores: np.ndarray
-    groups: np.ndarray
-    rule: str = "duplicate"
+    kept: NDArray[np.bool_]
+    scores: FloatArray
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @classmethod
+    def split(cls, kept: NDArray[np.bool_], scores: FloatArray, sizes: Sequence[int]) -> list[Fates]:
+        """The fates of each shard, of those of all documents (n,) and the sizes of the shards."""
+        ends = np.cumsum(sizes)[:-1]
+        return [cls(*parts) for parts in zip(np.split(kept, ends), np.split(scores, ends), strict=True)]
 
 
-class GatheredKeys:
-    """Keys of the documents of a shard, gathered batch by batch."""
+_NOTHING = Fates(np.zeros(0, bool), np.zeros(0))
+
+
+class Gathered:
+    """What a barrier needs of the documents of a shard, gathered batch by batch."""
 
     def __init__(self, barrier: Barrier) -> None:
         self.barrier = barrier
-        self.bands: list[Any] = []
-        self.checks: list[Any] = []
+        self.parts: list[Any] = []
 
     def add(self, batch: Batch, documents: Sequence[Document] = ()) -> None:
-        """Gather the keys of a batch; documents may be left out where the barrier reads bytes alone."""
-        if len(batch):
-            plan = Plan()
-            self.barrier.plan(plan)
-            bands, checks = self.barrier.keys(batch.scan(plan), np.arange(len(batch)), documents)
-            self.bands.append(bands)
-            self.checks.append(checks)
+        """Gather of a batch; documents may be left out where the barrier reads bytes alone."""
+        if not len(batch):
+            return
+        plan = Plan()
+        self.barrier.plan(plan)
+        batch.scan(plan)
+        if hasattr(self.barrier, "keys"):
+            self.parts.append(self.barrier.keys(batch, np.arange(len(batch)), documents))
+        else:
+            self.parts.append(self.barrier.numbers(batch, documents))
 
     def write(self, folder: Path) -> None:
-        """Write them; no folder where there are none."""
-        if self.bands:
-            write_keys(folder, np.concatenate(self.bands), np.concatenate(self.checks))
-        elif folder.exists():
-            shutil.rmtree(folder)
+        """Write it; no folder where there is none."""
+        if not self.parts:
+            if folder.exists():
+                shutil.rmtree(folder)
+        elif hasattr(self.barrier, "keys"):
+            write_keys(folder, *(np.concatenate(part) for part in zip(*self.parts, strict=True)))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / "numbers.npy", self.barrier.joined(self.parts))
 
 
-def resolve(barrier: Barrier, folders: Sequence[Path], memory: int, run: str = "") -> list[Fates]:
-    """What the barrier decides on the documents of each folder of keys; a folder that is not there has none.
+def settle(barrier: Barrier, folders: Sequence[Path], memory: int, run: str) -> list[Fates]:
+    """What the barrier decides on the documents of each folder of what was gathered; one that is not there has none.
 
-    What the run itself has put into the index, before it was killed, does not count.
+    An index is extended by what stays, under the name of the run. A barrier without a rule decides nothing.
     """
+    if hasattr(barrier, "keys"):
+        fates = _joined(cast(Deduplication, barrier), folders, memory, run)
+        _extend_index(cast(Deduplication, barrier), folders, fates, run)
+        return fates
+    shards = {f: np.load(f / "numbers.npy", mmap_mode="r") for f in folders if f.exists()}
+    if not shards:
+        return [_NOTHING for _ in folders]
+    fates = barrier.choose(list(shards.values()))
+    made = dict(zip(shards, fates, strict=bool(barrier.rule)))
+    return [made.get(folder, _NOTHING) for folder in folders]
+
+
+def _joined(barrier: Deduplication, folders: Sequence[Path], memory: int, run: str) -> list[Fates]:
+    """The groups of duplicates. What the run itself has put into the index, before it was killed, does not count."""
     earlier = sorted(barrier.index.iterdir()) if barrier.index is not None and barrier.index.is_dir() else []
     earlier = [f for f in earlier if (f / "keys.npy").exists() and not (run and f"-{run}-" in f.name)]
     have = [folder for folder in folders if folder.exists()]
     if not have:
-        return [Fates(np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64)) for _ in folders]
+        return [_NOTHING for _ in folders]
     widths = {np.load(folder / "checks.npy", mmap_mode="r").shape[1] for folder in (*earlier, *have)}
     if len(widths) > 1:
         raise InputError(
@@ -75,11 +135,10 @@ def resolve(barrier: Barrier, folders: Sequence[Path], memory: int, run: str = "
     for folder, a, b in zip(have, bounds[len(earlier) :], bounds[len(earlier) + 1 :], strict=False):
         groups = leaders[a:b] - first
         made[folder] = Fates(leaders[a:b] == np.arange(a, b), similarities[a:b].astype(np.float64), groups)
-    empty = Fates(np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-    return [made.get(folder, empty) for folder in folders]
+    return [made.get(folder, _NOTHING) for folder in folders]
 
 
-def extend_index(barrier: Barrier, folders: Sequence[Path], fates: Sequence[Fates], name: str) -> None:
+def _extend_index(barrier: Deduplication, folders: Sequence[Path], fates: Sequence[Fates], name: str) -> None:
     """Add the keys of what was kept to the index, under the name of the run, whole or not at all."""
     if barrier.index is None:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import numpy as np
 import orjson
 
 from pilotfish.curation.documents import Document
+from pilotfish.curation.endings import REPORT, STATE
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
+from pilotfish.curation.picks import Pick
 from pilotfish.curation.reading import read, shards
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.writing import opened_to_write, writer
@@ -19,8 +21,6 @@ from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray
 
 __all__ = ["Chosen", "choose_files", "resample_files"]
-
-Pick = Callable[[Sequence[Document], Sequence[Document]], IntArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,8 @@ def _write(documents: Iterator[Document], chosen: IntArray, out: str | Path, fie
 
 
 def _finished(made: Chosen, out: str | Path) -> Chosen:
-    with opened_to_write(Path(out) / "report.json") as file:
+    # Says that a run wrote the folder, so that its report is not read as documents.
+    (Path(out) / STATE).mkdir(exist_ok=True)
+    with opened_to_write(Path(out) / REPORT) as file:
         file.write(orjson.dumps(made.to_json(), option=orjson.OPT_INDENT_2))
     return made

@@ -16,18 +16,19 @@ from pilotfish.curation.scan import Batch, Plan, Signing
 from pilotfish.errors import InputError
 from pilotfish.protocols import IntArray
 
-__all__ = ["Barrier", "ExactDedup", "MinHashDedup"]
+__all__ = ["Deduplication", "ExactDedup", "MinHashDedup"]
 
 Keys = tuple[NDArray[np.uint64], NDArray[np.uint32]]
 
 
-class Barrier(Protocol):
-    """A step that must see every document before it can drop one: documents that share a key are compared.
+class Deduplication(Protocol):
+    """A step that compares every document with those that share a key with it; the first of each group stays.
 
     ``by_bytes`` says that its keys come of a batch's bytes, so that documents need not be given.
     """
 
     name: str
+    rule: str
     least: float
     index: Path | None
     by_bytes: bool
@@ -57,6 +58,7 @@ class ExactDedup:
     """
 
     name = "exact_dedup"
+    rule = "duplicate"
     least = 1.0
     by_bytes = True
 
@@ -106,6 +108,7 @@ class MinHashDedup:
     """
 
     name = "minhash_dedup"
+    rule = "duplicate"
     by_bytes = True
 
     def __init__(

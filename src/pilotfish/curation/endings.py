@@ -1,4 +1,4 @@
-"""What the ending of a file's name says of it."""
+"""What the ending of a file's name says of it, and what a run writes beside its files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from pilotfish.errors import missing_extra
 
-__all__ = ["SUFFIXES", "arrow", "is_plain_lines", "kind_of", "packing"]
+__all__ = ["DROPPED", "REPORT", "STATE", "SUFFIXES", "arrow", "is_plain_lines", "kind_of", "packing"]
 
+STATE, REPORT, DROPPED = ".state", "report.json", "dropped"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".md", ".warc", ".wet")
 
 

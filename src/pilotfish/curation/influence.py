@@ -15,6 +15,7 @@ from pilotfish.protocols import FloatArray, IntArray
 __all__ = [
     "adam_directions",
     "best_in_turn",
+    "chosen_by_gradients",
     "gradient_match",
     "linear_gradients",
     "linear_influence",
@@ -244,3 +245,22 @@ def lora_gradients(
     ahead = [sketch(adam_directions(gradient(e), mean, square, len(warm))) for e in train]
     wanted = [sketch(gradient(e)) for e in target]
     return np.stack(ahead), np.stack(wanted)
+
+
+def chosen_by_gradients(
+    model_name: str, pool: Sequence[tuple[str, str]], target: Sequence[tuple[str, str]], k: int, seed: int = 0
+) -> IntArray:
+    """Choose k examples whose Adam steps on a small model point where the target's gradients do, (k,).
+
+    Where the target's answers repeat, each answer is a group with a gradient of its own, and the groups choose in turn:
+    the examples nearest to the mean of all gradients may have one answer alone.
+
+    References
+    ----------
+    Xia 2024 (LESS, arXiv:2402.04333).
+    """
+    answers = [answer for _, answer in target]
+    groups = answers if 1 < len(set(answers)) <= len(answers) // 2 else None
+    warm = [pool[i] for i in range(0, len(pool), max(1, len(pool) // max(1, len(pool) // 20)))]
+    directions, wanted = lora_gradients(model_name, warm, pool, target, seed=seed)
+    return best_in_turn(gradient_match(directions, wanted, groups), k)

@@ -9,8 +9,9 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
+from pilotfish.types import TokenLogProb
 
-__all__ = ["LogProbModel", "Perplexity", "el2n", "thirds"]
+__all__ = ["LogProbModel", "LogProbsModel", "Perplexity", "el2n", "thirds"]
 
 
 class LogProbModel(Protocol):
@@ -21,13 +22,21 @@ class LogProbModel(Protocol):
         ...
 
 
+class LogProbsModel(Protocol):
+    """A language model that gives each token of many texts a natural log-probability, such as one of transformers."""
+
+    def log_probs(self, texts: Sequence[str]) -> Sequence[Sequence[TokenLogProb]]:
+        """Log-probability of each token of each text, given those before it."""
+        ...
+
+
 class Perplexity:
     """Negative logarithm of the perplexity of a text under a model: the mean log-probability of a token, in nats.
 
     Parameters
     ----------
-    model : LogProbModel
-        Such as ``NGramModel`` or ``ArpaModel``.
+    model : LogProbModel or LogProbsModel
+        Such as ``NGramModel``, ``ArpaModel`` or ``TransformersModel``.
     longest : int
         Characters of each text that are read.
 
@@ -43,13 +52,21 @@ class Perplexity:
     True
     """
 
-    def __init__(self, model: LogProbModel, longest: int = 5000) -> None:
+    def __init__(self, model: LogProbModel | LogProbsModel, longest: int = 5000) -> None:
         self.model = model
         self.longest = longest
 
     def score(self, items: Sequence[str]) -> FloatArray:
-        """Mean log-probability of a token of each text, (n,), in nats; higher is more expected."""
-        return np.array([float(self.model.log_prob(text[: self.longest]).mean()) for text in items])
+        """Mean log-probability of a token of each text, (n,), in nats; higher is more expected.
+
+        A text without a token that has one gets minus infinity.
+        """
+        texts = [text[: self.longest] for text in items]
+        if hasattr(self.model, "log_probs"):
+            rows = [np.array([token.log_prob for token in tokens]) for tokens in self.model.log_probs(texts)]
+        else:
+            rows = [self.model.log_prob(text) for text in texts]
+        return np.array([float(row.mean()) if row.size else -np.inf for row in rows])
 
 
 def thirds(scores: FloatArray) -> tuple[float, float]:

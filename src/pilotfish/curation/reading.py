@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from pilotfish.curation.documents import Document, Rejected, Shard
-from pilotfish.curation.endings import SUFFIXES, arrow, is_plain_lines, kind_of, packing
+from pilotfish.curation.endings import DROPPED, REPORT, STATE, SUFFIXES, arrow, is_plain_lines, kind_of, packing
 from pilotfish.curation.warc import read_warc
 from pilotfish.errors import InputError
 
@@ -28,6 +28,8 @@ Read = tuple[list[Document], list[Rejected]]
 def shards(paths: Iterable[str | Path]) -> list[Shard]:
     """List the shards of files and folders, in the order given; folders in the order of names.
 
+    Hidden files of a folder are passed over, and in one that a run wrote its report and what it dropped.
+
     A plain JSON-lines file is cut at line ends into parts of about 64 MB, so that one large file keeps every core busy.
 
     Raises
@@ -40,8 +42,7 @@ def shards(paths: Iterable[str | Path]) -> list[Shard]:
         path = Path(given)
         if not path.exists():
             raise InputError(f"There is no file {path}: give files or folders of documents.")
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        files = [p for p in inside if kind_of(p)]
+        files = [p for p in (_inside(path) if path.is_dir() else [path]) if kind_of(p)]
         if not files:
             raise InputError(f"{path} has none of the known endings: use {', '.join(SUFFIXES)}, with .gz or .zst.")
         for file in files:
@@ -53,6 +54,16 @@ def shards(paths: Iterable[str | Path]) -> list[Shard]:
     if not found:
         raise InputError("There is no file to read: give files or folders of documents.")
     return found
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        names = path.relative_to(folder).parts
+        if path.is_file() and not any(name.startswith(".") for name in names):
+            wrote = (path.parents[i] for i in range(len(names)) if (path.parents[i] / STATE).is_dir())
+            below = [path.relative_to(run).parts for run in wrote]
+            if not any(parts[0] == DROPPED or parts == (REPORT,) for parts in below):
+                yield path
 
 
 def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator[Read]:
@@ -119,7 +130,9 @@ def _cut(path: Path, size: int) -> list[Shard]:
     with path.open("rb") as file:
         while size - edges[-1] > _SHARD_BYTES:
             file.seek(edges[-1] + _SHARD_BYTES)
-            file.readline()
+            # Little by little: one line may be longer than the memory.
+            while (part := file.readline(_PART_BYTES)) and not part.endswith(b"\n"):
+                pass
             if file.tell() >= size:
                 break
             edges.append(file.tell())

@@ -13,17 +13,22 @@ from typing import Any
 
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
+from pilotfish.curation.documents import Document
+from pilotfish.curation.importance import ImportanceResampling
 from pilotfish.curation.language import Language, LanguageIdentifier
-from pilotfish.curation.perplexity import LogProbModel, Perplexity, thirds
+from pilotfish.curation.perplexity import LogProbModel, LogProbsModel, Perplexity, thirds
+from pilotfish.curation.picks import OF_A_MODEL, PICKS, Picked, pick
 from pilotfish.curation.privacy import Privacy, PrivacyTagger
 from pilotfish.curation.reading import read, shards
 from pilotfish.curation.run import AnyStep, Settings
-from pilotfish.curation.semantic import SemanticDedup
+from pilotfish.curation.semantic import D4, SemanticDedup
 from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Filter, OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
 from pilotfish.models.arpa import ArpaModel
 from pilotfish.models.ngram import NGramModel
+from pilotfish.models.openai import OpenAIModel
+from pilotfish.models.transformers import TransformersModel
 from pilotfish.rules import Between, Threshold
 
 __all__ = ["Recipe"]
@@ -115,8 +120,10 @@ def _step(number: int, options: dict[str, Any], folder: Path) -> AnyStep:
         raise ConfigError(f"Step {number} ({name}) has no key {missing[0]!r}: give it.")
     for key in _PATHS & set(options):
         options[key] = str(folder / options[key])
-    if name in ("classifier", "educational_quality", "perplexity") and "model" in options:
-        options["model"] = str(folder / options["model"])
+    # A model may also be a name of the catalog.
+    model = str(options.get("model", ""))
+    if model.endswith((".npz", ".arpa", ".arpa.gz")) or (model and (folder / model).exists()):
+        options["model"] = str(folder / model)
     try:
         return make(**options)
     except (TypeError, AttributeError, InputError) as error:
@@ -162,13 +169,17 @@ def _language(
     return Language(languages, least, identifier)
 
 
-def _texts(path: str, field: str = "text") -> list[str]:
-    return [d.text for shard in shards([path]) for documents, _ in read(shard, field) for d in documents]
+def _documents(path: str) -> list[Document]:
+    return [d for shard in shards([path]) for documents, _ in read(shard) for d in documents]
+
+
+def _texts(path: str) -> list[str]:
+    return [d.text for d in _documents(path)]
 
 
 def _labelled(path: str) -> tuple[list[str], list[str]]:
     """Texts of label 1 and texts of label 0."""
-    found = [d for shard in shards([path]) for documents, _ in read(shard) for d in documents]
+    found = _documents(path)
     return tuple([d.text for d in found if d.fields.get("label") == label] for label in (1, 0))  # type: ignore[return-value]
 
 
@@ -188,14 +199,38 @@ def _classifier(model: str, name: str, least: float = 0.0, most: float = 1.0) ->
     return Filter(name, NgramClassifier.load(model), Between(least, most))
 
 
-def _privacy(tagger: str = "", most: float = float("inf")) -> Privacy:
-    return Privacy(PrivacyTagger.load(tagger) if tagger else None, most=most)
+def _privacy(tagger: str = "", labelled: str = "", most: float = float("inf")) -> Privacy:
+    """Masks by patterns and a tagger: one that was saved, or is learned from ``spans`` (start, end, kind) and saved."""
+    if not tagger:
+        return Privacy(most=most)
+    if labelled and not Path(tagger).exists():
+        found = _documents(labelled)
+        spans = [[(int(a), int(b), str(kind)) for a, b, kind in d.fields.get("spans", ())] for d in found]
+        PrivacyTagger().fit([d.text for d in found], spans).save(tagger)
+    return Privacy(PrivacyTagger.load(tagger), most=most)
 
 
-def _perplexity(model: str, low: float | None = None, high: float | None = None, sample: str = "") -> Filter:
-    """Mean log-probability of a token, from ``low`` to ``high``; the middle third of a sample where none is given."""
-    loaded: LogProbModel = NGramModel.load(model) if model.endswith(".npz") else ArpaModel(model)
-    scorer = Perplexity(loaded)
+def _perplexity(
+    model: str,
+    low: float | None = None,
+    high: float | None = None,
+    sample: str = "",
+    train: str = "",
+    longest: int = 5000,
+) -> Filter:
+    """Mean log-probability of a token, from ``low`` to ``high``; the middle third of a sample where none is given.
+
+    The model is an n-gram model that was saved, or is learned from texts and saved; an ARPA file; or a causal language
+    model by its name or folder.
+    """
+    if train and not Path(model).exists():
+        NGramModel().fit(_texts(train)).save(model)
+    loaded: LogProbModel | LogProbsModel
+    if model.endswith(".npz"):
+        loaded = NGramModel.load(model)
+    else:
+        loaded = ArpaModel(model) if model.endswith((".arpa", ".gz")) else TransformersModel(model)
+    scorer = Perplexity(loaded, longest)
     if low is None and high is None:
         if not sample:
             raise InputError("it has neither low, high nor a sample to take the middle third of")
@@ -203,7 +238,10 @@ def _perplexity(model: str, low: float | None = None, high: float | None = None,
     return Filter("perplexity", scorer, Between(-math.inf if low is None else low, math.inf if high is None else high))
 
 
-def _educational(model: str, least: float = 3.0) -> Filter:
+def _educational(model: str, least: float = 3.0, sample: str = "", rater: str = "", endpoint: str = "") -> Filter:
+    """A rating model that was saved, or is learned from a sample that a large model rates, and saved."""
+    if sample and not Path(model).exists():
+        EducationalQuality().fit(_texts(sample), OpenAIModel(rater, endpoint or None)).save(model)
     return Filter("educational_quality", EducationalQuality.load(model), Threshold(least))
 
 
@@ -211,8 +249,30 @@ def _semantic(least: float = 0.95, index: str | None = None, longest: int = 4000
     return SemanticDedup(least, index=index, longest=longest)
 
 
-_PATHS = {"index", "blocked_words", "curated", "raw", "labelled", "tagger", "sample"}
+def _d4(share: float, least: float = 0.95, n_clusters: int = 100, longest: int = 4000, seed: int = 1) -> D4:
+    return D4(share, least, n_clusters, longest=longest, seed=seed)
+
+
+def _resampling(like: str, n: int, seed: int = 0) -> ImportanceResampling:
+    """So many documents, drawn with probabilities like the target's."""
+    return ImportanceResampling(_texts(like), n, seed)
+
+
+def _picking(method: str) -> Callable[..., Picked]:
+    """A step that looks at all documents at once."""
+
+    def by_text(like: str, n: int, seed: int = 0) -> Picked:
+        return Picked(method, pick(method, n, seed=seed), _documents(like))
+
+    def by_model(like: str, n: int, model: str, answer: str = "answer", seed: int = 0) -> Picked:
+        return Picked(method, pick(method, n, model=model, answer=answer, seed=seed), _documents(like))
+
+    return by_model if method in OF_A_MODEL else by_text
+
+
+_PATHS = {"index", "blocked_words", "curated", "raw", "labelled", "tagger", "sample", "train", "like"}
 _STEPS: dict[str, Callable[..., AnyStep]] = {
+    **{method: _picking(method) for method in PICKS},
     "rules": _rules,
     "python": _python,
     "language": _language,
@@ -223,6 +283,8 @@ _STEPS: dict[str, Callable[..., AnyStep]] = {
     "perplexity": _perplexity,
     "privacy": _privacy,
     "semantic_dedup": _semantic,
+    "d4": _d4,
+    "importance_resampling": _resampling,
     "exact_dedup": ExactDedup,
     "minhash_dedup": MinHashDedup,
 }

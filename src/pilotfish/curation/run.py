@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import re
 import shutil
 import sys
 import tempfile
@@ -12,16 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import numpy as np
 import orjson
 
-from pilotfish.curation.barriers import Fates, GatheredKeys, extend_index, resolve
+from pilotfish.curation.barriers import Barrier, Fates, Gathered, settle
 from pilotfish.curation.characters import tables
-from pilotfish.curation.dedup import Barrier
 from pilotfish.curation.documents import Document, Shard, as_document
+from pilotfish.curation.endings import REPORT, STATE
 from pilotfish.curation.reading import shards
 from pilotfish.curation.scan import Batch
 from pilotfish.curation.steps import Fate, Step, apply
@@ -35,14 +36,35 @@ __all__ = ["Settings", "curate", "curate_files"]
 _BATCH_BYTES = 1_000_000
 _BATCH = 1000
 Progress = Callable[[str, int, int], None]
-AnyStep = Step | Barrier
+
+
+class Composed(Protocol):
+    """A step made of others, run in their order."""
+
+    name: str
+
+    @property
+    def steps(self) -> Sequence[AnyStep]:
+        """What it is made of."""
+        ...
+
+
+AnyStep = Step | Barrier | Composed
+
+
+def _flat(steps: Sequence[AnyStep]) -> Iterator[Any]:
+    for step in steps:
+        if hasattr(step, "steps"):
+            yield from _flat(step.steps)
+        else:
+            yield step
 
 
 def _stages(steps: Sequence[AnyStep]) -> list[Stage]:
     made: list[Stage] = []
     local: list[Step] = []
-    for step in steps:
-        if hasattr(step, "keys"):
+    for step in _flat(steps):
+        if hasattr(step, "keys") or hasattr(step, "choose"):
             made.append(Stage(tuple(local), cast(Barrier, step)))
             local = []
         elif hasattr(step, "judge"):
@@ -62,8 +84,8 @@ def curate(
 ) -> Iterator[Document]:
     """Yield the documents that every step keeps, in their order.
 
-    A recipe without deduplication streams. One with it keeps the documents in a temporary file until the last has come,
-    so that the result is that of :func:`curate_files`.
+    A recipe without a step that sees every document streams. One with such a step keeps the documents in a temporary
+    file until the last has come, so that the result is that of :func:`curate_files`.
 
     Parameters
     ----------
@@ -116,7 +138,7 @@ def curate(
                 return
             spool = Path(folder) / f"{s}.jsonl"
             with spool.open("wb") as file:
-                collected = GatheredKeys(stage.barrier)
+                collected = Gathered(stage.barrier)
                 for group in _grouped(source):
                     if s == 0:
                         counted.read(group)
@@ -127,8 +149,7 @@ def curate(
                         file.write(orjson.dumps([d.text, d.id, d.fields], default=str) + b"\n")
             keys = Path(folder) / f"keys-{s}"
             collected.write(keys)
-            fate = resolve(stage.barrier, [keys], 1_000_000_000)[0]
-            extend_index(stage.barrier, [keys], [fate], uuid4().hex[:12])
+            fate = settle(stage.barrier, [keys], 1_000_000_000, uuid4().hex[:12])[0]
             source = _after(spool, stage.barrier, fate, lose)
 
 
@@ -136,10 +157,10 @@ def _after(spool: Path, barrier: Barrier, fate: Fates, lose: Callable[[Sequence[
     with spool.open("rb") as file:
         for i, line in enumerate(file):
             document = Document(*orjson.loads(line))
-            if fate.kept[i]:
+            if not barrier.rule or fate.kept[i]:
                 yield document
             else:
-                lose([(document, barrier.name, fate.rule, float(fate.scores[i]))])
+                lose([(document, barrier.name, barrier.rule, float(fate.scores[i]))])
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -202,15 +223,16 @@ def curate_files(
     out, stages, given = Path(out), _stages(steps), [Path(path) for path in inputs]
     sources = shards(given)
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]
-    state = out / ".state"
+    state = out / STATE
     total = Tally()
-    fingerprint = _fingerprint(sources, recipe or repr([_said(s) for s in steps]), settings)
+    fingerprint = _fingerprint(sources, recipe or repr([_said(s) for s in _flat(steps)]), settings)
     with _owned(out, state, fingerprint), _hands(min(workers, len(sources)), on) as mapped:
-        renamed = False
+        named = -1
         for s, stage in enumerate(stages):
             before = stages[s - 1].barrier if s else None
+            before = before if before is not None and before.rule else None
             jobs = [
-                Job(s, i, source, stem, renamed, out, stage, before, settings)
+                Job(s, i, source, stem, named, out, stage, before, settings)
                 for i, (source, stem) in enumerate(zip(sources, stems, strict=True))
             ]
             title = stage.barrier.name if stage.barrier is not None else "write"
@@ -222,8 +244,8 @@ def curate_files(
                 _settle(stage.barrier, jobs, settings.memory)
                 if jobs[0].rewrites():
                     sources = [Shard(str(job.place("text", ".jsonl"))) for job in jobs]
-                    renamed = True
-        with opened_to_write(out / "report.json") as file:
+                    named = s
+        with opened_to_write(out / REPORT) as file:
             file.write(orjson.dumps(total.to_json(), option=orjson.OPT_INDENT_2))
         for path in state.iterdir():
             if path.name.startswith(("text-", "keys-", "fates-", "names-", "places-")):
@@ -239,9 +261,8 @@ def _settle(barrier: Barrier, jobs: Sequence[Job], memory: int) -> None:
         return
     folders = [job.place("keys", "") for job in jobs]
     run = hashlib.sha256(str(jobs[0].out.resolve()).encode()).hexdigest()[:12]
-    fates = resolve(barrier, folders, memory, run)
-    extend_index(barrier, folders, fates, run)
-    for place, fate in zip(places, fates, strict=True):
+    fates = settle(barrier, folders, memory, run)
+    for place, fate in zip(places, fates if barrier.rule else [], strict=bool(barrier.rule)):
         with opened_to_write(place) as file:
             np.savez(file, kept=fate.kept, scores=fate.scores, groups=fate.groups)
 
@@ -297,5 +318,11 @@ def _fingerprint(sources: Sequence[Shard], recipe: str, settings: Settings) -> s
 
 
 def _said(step: Any) -> str:
-    plain = {k: v for k, v in sorted(vars(step).items()) if isinstance(v, str | int | float | tuple)}
+    plain: dict[str, Any] = {}
+    for name, value in sorted(vars(step).items()):
+        if isinstance(value, np.ndarray):
+            plain[name] = hashlib.sha256(value.tobytes()).hexdigest()
+        elif isinstance(value, str | int | float | tuple) or callable(value):
+            # Where a function lies in memory differs from one process to the next.
+            plain[name] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return f"{type(step).__name__} {plain}"

@@ -123,6 +123,12 @@ class Batch:
         )
         return self
 
+    def count_ngrams(self, n_buckets: int) -> NDArray[np.int64]:
+        """Count the hashed words, marks and pairs of them of all texts, (n_buckets,)."""
+        counts = np.zeros(n_buckets, dtype=np.int64)
+        _count(self.buffer, self.offsets, *tables(), counts)
+        return counts
+
     def column(self, name: str) -> FloatArray:
         """One measure of every text, (n,)."""
         return np.asarray(self.rows[:, MEASURES.index(name)])
@@ -136,9 +142,7 @@ def count_ngrams(texts: Sequence[str], n_buckets: int) -> NDArray[np.int64]:
     >>> int(count_ngrams(["one two", "two"], 64).sum())
     4
     """
-    batch, counts = Batch(texts), np.zeros(n_buckets, dtype=np.int64)
-    _count(batch.buffer, batch.offsets, *tables(), counts)
-    return counts
+    return Batch(texts).count_ngrams(n_buckets)
 
 
 def hashed_counts(texts: Sequence[str], n_buckets: int) -> csr_array:

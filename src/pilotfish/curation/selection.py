@@ -233,25 +233,32 @@ def in_context_worth(
     def encoded(text: str) -> list[int]:
         return list(tokenizer(text[:longest], add_special_tokens=False)["input_ids"])
 
-    for _ in range(n_rounds):
-        order = rng.permutation(len(examples))
-        for start in range(0, len(order), n_shots):
-            shots = order[start : start + n_shots]
-            others = np.setdiff1d(order, shots)
-            parts = [encoded(f"Question: {examples[i][0]}\nAnswer: {examples[i][1]}\n\n") for i in shots]
-            edges = np.cumsum([0, *(len(part) for part in parts)])
-            for q in rng.choice(others, n_queries, replace=False):
-                asked = encoded(f"Question: {examples[q][0]}\nAnswer:")
-                answer = encoded(f" {examples[q][1]}") or [tokenizer.eos_token_id]
-                ids = torch.tensor([[t for part in parts for t in part] + asked + answer])
-                with torch.no_grad():
-                    out: Any = model(input_ids=ids, output_attentions=True)
-                logs = torch.log_softmax(out.logits[0, -len(answer) - 1 : -1], dim=-1)
-                metric = float(torch.exp(logs[torch.arange(len(answer)), torch.tensor(answer)].mean()))
-                seen = torch.stack(
-                    [a[0, :, -len(answer) :, : edges[-1]].mean(dim=(0, 1)) for a in out.attentions]
-                ).mean(0)
-                mass = np.array([float(seen[a:b].sum()) / max(b - a, 1) for a, b in pairwise(edges)])
-                total[shots] += metric * mass / max(mass.sum(), 1e-12)
-                shown[shots] += 1
+    with torch.inference_mode():
+        for _ in range(n_rounds):
+            order = rng.permutation(len(examples))
+            for start in range(0, len(order), n_shots):
+                shots = order[start : start + n_shots]
+                others = np.setdiff1d(order, shots)
+                parts = [encoded(f"Question: {examples[i][0]}\nAnswer: {examples[i][1]}\n\n") for i in shots]
+                edges = np.cumsum([0, *(len(part) for part in parts)])
+                # The demonstrations are read once for all queries after them.
+                read = model(input_ids=torch.tensor([[t for part in parts for t in part]]), logits_to_keep=1)
+                for q in rng.choice(others, n_queries, replace=False):
+                    asked = encoded(f"Question: {examples[q][0]}\nAnswer:")
+                    answer = encoded(f" {examples[q][1]}") or [tokenizer.eos_token_id]
+                    out: Any = model(
+                        input_ids=torch.tensor([asked + answer]),
+                        past_key_values=read.past_key_values,
+                        output_attentions=True,
+                        logits_to_keep=len(answer) + 1,
+                    )
+                    read.past_key_values.crop(-len(asked) - len(answer))
+                    logs = torch.log_softmax(out.logits[0, :-1], dim=-1)
+                    metric = float(torch.exp(logs[torch.arange(len(answer)), torch.tensor(answer)].mean()))
+                    seen = torch.stack(
+                        [a[0, :, -len(answer) :, : edges[-1]].mean(dim=(0, 1)) for a in out.attentions]
+                    ).mean(0)
+                    mass = np.array([float(seen[a:b].sum()) / max(b - a, 1) for a, b in pairwise(edges)])
+                    total[shots] += metric * mass / max(mass.sum(), 1e-12)
+                    shown[shots] += 1
     return np.asarray(total / np.maximum(shown, 1))

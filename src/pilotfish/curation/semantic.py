@@ -1,21 +1,28 @@
-"""Duplicates in meaning: documents whose embeddings point almost the same way."""
+"""Embeddings of documents: duplicates in meaning point almost the same way, prototypes lie amid their clusters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pilotfish.curation.barriers import Fates
 from pilotfish.curation.dedup import Keys
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.errors import InputError
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Embedder, FloatArray, IntArray
+from pilotfish.rules import TopK
 
-__all__ = ["SemanticDedup", "prototypicality"]
+__all__ = ["D4", "SemanticDedup", "prototypicality"]
+
+_PER_CLUSTER = 256
+_ROWS = 4096
 
 
 class SemanticDedup:
@@ -54,6 +61,7 @@ class SemanticDedup:
     """
 
     name = "semantic_dedup"
+    rule = "duplicate"
     by_bytes = False
 
     def __init__(
@@ -97,8 +105,104 @@ class SemanticDedup:
         return keys, signs.astype(np.uint32)
 
 
-def prototypicality(vectors: FloatArray, n_clusters: int, seed: int = 0) -> FloatArray:
-    """Closeness of each vector (n, d) to the centre of its cluster, (n,): its cosine; prototypes are highest.
+class D4:
+    """Drop duplicates in meaning, then the documents nearest to the centres of their clusters.
+
+    Parameters
+    ----------
+    share : float
+        Part of the deduplicated documents that stays, in (0, 1]: the least typical ones.
+    least : float
+        Least cosine of two documents that are joined as duplicates, in (0, 1).
+    n_clusters : int
+        Clusters of what is left; the paper takes about the square root of the number of documents.
+    embedder : Embedder, optional
+        Static token vectors when left out.
+    longest : int
+        Characters of each text that are read.
+    seed : int
+        Seed of the axes and of the clusters.
+
+    References
+    ----------
+    Tirumala 2023 (D4, arXiv:2308.12284), section 3.4.
+
+    Examples
+    --------
+    >>> from pilotfish.curation import curate
+    >>> from pilotfish.features import HashedNgrams
+    >>> texts = ["the fish swims", "The fish swims!", "the fish swims on", "the fish swims in", "stocks fell"]
+    >>> [d.text for d in curate(texts, [D4(0.25, 0.95, 1, HashedNgrams(256))])]
+    ['stocks fell']
+    """
+
+    name = "d4"
+
+    def __init__(
+        self,
+        share: float,
+        least: float = 0.95,
+        n_clusters: int = 100,
+        embedder: Embedder | None = None,
+        longest: int = 4000,
+        seed: int = 1,
+    ) -> None:
+        if not 0 < share <= 1 or n_clusters < 1:
+            raise InputError(
+                f"D4 has share {share} and {n_clusters} clusters: use a part of 1, and at least one cluster."
+            )
+        self.steps = (
+            SemanticDedup(least, embedder, longest=longest, seed=seed),
+            _Diverse(share, n_clusters, embedder, longest, seed),
+        )
+
+
+class _Diverse:
+    """Drops the documents that are most typical of their cluster."""
+
+    name = "d4"
+    rule = "prototype"
+    by_bytes = False
+
+    def __init__(self, share: float, n_clusters: int, embedder: Embedder | None, longest: int, seed: int) -> None:
+        self.share = share
+        self.n_clusters = n_clusters
+        self.embedder = embedder
+        self.longest = longest
+        self.seed = seed
+
+    def plan(self, plan: Plan) -> None:
+        """Nothing is needed of the pass."""
+
+    def numbers(self, batch: Batch, documents: Sequence[Document]) -> NDArray[np.float16]:  # noqa: ARG002
+        """The embedding of each document, (n, d), at half precision: clusters need no more."""
+        if self.embedder is None:
+            self.embedder = StaticEmbedder()
+        return self.embedder.embed([d.text[: self.longest] for d in documents]).astype(np.float16)
+
+    def joined(self, parts: Sequence[NDArray[np.float16]]) -> NDArray[np.float16]:
+        """The embeddings of the shard, (n, d)."""
+        return np.concatenate(parts)
+
+    def choose(self, shards: Sequence[NDArray[np.float16]]) -> list[Fates]:
+        """Drop the most typical; the score is the cosine to the centre."""
+        scores = prototypicality(shards, self.n_clusters, self.seed)
+        kept = np.ones(scores.size, dtype=bool)
+        kept[TopK(scores.size - round(self.share * scores.size)).decide(scores).indices] = False
+        return Fates.split(kept, scores, [len(shard) for shard in shards])
+
+
+def prototypicality(shards: Sequence[NDArray[Any]], n_clusters: int, seed: int = 0) -> FloatArray:
+    """Closeness of each vector to the centre of its cluster, (n,): its cosine; prototypes are highest.
+
+    Parameters
+    ----------
+    shards : sequence of ndarray, (n_i, d)
+        The vectors in parts, which may lie in files: they are read little by little.
+    n_clusters : int
+        Clusters, found on up to 256 vectors for each, evenly spaced.
+    seed : int
+        Seed of the clusters.
 
     References
     ----------
@@ -106,14 +210,32 @@ def prototypicality(vectors: FloatArray, n_clusters: int, seed: int = 0) -> Floa
 
     Examples
     --------
-    >>> prototypicality(np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.1]]), 1).argmin()
+    >>> prototypicality([np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.1]])], 1).argmin()
     np.int64(1)
     """
     from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    fitted = MiniBatchKMeans(min(n_clusters, len(unit)), random_state=seed, n_init=3, batch_size=1024).fit(unit)
-    centres = fitted.cluster_centers_ / np.maximum(
-        np.linalg.norm(fitted.cluster_centers_, axis=1, keepdims=True), 1e-12
-    )
-    return np.asarray((unit * centres[fitted.labels_]).sum(axis=1))
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    n = int(starts[-1])
+    spaced = np.unique(np.linspace(0, n - 1, min(n, _PER_CLUSTER * n_clusters)).astype(np.int64))
+    edges = np.searchsorted(spaced, starts)
+    parts = [shard[spaced[a:b] - at] for shard, at, a, b in zip(shards, starts, edges, edges[1:], strict=False)]
+    sample = _unit(np.concatenate(parts))
+    k = min(n_clusters, len(sample))
+    # One thread, so that the sums, and with them the choice, are the same on any number of cores.
+    with threadpool_limits(1):
+        centres = MiniBatchKMeans(k, random_state=seed, n_init=3, batch_size=1024).fit(sample).cluster_centers_
+    directions, half_squares = _unit(centres), (centres**2).sum(axis=1) / 2
+    out = np.empty(n, dtype=np.float64)
+    for shard, start in zip(shards, starts.tolist(), strict=False):
+        for i in range(0, len(shard), _ROWS):
+            rows = _unit(shard[i : i + _ROWS])
+            nearest = (rows @ centres.T - half_squares).argmax(axis=1)
+            out[start + i : start + i + len(rows)] = (rows * directions[nearest]).sum(axis=1)
+    return out
+
+
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    given = np.asarray(vectors, dtype=np.float32)
+    return np.asarray(given / np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12))

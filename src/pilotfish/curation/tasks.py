@@ -11,10 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from pilotfish.curation.barriers import Fates, GatheredKeys
-from pilotfish.curation.dedup import Barrier
+from pilotfish.curation.barriers import Barrier, Fates, Gathered
 from pilotfish.curation.documents import Document, Rejected, Shard
-from pilotfish.curation.endings import is_plain_lines
+from pilotfish.curation.endings import DROPPED, STATE, is_plain_lines
 from pilotfish.curation.lines import copy_lines, documents_at, read_lines
 from pilotfish.curation.reading import read
 from pilotfish.curation.scan import Batch
@@ -64,20 +63,20 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a task is given: which shard and stage, where to write, and how."""
+    """What a task is given: shard and stage, the stage that wrote its names (-1: none), where to write, and how."""
 
     stage: int
     number: int
     source: Shard
     stem: str
-    renamed: bool
+    named: int
     out: Path
     steps: Stage
     before: Barrier | None
     settings: Settings
 
     def place(self, kind: str, ending: str, stage: int | None = None) -> Path:
-        return self.out / ".state" / f"{kind}-{self.stage if stage is None else stage}-{self.number:06d}{ending}"
+        return self.out / STATE / f"{kind}-{self.stage if stage is None else stage}-{self.number:06d}{ending}"
 
     def target(self) -> Path:
         return self.out / f"{self.number:06d}-{self.stem}{self.settings.ending}"
@@ -115,7 +114,7 @@ def _work_by_lines(job: Job, tally: Tally) -> None:
     """Gather the keys of a shard's lines, or copy those that stay."""
     field = job.settings.field
     if job.steps.barrier is not None:
-        collected, places = GatheredKeys(job.steps.barrier), [np.zeros((0, 3), dtype=np.int64)]
+        collected, places = Gathered(job.steps.barrier), [np.zeros((0, 3), dtype=np.int64)]
         for lines in read_lines(job.source, field, job.settings.longest):
             for bad in lines.rejected:
                 _reject(job, bad, tally, None)
@@ -136,21 +135,21 @@ def _work_by_lines(job: Job, tally: Tally) -> None:
 
         kept, lost = np.flatnonzero(fates.kept), np.flatnonzero(~fates.kept)
         tally.keep(shown(kept), len(kept), int(every[kept, 2].sum()))
-        name, scores = job.before.name, fates.scores[lost].tolist()
-        told = [(d, name, fates.rule, score) for d, score in zip(shown(lost), scores, strict=False)]
+        name, rule, scores = job.before.name, job.before.rule, fates.scores[lost].tolist()
+        told = [(d, name, rule, score) for d, score in zip(shown(lost), scores, strict=False)]
         tally.drop(told)
         if told:
-            tally.dropped[name][fates.rule] = [len(lost), int(every[lost, 2].sum())]
+            tally.dropped[name][rule] = [len(lost), int(every[lost, 2].sum())]
 
 
 def _work_by_documents(job: Job, tally: Tally) -> None:
     last = job.steps.barrier is None
-    names = iter(orjson.loads(job.place("names", ".json", job.stage - 1).read_bytes())) if job.renamed else None
-    collected = None if job.steps.barrier is None else GatheredKeys(job.steps.barrier)
+    names = iter(orjson.loads(job.place("names", ".json", job.named).read_bytes())) if job.named >= 0 else None
+    collected = None if job.steps.barrier is None else Gathered(job.steps.barrier)
     kept_names: list[str] = []
     rewrites = job.rewrites()
     text = job.place("text", ".jsonl")
-    dropped = job.out / "dropped" / f"{job.number:06d}.{job.stage}.jsonl"
+    dropped = job.out / DROPPED / f"{job.number:06d}.{job.stage}.jsonl"
     with (
         writer(job.target() if last else text, job.settings.field) if last or rewrites else _nowhere() as keep,
         opened_to_write(dropped) if job.settings.write_dropped else _nowhere() as lose,
@@ -200,11 +199,11 @@ def _surviving(job: Job, names: Iterator[str] | None, tally: Tally, lose: Any) -
         stays = fates.kept[n : n + len(documents)].tolist()
         for i in [i for i, stay in enumerate(stays) if not stay]:
             document, score = documents[i], float(fates.scores[n + i])
-            tally.drop([(document, job.before.name, fates.rule, score)])
+            tally.drop([(document, job.before.name, job.before.rule, score)])
             if lose is not None:
-                group = int(fates.groups[n + i])
-                why = {"step": job.before.name, "rule": fates.rule, "score": score, "group": group}
-                lose.write(document.line(job.settings.field, dropped=why))
+                why = {"step": job.before.name, "rule": job.before.rule, "score": score}
+                group = {"group": int(fates.groups[n + i])} if fates.groups.size else {}
+                lose.write(document.line(job.settings.field, dropped=why | group))
         n += len(documents)
         yield [d for d, stay in zip(documents, stays, strict=True) if stay]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pilotfish.curation.influence import best_in_turn, gradient_match, lora_gradients
+from pilotfish.curation.influence import chosen_by_gradients
 from pilotfish.curation.selection import diverse_best, in_context_worth, needed, representative
 from pilotfish.methods import method
 from pilotfish.models.embedder import StaticEmbedder
@@ -52,16 +52,8 @@ def mods(
 
 @method("less", paper="Xia 2024, arXiv:2402.04333", group=_GROUP, needs="weights", command=_SELECT + "less")
 def less(model_name: str, pool: Sequence[Example], target: Sequence[Example], k: int, seed: int = 0) -> IntArray:
-    """Choose k examples whose Adam steps on a small model point where the target's gradients do.
-
-    Where the target's answers repeat, each answer is a group with a gradient of its own, and the groups choose in turn:
-    the examples nearest to the mean of all gradients may have one answer alone.
-    """
-    answers = [answer for _, answer in target]
-    groups = answers if 1 < len(set(answers)) <= len(answers) // 2 else None
-    warm = [pool[i] for i in range(0, len(pool), max(1, len(pool) // max(1, len(pool) // 20)))]
-    directions, wanted = lora_gradients(model_name, warm, pool, target, seed=seed)
-    return best_in_turn(gradient_match(directions, wanted, groups), k)
+    """Choose k examples whose Adam steps on a small model point where the target's gradients do."""
+    return chosen_by_gradients(model_name, pool, target, k, seed)
 
 
 @method(

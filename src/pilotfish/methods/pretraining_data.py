@@ -65,7 +65,7 @@ def semantic_dedup(least: float = 0.95, embedder: Embedder | None = None) -> Sem
 @method("d4", paper="Tirumala 2023, arXiv:2308.12284", group=_GROUP, needs="black box", command=_SELECT + "d4")
 def d4(vectors: FloatArray, k: int, n_clusters: int = 100, seed: int = 0) -> IntArray:
     """Choose the k documents, of deduplicated ones, that are farthest from the centres of their clusters."""
-    return TopK(k).decide(-prototypicality(vectors, n_clusters, seed)).indices
+    return TopK(k).decide(-prototypicality([vectors], n_clusters, seed)).indices
 
 
 @method(
