@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli import app
+from pilotfish.errors import ConfigError
 from pilotfish.takeover import service
 from pilotfish.traffic import TrafficLog
 from tests.takeover.students import WordStudent
@@ -50,6 +51,25 @@ def test_import_learn_promote_report(folder: Path) -> None:
     with TrafficLog("pilotfish.db") as log:
         kinds = [event.kind for event in log.events("desk")]
     assert kinds == ["learned", "promoted", "rolled_back"]
+
+
+def test_students_read_calls_with_what_is_configured_or_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Noted(WordStudent):
+        def __init__(self, features: str = "encoder") -> None:
+            super().__init__(features)
+            seen.append(features)
+
+    monkeypatch.setattr("pilotfish.training.closed_set.ClosedSetStudent", Noted)
+    run("import", "calls.csv", "--task", "desk")
+    (folder / "pilotfish.toml").write_text('[student]\nfeatures = "static"\n', encoding="utf-8")
+    run("learn", "desk", "--level", "0.9")
+    run("learn", "desk", "--level", "0.9", "--features", "large")
+    assert seen == ["static", "large"]
+    refused = CliRunner().invoke(app, ["learn", "desk", "--features", "words"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "features" in str(refused.exception)
 
 
 def test_replay_with_another_policy(folder: Path) -> None:

@@ -17,7 +17,8 @@ from pilotfish.training.students import Predicted
 class WordStudent:
     """Votes by words."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: str = "encoder") -> None:
+        self.features = features
         self.votes_: dict[str, dict[str, int]] = {}
 
     @property
