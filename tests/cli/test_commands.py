@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pilotfish.cli import app
 from pilotfish.errors import ConfigError
+from pilotfish.gateway.config import load_config
 from pilotfish.takeover import service
 from pilotfish.traffic import TrafficLog
 from tests.takeover.students import WordStudent
@@ -70,6 +71,15 @@ def test_students_read_calls_with_what_is_configured_or_given(folder: Path, monk
     refused = CliRunner().invoke(app, ["learn", "desk", "--features", "words"])
     assert isinstance(refused.exception, ConfigError)
     assert "features" in str(refused.exception)
+
+
+def test_what_learns_for_the_gateway_reads_its_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILOTFISH_CONFIG", "")
+    monkeypatch.setattr("pilotfish.gateway.serve", lambda _: None)
+    (folder / "own.toml").write_text("[takeover]\naudit_share = 0.2\n", encoding="utf-8")
+    run("serve", "--config", "own.toml")
+    monkeypatch.chdir(folder.parent)
+    assert load_config().takeover.audit_share == 0.2
 
 
 def test_replay_with_another_policy(folder: Path) -> None:
