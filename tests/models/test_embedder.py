@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
@@ -269,10 +270,15 @@ def test_bad_input_is_told(minilm: Path) -> None:
         OnnxEmbedder("no-such-model").embed(["a"])
 
 
+@functools.cache
+def _static() -> StaticEmbedder:
+    return StaticEmbedder(pulled("wordllama"))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(alphabet=st.sampled_from("ab e.,'\n\t\u2581 é日🙂<s>/"), max_size=40), min_size=2, max_size=4))
 def test_a_text_alone_has_the_vector_it_has_in_a_batch(texts: list[str]) -> None:
-    embedder = StaticEmbedder(pulled("wordllama"))
+    embedder = _static()
     together = embedder.embed([*TEXTS, *texts])
     for text, vector in zip([*TEXTS, *texts], together, strict=True):
         np.testing.assert_allclose(embedder.embed([text])[0], vector, atol=1e-6)
