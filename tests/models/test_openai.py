@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import threading
 import time
@@ -103,6 +105,23 @@ def test_a_batch_keeps_its_order_and_runs_at_once(upstream: Upstream, model: Ope
     assert time.perf_counter() - start < 0.8 * 10 * upstream.delay
     assert 1 < upstream.most_open <= 5
     assert model.generate([]) == []
+
+
+def test_garbage_collected_on_the_loops_own_thread_does_not_stop_it(upstream: Upstream) -> None:
+    forgotten = OpenAIModel("big", base_url=upstream.url, api_key="k")
+    forgotten.generate([Request.of("x")])
+    session = forgotten._endpoint.session  # type: ignore[union-attr]
+    forgotten.itself = forgotten  # type: ignore[attr-defined]
+    del forgotten
+
+    async def collect() -> None:
+        gc.collect()
+
+    asyncio.run_coroutine_threadsafe(collect(), openai._loop()).result(timeout=10)
+    deadline = time.monotonic() + 10
+    while not session.closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert session.closed
 
 
 def test_what_is_sent_and_what_is_read(upstream: Upstream, model: OpenAIModel) -> None:

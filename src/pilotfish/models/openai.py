@@ -378,7 +378,9 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 _shared: asyncio.AbstractEventLoop | None = None
 _shared_pid = 0
-_shared_lock = threading.Lock()
+# A collection of garbage may close a model's session while its thread holds the lock.
+_shared_lock = threading.RLock()
+_closing: set[asyncio.Task[None]] = set()
 
 
 def _loop() -> asyncio.AbstractEventLoop:
@@ -400,5 +402,16 @@ def _result(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _close(session: aiohttp.ClientSession) -> None:
-    if not session.closed:
+    if session.closed:
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    if loop is not None and loop is _shared:
+        # Garbage was collected on the loop's own thread, which cannot wait for itself.
+        task = loop.create_task(session.close())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+    else:
         _result(session.close())
