@@ -173,17 +173,12 @@ class _Graph:
 
     def distances(self, table: _Array) -> str:
         """The part (1, n_heads, length, length) of what attention adds by distance that a batch needs."""
-        from onnx import numpy_helper
-
-        def numbers(name: str, *values: int) -> str:
-            self.constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
-            return name
-
         length = self.add("Shape", ["input_ids"], "length", start=1, end=2)
         ends = self.add("Concat", [length, length], "distances.ends", axis=0)
         whole = self.constant("distances.whole", table[None])
-        parts = [whole, numbers("distances.starts", 0, 0), ends, numbers("distances.axes", 2, 3)]
-        return self.add("Slice", parts, "distances")
+        starts = self.constant("distances.starts", np.array([0, 0], np.int64))
+        axes = self.constant("distances.axes", np.array([2, 3], np.int64))
+        return self.add("Slice", [whole, starts, ends, axes], "distances")
 
     def pool(self, pooled: Sequence[tuple[str, str]]) -> None:
         """Pool layers over the tokens to unit vectors, joined as ``embedding``."""

@@ -297,7 +297,7 @@ def _additive(y: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.nanmean(y - ability[:, None], axis=0), ability
 
 
-@dataclass(frozen=True, slots=False, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Trees:
     """Boosted trees in arrays (n_trees, n_nodes); a leaf is its own child."""
 

@@ -173,8 +173,7 @@ class ClosedSetStudent:
                 targets = denoise(placed[-1], numbers, truth, len(number)).targets
             for reader, X in zip(self.readers_, placed, strict=True):
                 reader.fit(X, targets)
-        if typical.sum() < _LEAST_TO_CALIBRATE:
-            typical[:] = True
+        typical = _enough(typical)
         self._settle([r.held_out_[typical] for r in self.readers_], targets[typical], truth[typical])
         self.doubtful_ = (2.0, 2.0)
         if self.features == "large":
@@ -324,12 +323,17 @@ class ClosedSetStudent:
         together = _together(encoder[doubtful], reader.held_out_[at])
         if _right_where_sure(together, targets[doubtful]) <= _right_where_sure(encoder[doubtful], targets[doubtful]):
             return
-        drawn = typical[doubtful] if typical[doubtful].sum() >= _LEAST_TO_CALIBRATE else np.ones_like(typical[doubtful])
+        drawn = _enough(typical[doubtful])
         calibration = _calibrated(together[drawn], targets[doubtful][drawn], truth[doubtful][drawn])
         ends = self.calibrations_[-1].predict(_top(encoder[doubtful[[-1, 0]]]))
         self.readers_.append(reader)
         self.calibrations_.append(calibration)
         self.doubtful_ = (float(ends[0]), float(ends[1]))
+
+
+def _enough(typical: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The calls to calibrate on: those drawn at random, or all where these are too few."""
+    return typical if typical.sum() >= _LEAST_TO_CALIBRATE else np.ones_like(typical)
 
 
 def _calibrated(log_proba: Array, targets: Array, truth: NDArray[np.int64]) -> Calibration:
