@@ -1,5 +1,8 @@
 """Live cascades of two local models: the replies are recorded once as a table, every figure is worked out from it.
 
+The smallest model also stands in tuned on questions of the tasks' training files, as a small model in front of a large
+one is meant to be used; it is tuned once and kept beside the replies.
+
 ``python -m benchmarks cascade --only live`` generates what is missing from the file of replies and measures. The file
 lies in ``~/.cache/pilotfish/benchmarks``, outside the repository, since it repeats the questions; delete it to record
 anew. Compute is counted as arithmetic, which no other work on the machine can disturb: two operations per parameter and
@@ -12,49 +15,66 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.figures import Run, bootstrap
 from benchmarks.outcomes import interval
+from pilotfish.models.gguf import GGUFModel
+from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import Model
 from pilotfish.route.policies import CascadePolicy
 from pilotfish.scorers.answers import AnswerQuality, final_answer
 from pilotfish.scorers.costs import PerCost
 from pilotfish.traffic.table import ReplyTable
+from pilotfish.training.tuning import save_model, tune
 from pilotfish.types import Exchange, Request
 
 SMALLEST, SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
+TUNED = f"{SMALLEST}, tuned"
 # Name of the figures, and the pair.
-PAIRS = {"live": (SMALL, LARGE), "live_smallest": (SMALLEST, SMALL)}
+PAIRS = {"live_tuned": (TUNED, SMALL), "live_smallest": (SMALLEST, SMALL), "live": (SMALL, LARGE)}
 REPLIES = Path.home() / ".cache" / "pilotfish" / "benchmarks" / "live_replies.jsonl"
-_PARAMETERS = {SMALLEST: 0.1345e9, SMALL: 0.494e9, LARGE: 1.544e9}
+_PARAMETERS = {SMALLEST: 0.1345e9, TUNED: 0.1345e9, SMALL: 0.494e9, LARGE: 1.544e9}
 _GSM8K_SHARE = 0.5
 _PER_TASK = 120
+_LEARNED: dict[str, Any] = {"n_steps": 250, "batch_size": 8, "learning_rate": 1e-4}
 
 
-def questions(run: Run, n: int) -> list[tuple[str, str, str, int]]:
+def questions(run: Run, n: int, part: str = "test") -> list[tuple[str, str, str, int]]:
     """Task, prompt, right answer and longest reply of ``n`` questions of two tasks and half as many of a slow third."""
     rng = np.random.default_rng(0)
     out = []
-    rows = list(run.rows("commonsenseqa/dev_rand_split.jsonl.gz"))
+    rows = list(run.rows(f"commonsenseqa/{'dev' if part == 'test' else part}_rand_split.jsonl.gz"))
     for i in rng.permutation(len(rows))[:n]:
         asked = rows[i]["question"]
         options = "\n".join(f"{c['label']}. {c['text']}" for c in asked["choices"])
         prompt = f"{asked['stem']}\n{options}\nAnswer with the letter only."
         out.append(("commonsenseqa", prompt, rows[i]["answerKey"], 2))
-    rows = list(run.rows("sst2/test.jsonl.gz"))
+    rows = list(run.rows(f"sst2/{part}.jsonl.gz"))
     for i in rng.permutation(len(rows))[:n]:
         prompt = f"Review: {rows[i]['text']}\nIs it positive or negative? Answer with one word."
         out.append(("sst2", prompt, "positive" if int(rows[i]["label"]) == 1 else "negative", 3))
-    rows = list(run.rows("gsm8k/test.jsonl.gz"))
+    rows = list(run.rows(f"gsm8k/{part}.jsonl.gz"))
     for i in rng.permutation(len(rows))[: round(_GSM8K_SHARE * n)]:
         prompt = (
             f"{rows[i]['question']}\nSolve it in a few short steps, without headings. End with '#### ' and the number."
         )
-        out.append(("gsm8k", prompt, rows[i]["answer"].split("####")[1].strip(), 256))
+        answer = rows[i]["answer"]
+        out.append(("gsm8k", prompt, answer.split("####")[1].strip() if part == "test" else answer, 256))
     return out
+
+
+def tuned(run: Run, folder: Path) -> TransformersModel:
+    """The smallest model, tuned on training questions as many as a team labels in a week: 800, 800 and 400."""
+    if not folder.is_dir():
+        asked = questions(run, 16 if run.quick else 800, "train")
+        examples = [(Request.of(prompt), answer) for _, prompt, answer, _ in asked]
+        how = {**_LEARNED, "n_steps": 2} if run.quick else _LEARNED
+        save_model(tune(TransformersModel(SMALLEST), examples, **how), folder)
+    return TransformersModel(folder, batch_size=1)
 
 
 def is_right(task: str, reply: str, gold: str) -> bool:
@@ -64,10 +84,8 @@ def is_right(task: str, reply: str, gold: str) -> bool:
     return reply.strip().strip("\"'.( ").casefold().startswith(gold.casefold())
 
 
-def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
-    """Ask every model what is not on file yet, one question at a time, and keep every reply."""
-    from pilotfish.models.gguf import GGUFModel
-
+def record(run: Run, names: Sequence[str], n: int, path: Path) -> list[dict[str, object]]:
+    """Ask models what is not on file yet, one question at a time, and keep every reply."""
     known: dict[tuple[str, str], dict[str, object]] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -75,11 +93,15 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
             known[row["query"], row["model"]] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     asked = questions(run, n)
-    for name in _PARAMETERS:
+    for name in names:
         missing = [q for q in asked if (q[1], name) not in known]
         if not missing:
             continue
-        model: Model = GGUFModel(name, n_ctx=1024, n_parallel=1, n_threads=1)
+        model: Model = (
+            tuned(run, path.with_suffix(".tuned"))
+            if name == TUNED
+            else GGUFModel(name, n_ctx=1024, n_parallel=1, n_threads=1)
+        )
         model.generate([Request.of("Say hi.", max_tokens=2)])
         with path.open("a", encoding="utf-8") as out:
             for task, prompt, gold, longest in missing:
@@ -99,7 +121,7 @@ def record(run: Run, n: int, path: Path) -> list[dict[str, object]]:
                 known[prompt, name] = row
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
                 out.flush()
-    return [known[prompt, name] for _, prompt, _, _ in asked for name in _PARAMETERS]
+    return [known[prompt, name] for _, prompt, _, _ in asked for name in names]
 
 
 class _Recorded:
@@ -115,11 +137,11 @@ class _Recorded:
 
 def live(run: Run) -> None:
     """Quality of the larger model of each pair at a share of its compute."""
-    rows = record(run, 10 if run.quick else _PER_TASK, Path(f"{REPLIES}.quick") if run.quick else REPLIES)
+    path = Path(f"{REPLIES}.quick") if run.quick else REPLIES
     for name, pair in PAIRS.items():
-        mine = [row for row in rows if row["model"] in pair]
-        table = ReplyTable.from_rows([{k: v for k, v in row.items() if k != "log_prob"} for row in mine])
-        _measured(run, name, table.of_models(pair), [row for row in mine if row["model"] == pair[0]])
+        rows = record(run, pair, 10 if run.quick else _PER_TASK, path)
+        table = ReplyTable.from_rows([{k: v for k, v in row.items() if k != "log_prob"} for row in rows])
+        _measured(run, name, table.of_models(pair), [row for row in rows if row["model"] == pair[0]])
 
 
 def _measured(run: Run, name: str, table: ReplyTable, first: list[dict[str, object]]) -> None:

@@ -49,6 +49,13 @@ def test_what_comes_before_is_not_learned(tiny: TransformersModel) -> None:
     assert loss(tuned, "zzzzzzz") > loss(tuned, "zzzzzzabc")
 
 
+def test_a_reply_to_a_request_is_learned_with_its_end(tiny: TransformersModel) -> None:
+    asked = Request.of("say b", temperature=0.0, max_tokens=8)
+    tuned = tune(tiny, [(asked, "b")] * 4, n_steps=60, learning_rate=1e-2)
+    [reply] = tuned.generate([asked])
+    assert (reply.text, reply.finish_reason) == ("b", "stop")
+
+
 def test_a_distilled_draft_is_accepted_more(tiny: TransformersModel) -> None:
     target = tune(tiny, [("", "the cat sat on the mat.")] * 4, n_steps=80, learning_rate=1e-2)
     draft = distil_draft(target, ["the cat sat on the mat."] * 4, n_layers=1, n_steps=80, learning_rate=1e-2)

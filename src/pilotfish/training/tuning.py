@@ -11,14 +11,16 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.files import replacing
+from pilotfish.models.tokenizers import encode_request
 from pilotfish.models.transformers import TransformersModel, answer_loss, first_layers, low_rank
+from pilotfish.types import Request
 
 __all__ = ["distil_draft", "prefer", "save_model", "train_adapter", "tune"]
 
 
 def tune(
     model: TransformersModel,
-    examples: Sequence[tuple[str, str]],
+    examples: Sequence[tuple[str | Request, str]],
     *,
     n_steps: int = 60,
     batch_size: int = 4,
@@ -33,8 +35,9 @@ def tune(
     ----------
     model : TransformersModel
         Left as it is.
-    examples : sequence of (str, str)
-        What comes before, not learned (may be empty), and the text.
+    examples : sequence of (str or Request, str)
+        What comes before, not learned (may be empty), and the text. After a request the text is learned as the whole
+        reply, its end included.
     n_steps, batch_size : int
         Updates, and examples of each.
     learning_rate : float
@@ -251,10 +254,14 @@ def _finished(like: TransformersModel, tokenizer: Any, network: Any) -> Transfor
     return made
 
 
-def _encoded(tokenizer: Any, before: str, text: str, max_tokens: int) -> tuple[list[int], int]:
+def _encoded(tokenizer: Any, before: str | Request, text: str, max_tokens: int) -> tuple[list[int], int]:
     """The tokens of an example, and how many of them come before."""
-    head = list(tokenizer(before, add_special_tokens=False)["input_ids"]) if before else []
     body = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if isinstance(before, Request):
+        head = encode_request(tokenizer, before)
+        body.append(tokenizer.eos_token_id)
+    else:
+        head = list(tokenizer(before, add_special_tokens=False)["input_ids"]) if before else []
     return [*head, *body][:max_tokens], len(head)
 
 
