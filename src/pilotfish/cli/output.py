@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +12,8 @@ from pilotfish.files import replacing
 
 __all__ = ["console", "write_text"]
 
-console = Console()
+# A file or a pipe has no width of its own, and rich would cut numbers at 80 columns.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
 def write_text(path: Path, text: str) -> None:
