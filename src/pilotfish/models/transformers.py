@@ -271,7 +271,10 @@ def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         return tokenizer, getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **how).eval()
     except (OSError, ValueError) as error:
-        raise ModelError(f"transformers could not load {source} ({error}): check the name or the folder.") from error
+        why = str(error).strip().split("\n")[0].rstrip(".")
+        raise ModelError(
+            f"transformers could not load {source} ({why}): give a name of the catalog, a folder, or one of the hub."
+        ) from error
 
 
 def _library(why: str) -> Any:
