@@ -22,7 +22,7 @@ from pilotfish.curation.influence import (
     projected,
 )
 from pilotfish.curation.mixing import ByteModel, autoscale, doremi, presence, self_influence
-from pilotfish.curation.perplexity import Perplexity, thirds
+from pilotfish.curation.perplexity import ErrorLength, Perplexity, el2n, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.scan import Batch
@@ -242,6 +242,34 @@ def test_perplexity_and_arpa(tmp_path):
     path.write_text("nothing")
     with pytest.raises(InputError, match="has no n-gram"):
         ArpaModel(path)
+
+
+def test_error_vectors_of_a_language_model(tmp_path):
+    model = NGramModel(2).fit(FISH * 2)
+    tokens = model.tokenizer.encode(FISH[0])
+    prefixes = [" ".join(FISH[0].split()[:i]) for i in range(1, len(tokens))]
+    lengths = []
+    for prefix, token in zip(prefixes, tokens[1:], strict=True):
+        p = model.distribution(prefix)
+        p[2] = 0  # A session gives nothing to what is unknown.
+        p /= p.sum()
+        lengths.append(np.sqrt(np.sum(p**2) - 2 * p[token] + 1))
+    scorer = ErrorLength([model, model])
+    scores = scorer.score([FISH[0], MONEY[0], "fish"])
+    assert scores[0] == pytest.approx(np.mean(lengths), rel=1e-6)
+    assert scores[0] < scores[1] < scores[2] == np.inf
+    # A long text is read in parts, and each token is still told by those before it.
+    long = " ".join(FISH * 20)
+    whole = model.tokenizer.encode(long[:1000])
+    p = np.exp(model.session().extend(whole[:-1]).log_probs())
+    assert scorer.score([long])[0] == pytest.approx(el2n(p, whole[1:]).mean(), rel=1e-6)
+    step = perplexity_filter(model, FISH, "el2n")
+    assert (step.name, step.rule.low, step.rule.high) == ("el2n", *thirds(scorer.score(FISH)))
+    write_lines(tmp_path / "fish.jsonl", FISH)
+    recipe = Recipe.from_toml('[[step]]\nuse = "el2n"\nmodel = "lm.npz"\ntrain = "fish.jsonl"\nhigh = 1.0\n', tmp_path)
+    assert [d.text for d in curate([*FISH, *MONEY], recipe.steps)] == FISH
+    with pytest.raises(InputError, match="whole distribution"):
+        ErrorLength([object()])
 
 
 def test_semantic_duplicates_stand_apart_by_angle():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, 
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.language import Language
-from pilotfish.curation.perplexity import LogProbModel, Perplexity, thirds
+from pilotfish.curation.perplexity import ErrorLength, LogProbModel, Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, Span
 from pilotfish.curation.semantic import SemanticDedup, prototypicality
 from pilotfish.curation.steps import Filter, Rules
 from pilotfish.methods import method
-from pilotfish.protocols import Embedder, FloatArray, IntArray, Model
+from pilotfish.protocols import Embedder, FloatArray, IntArray, Model, WhiteBoxModel
 from pilotfish.rules import Between, Threshold, TopK
 
 _CURATE = "pilotfish curate corpus/ -r web.toml -o clean/"
@@ -115,10 +115,12 @@ def educational_quality(
     needs="training",
     command=_CURATE,
 )
-def perplexity_filter(model: LogProbModel, sample: Sequence[str]) -> Filter:
-    """Keep the middle third of documents by a language model's perplexity, the thirds cut on a sample."""
-    scorer = Perplexity(model)
-    return Filter("perplexity", scorer, Between(*thirds(scorer.score(sample))))
+def perplexity_filter(
+    model: LogProbModel | WhiteBoxModel, sample: Sequence[str], variant: Literal["perplexity", "el2n"] = "perplexity"
+) -> Filter:
+    """Keep the middle third of documents by a language model's perplexity or EL2N, the thirds cut on a sample."""
+    scorer = ErrorLength([cast(WhiteBoxModel, model)]) if variant == "el2n" else Perplexity(cast(LogProbModel, model))
+    return Filter(variant, scorer, Between(*thirds(scorer.score(sample))))
 
 
 @method(
