@@ -21,8 +21,7 @@ from pilotfish.curation.influence import (
     linear_influence,
     projected,
 )
-from pilotfish.curation.mixing import ByteModel, autoscale, doremi, presence, self_influence
-from pilotfish.curation.perplexity import Perplexity, thirds
+from pilotfish.curation.perplexity import ErrorLength, Perplexity, el2n, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, span_f1
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.scan import Batch
@@ -40,7 +39,7 @@ from pilotfish.models.fasttext import FastTextModel, _add_ngrams
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.transformers import pretrained
 from pilotfish.rules import Between
-from tests.curation.texts import prose, write_lines
+from tests.curation.texts import write_lines
 from tests.models.fixtures import pulled
 
 PRETRAINING = {
@@ -244,6 +243,34 @@ def test_perplexity_and_arpa(tmp_path):
         ArpaModel(path)
 
 
+def test_error_vectors_of_a_language_model(tmp_path):
+    model = NGramModel(2).fit(FISH * 2)
+    tokens = model.tokenizer.encode(FISH[0])
+    prefixes = [" ".join(FISH[0].split()[:i]) for i in range(1, len(tokens))]
+    lengths = []
+    for prefix, token in zip(prefixes, tokens[1:], strict=True):
+        p = model.distribution(prefix)
+        p[2] = 0  # A session gives nothing to what is unknown.
+        p /= p.sum()
+        lengths.append(np.sqrt(np.sum(p**2) - 2 * p[token] + 1))
+    scorer = ErrorLength([model, model])
+    scores = scorer.score([FISH[0], MONEY[0], "fish"])
+    assert scores[0] == pytest.approx(np.mean(lengths), rel=1e-6)
+    assert scores[0] < scores[1] < scores[2] == np.inf
+    # A long text is read in parts, and each token is still told by those before it.
+    long = " ".join(FISH * 20)
+    whole = model.tokenizer.encode(long[:1000])
+    p = np.exp(model.session().extend(whole[:-1]).log_probs())
+    assert scorer.score([long])[0] == pytest.approx(el2n(p, whole[1:]).mean(), rel=1e-6)
+    step = perplexity_filter(model, FISH, "el2n")
+    assert (step.name, step.rule.low, step.rule.high) == ("el2n", *thirds(scorer.score(FISH)))
+    write_lines(tmp_path / "fish.jsonl", FISH)
+    recipe = Recipe.from_toml('[[step]]\nuse = "el2n"\nmodel = "lm.npz"\ntrain = "fish.jsonl"\nhigh = 1.0\n', tmp_path)
+    assert [d.text for d in curate([*FISH, *MONEY], recipe.steps)] == FISH
+    with pytest.raises(InputError, match="whole distribution"):
+        ErrorLength([object()])
+
+
 def test_semantic_duplicates_stand_apart_by_angle():
     class Fixed:
         n_dimensions = 2
@@ -346,35 +373,6 @@ def test_recipes_of_small_models(tmp_path):
         *FISH,
         "fish at [EMAIL] swim",
     ]
-
-
-def test_mixtures_of_real_small_models():
-    pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    noise = "".join(chr(c) for c in rng.integers(33, 127, 4000))
-    domains = {"easy": "ab" * 2000, "prose": " ".join(prose(i) for i in range(6)), "noise": noise}
-    size = {"width": 16, "window": 16, "batch": 9}
-    weights = doremi(domains, 12, rate=5.0, **size)
-    assert weights.sum() == pytest.approx(1)
-    model = ByteModel(domains, **size)
-    before = model.held_out(list(domains.values()), 8)
-    after = model.train(np.ones(3), 15).held_out(list(domains.values()), 8)
-    assert after.mean() < before.mean()
-    import torch
-
-    windows, _ = model.drawn([2, 0, 2])
-    influence = self_influence(model, windows)
-    # The gradient of a linear layer: errors of the softmax times what comes in.
-    came = model.net["bytes"](windows[:, :-1]) + model.net["places"](torch.arange(16))[None]
-    came = model.net["body"](came, mask=model.mask, is_causal=True)
-    errors = torch.softmax(model.net["out"](came), -1) - torch.nn.functional.one_hot(windows[:, 1:], 256)
-    expected = (torch.einsum("ntv,ntd->nvd", errors, came) / 16).flatten(1).pow(2).sum(1)
-    assert influence == pytest.approx(expected.detach().numpy(), rel=1e-3)
-    assert presence(domains, 4, **size)[1].shape == (3,)
-    with pytest.raises(InputError, match="more text"):
-        ByteModel({"a": "x"})
-    with pytest.raises(InputError, match="two that rise"):
-        autoscale(lambda n: 1.0, [2, 1], 4, 2)
 
 
 def test_documents_are_plain():

@@ -16,7 +16,7 @@ from pilotfish.curation.dedup import ExactDedup, MinHashDedup
 from pilotfish.curation.documents import Document
 from pilotfish.curation.importance import ImportanceResampling
 from pilotfish.curation.language import Language, LanguageIdentifier
-from pilotfish.curation.perplexity import LogProbModel, LogProbsModel, Perplexity, thirds
+from pilotfish.curation.perplexity import ErrorLength, Perplexity, thirds
 from pilotfish.curation.picks import OF_A_MODEL, PICKS, Picked, pick
 from pilotfish.curation.privacy import Privacy, PrivacyTagger
 from pilotfish.curation.reading import read, shards
@@ -210,6 +210,24 @@ def _privacy(tagger: str = "", labelled: str = "", most: float = float("inf")) -
     return Privacy(PrivacyTagger.load(tagger), most=most)
 
 
+def _language_model(model: str, train: str) -> Any:
+    """An n-gram model that was saved, or is learned from texts and saved; an ARPA file; or a causal language model."""
+    if train and not Path(model).exists():
+        NGramModel().fit(_texts(train)).save(model)
+    if model.endswith(".npz"):
+        return NGramModel.load(model)
+    return ArpaModel(model) if model.endswith((".arpa", ".gz")) else TransformersModel(model)
+
+
+def _within(name: str, scorer: Perplexity | ErrorLength, low: float | None, high: float | None, sample: str) -> Filter:
+    """Scores from ``low`` to ``high``; the middle third of a sample where neither is given."""
+    if low is None and high is None:
+        if not sample:
+            raise InputError("it has neither low, high nor a sample to take the middle third of")
+        low, high = thirds(scorer.score(_texts(sample)))
+    return Filter(name, scorer, Between(-math.inf if low is None else low, math.inf if high is None else high))
+
+
 def _perplexity(
     model: str,
     low: float | None = None,
@@ -218,24 +236,20 @@ def _perplexity(
     train: str = "",
     longest: int = 5000,
 ) -> Filter:
-    """Mean log-probability of a token, from ``low`` to ``high``; the middle third of a sample where none is given.
+    """Mean log-probability of a token."""
+    return _within("perplexity", Perplexity(_language_model(model, train), longest), low, high, sample)
 
-    The model is an n-gram model that was saved, or is learned from texts and saved; an ARPA file; or a causal language
-    model by its name or folder.
-    """
-    if train and not Path(model).exists():
-        NGramModel().fit(_texts(train)).save(model)
-    loaded: LogProbModel | LogProbsModel
-    if model.endswith(".npz"):
-        loaded = NGramModel.load(model)
-    else:
-        loaded = ArpaModel(model) if model.endswith((".arpa", ".gz")) else TransformersModel(model)
-    scorer = Perplexity(loaded, longest)
-    if low is None and high is None:
-        if not sample:
-            raise InputError("it has neither low, high nor a sample to take the middle third of")
-        low, high = thirds(scorer.score(_texts(sample)))
-    return Filter("perplexity", scorer, Between(-math.inf if low is None else low, math.inf if high is None else high))
+
+def _el2n(
+    model: str,
+    low: float | None = None,
+    high: float | None = None,
+    sample: str = "",
+    train: str = "",
+    longest: int = 1000,
+) -> Filter:
+    """Mean length of a token's error vector."""
+    return _within("el2n", ErrorLength([_language_model(model, train)], longest), low, high, sample)
 
 
 def _educational(model: str, least: float = 3.0, sample: str = "", rater: str = "", endpoint: str = "") -> Filter:
@@ -281,6 +295,7 @@ _STEPS: dict[str, Callable[..., AnyStep]] = {
     "classifier": _classifier,
     "educational_quality": _educational,
     "perplexity": _perplexity,
+    "el2n": _el2n,
     "privacy": _privacy,
     "semantic_dedup": _semantic,
     "d4": _d4,

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from pilotfish.curation import mixing
+from pilotfish.curation import mixing, scaling
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.language import Language
-from pilotfish.curation.perplexity import LogProbModel, Perplexity, thirds
+from pilotfish.curation.perplexity import ErrorLength, LogProbModel, Perplexity, thirds
 from pilotfish.curation.privacy import Privacy, PrivacyTagger, Span
 from pilotfish.curation.semantic import SemanticDedup, prototypicality
 from pilotfish.curation.steps import Filter, Rules
 from pilotfish.methods import method
-from pilotfish.protocols import Embedder, FloatArray, IntArray, Model
+from pilotfish.protocols import Embedder, FloatArray, IntArray, Model, WhiteBoxModel
 from pilotfish.rules import Between, Threshold, TopK
 
 _CURATE = "pilotfish curate corpus/ -r web.toml -o clean/"
@@ -115,10 +115,12 @@ def educational_quality(
     needs="training",
     command=_CURATE,
 )
-def perplexity_filter(model: LogProbModel, sample: Sequence[str]) -> Filter:
-    """Keep the middle third of documents by a language model's perplexity, the thirds cut on a sample."""
-    scorer = Perplexity(model)
-    return Filter("perplexity", scorer, Between(*thirds(scorer.score(sample))))
+def perplexity_filter(
+    model: LogProbModel | WhiteBoxModel, sample: Sequence[str], variant: Literal["perplexity", "el2n"] = "perplexity"
+) -> Filter:
+    """Keep the middle third of documents by a language model's perplexity or EL2N, the thirds cut on a sample."""
+    scorer = ErrorLength([cast(WhiteBoxModel, model)]) if variant == "el2n" else Perplexity(cast(LogProbModel, model))
+    return Filter(variant, scorer, Between(*thirds(scorer.score(sample))))
 
 
 @method(
@@ -152,14 +154,16 @@ def doremi(domains: Mapping[str, str], n_steps: int = 200, seed: int = 0) -> Flo
 
 
 @method("autoscale", paper="Kang 2024, arXiv:2407.20177", group=_GROUP, needs="training", command=_MIX + "autoscale")
-def autoscale(domains: Mapping[str, str], held_out: Sequence[str], n_steps: int = 240, seed: int = 0) -> FloatArray:
-    """Weigh domains for a large scale by power laws fitted to trainings at two small ones."""
+def autoscale(
+    domains: Mapping[str, str], held_out: Sequence[str], n_steps: int = 4000, seed: int = 0, **model: Any
+) -> FloatArray:
+    """Weigh domains for a large scale by laws fitted to trainings at a sixteenth and a quarter of it."""
 
-    def loss_at(steps: FloatArray) -> float:
-        model = mixing.ByteModel(domains, seed=seed)
-        return float(model.train(steps, max(1, round(float(steps.sum())))).held_out(held_out).mean())
+    def loss_at(steps: FloatArray) -> FloatArray:
+        learner = mixing.ByteModel(domains, seed=seed, **model)
+        return learner.train(steps, max(1, round(float(steps.sum()))), averaged=0.25).held_out(held_out, 256)
 
-    return mixing.autoscale(loss_at, (n_steps / 4, n_steps / 2), n_steps, len(domains))
+    return scaling.autoscale(loss_at, (n_steps / 16, n_steps / 4), n_steps, len(domains))
 
 
 @method("mixing_agent", paper="Yang 2025", group=_GROUP, needs="training", command=_MIX + "mixing_agent")
