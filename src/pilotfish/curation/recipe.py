@@ -25,7 +25,7 @@ from pilotfish.curation.semantic import D4, SemanticDedup
 from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Filter, OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
-from pilotfish.models.arpa import ArpaModel
+from pilotfish.models.arpa import ArpaModel, KenLMModel, is_kenlm
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.openai import OpenAIModel
 from pilotfish.models.transformers import TransformersModel
@@ -211,11 +211,13 @@ def _privacy(tagger: str = "", labelled: str = "", most: float = float("inf")) -
 
 
 def _language_model(model: str, train: str) -> Any:
-    """An n-gram model that was saved, or is learned from texts and saved; an ARPA file; or a causal language model."""
+    """An n-gram model: saved, or learned from texts and saved, or of KenLM; or else a causal language model."""
     if train and not Path(model).exists():
         NGramModel().fit(_texts(train)).save(model)
     if model.endswith(".npz"):
         return NGramModel.load(model)
+    if is_kenlm(model):
+        return KenLMModel(model)
     return ArpaModel(model) if model.endswith((".arpa", ".gz")) else TransformersModel(model)
 
 

@@ -1,4 +1,4 @@
-"""Backed-off n-gram models in the ARPA format that KenLM and SRILM write."""
+"""Backed-off n-gram models that KenLM and SRILM wrote: ARPA files, and KenLM's own binary ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pilotfish.errors import InputError
+from pilotfish.errors import InputError, missing_extra
 from pilotfish.protocols import FloatArray
 
-__all__ = ["ArpaModel"]
+__all__ = ["ArpaModel", "KenLMModel", "is_kenlm"]
 
 _LN10 = math.log(10)
+_MAGIC = b"mmap lm http://kheafield.com/code"
 
 
 class ArpaModel:
@@ -91,3 +92,42 @@ class ArpaModel:
                 return backed + self._grams.get(("<unk>",), (-100.0, 0.0))[0]
             backed += self._grams.get(context, (0.0, 0.0))[1]
             context = context[1:]
+
+
+class KenLMModel:
+    """An n-gram model in KenLM's own binary format, read by the package ``kenlm``.
+
+    Parameters
+    ----------
+    path : path
+        The file, as ``build_binary`` or ``lmplz`` wrote it; the package reads ARPA files too.
+
+    References
+    ----------
+    Heafield 2011, KenLM: faster and smaller language model queries.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import kenlm
+        except ImportError:
+            raise missing_extra("kenlm", "kenlm", "Reading a binary file of KenLM") from None
+        try:
+            self._model = kenlm.Model(str(path))
+        except (OSError, RuntimeError) as error:
+            why = str(error).strip().splitlines()[-1]
+            raise InputError(f"{path} cannot be read ({why}): give a file that KenLM wrote.") from error
+        self.order = int(self._model.order)
+
+    def log_prob(self, text: str) -> FloatArray:
+        """Natural log-probability of each word of a text and of its end, (n_words + 1,)."""
+        return np.array([found[0] for found in self._model.full_scores(text)]) * _LN10
+
+
+def is_kenlm(path: str | Path) -> bool:
+    """Whether a file is in KenLM's binary format."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
