@@ -16,7 +16,9 @@ def mix(
     domains: Annotated[Path, typer.Argument(help="folder with a folder or a file for each domain")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write")] = Path("weights.json"),
     method: Annotated[str, typer.Option("--method", "-m", help=", ".join(_METHODS))] = "doremi",
-    steps: Annotated[int, typer.Option("--steps", help="training steps of a small model", min=4)] = 200,
+    steps: Annotated[
+        int, typer.Option("--steps", help="training steps of a small model (0: 4000 for autoscale, else 200)", min=0)
+    ] = 0,
     field: Annotated[str, typer.Option("--field", help="name of the text field")] = "text",
     seed: Annotated[int, typer.Option("--seed", help="seed of what is random")] = 0,
 ) -> None:
@@ -32,6 +34,8 @@ def mix(
 
     if method not in _METHODS:
         raise InputError(f"--method is {method!r}: use one of {', '.join(_METHODS)}.")
+    # A scale has power laws only once a model has learned more than how frequent each letter is.
+    steps = max(steps, 4) if steps else 4000 if method == "autoscale" else 200
     texts = _texts(domains, field)
     train = {name: held_back(text)[0] for name, text in texts.items()}
     held = [held_back(text)[1] for text in texts.values()]

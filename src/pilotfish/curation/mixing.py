@@ -11,7 +11,7 @@ from pilotfish.errors import InputError, missing_extra
 from pilotfish.protocols import FloatArray
 
 __all__ = [
-    "ByteModel", "autoscale", "doremi", "held_back", "mixing_agent", "presence", "self_influence", "two_stage_weights",
+    "ByteModel", "doremi", "held_back", "mixing_agent", "presence", "self_influence", "two_stage_weights",
 ]  # fmt: skip
 
 _BLOCK = 2000
@@ -104,11 +104,24 @@ class ByteModel:
         self.optimizer.step()
         return np.asarray(losses.detach().numpy(), dtype=np.float64)
 
-    def train(self, mixture: FloatArray, n_steps: int) -> ByteModel:
-        """Train on windows whose domains are drawn from a mixture (n_domains,)."""
+    def train(self, mixture: FloatArray, n_steps: int, averaged: float = 0.0) -> ByteModel:
+        """Train on windows whose domains are drawn from a mixture (n_domains,).
+
+        The weights may become the mean of those of the last part of the steps, which is less a matter of chance.
+        """
+        torch = _torch()
         shares = np.asarray(mixture, dtype=np.float64) / np.sum(mixture)
-        for _ in range(n_steps):
+        weights = list(self.net.parameters())
+        means = [torch.zeros_like(w) for w in weights]
+        n_last = round(averaged * n_steps)
+        for step in range(n_steps):
             self.step(self.drawn(self.rng.multinomial(self.batch, shares).tolist())[0])
+            if step >= n_steps - n_last:
+                with torch.no_grad():
+                    torch._foreach_add_(means, weights, alpha=1 / n_last)
+        if n_last:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, means)
         return self
 
     def held_out(self, texts: Sequence[str], n_windows: int = 64) -> FloatArray:
@@ -192,75 +205,6 @@ def doremi(
         proxy.step(windows, torch.from_numpy((weights[where] / each).astype(np.float32)))
         mean += weights / n_steps
     return np.asarray(mean / mean.sum())
-
-
-def autoscale(
-    loss_at: Callable[[FloatArray], float], amounts: Sequence[float], target: float, n_domains: int, factor: float = 3.0
-) -> FloatArray:
-    """Weights of domains (n_domains,) that are best at a larger scale, from losses at two small ones.
-
-    At each small scale the amount of one domain is changed at a time, and the loss is fitted as (amount + c) ** -g; the
-    best amounts at the two scales give, by a power law each, those at the larger one.
-
-    Parameters
-    ----------
-    loss_at : callable
-        Loss of a model trained on the given amount of each domain.
-    amounts : sequence of float
-        The two small scales, smaller first, as amounts in all.
-    target : float
-        The large scale.
-    n_domains : int
-        Number of domains.
-    factor : float
-        How far one domain's amount is changed, up and down.
-
-    References
-    ----------
-    Kang 2024 (AutoScale, arXiv:2407.20177), sections 3 and 4.
-
-    Examples
-    --------
-    >>> loss = lambda n: float(np.sum(np.array([1.0, 4.0]) * n ** -0.5))
-    >>> w = autoscale(loss, [100, 400], 1600, 2)
-    >>> bool(abs(w[1] - 4 ** (2 / 3) / (1 + 4 ** (2 / 3))) < 0.02)
-    True
-    """
-    if len(amounts) != 2 or not 0 < amounts[0] < amounts[1] <= target:
-        raise InputError(
-            f"AutoScale has scales {list(amounts)}, target {target}: give two that rise, below the target."
-        )
-    best = [_optimum(loss_at, amount, n_domains, factor) for amount in amounts]
-    # Amounts follow a power law of the scale each: N3 = N2 (N2 / N1) ** log ratio of scales.
-    steps = np.log(target / amounts[1]) / np.log(amounts[1] / amounts[0])
-    ahead = best[1] * (best[1] / best[0]) ** steps
-    return np.asarray(ahead / ahead.sum())
-
-
-def _optimum(loss_at: Callable[[FloatArray], float], amount: float, n_domains: int, factor: float) -> FloatArray:
-    """Best amounts at a scale: a slope of the loss per domain by a power law through three points, then equal gains."""
-    from scipy.optimize import minimize
-
-    even = np.full(n_domains, amount / n_domains)
-    middle = loss_at(even)
-    curves = []
-    for i in range(n_domains):
-        low, high = even.copy(), even.copy()
-        low[i], high[i] = even[i] / factor, even[i] * factor
-        down, up = max(loss_at(low) - middle, 1e-6), max(middle - loss_at(high), 1e-9)
-        power = float(np.clip(np.log(down / up) / np.log(factor), 0.05, 3.0))
-        curves.append((down / (factor**power - 1), power))
-
-    def loss(z: FloatArray) -> float:
-        shares = np.exp(z - z.max())
-        n = amount * shares / shares.sum() / even
-        return float(sum(a * n[i] ** -b for i, (a, b) in enumerate(curves)))
-
-    z = minimize(
-        loss, np.zeros(n_domains), method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-10}
-    ).x
-    shares = np.exp(z - z.max())
-    return np.asarray(amount * shares / shares.sum())
 
 
 def mixing_agent(

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from pilotfish.curation import mixing
+from pilotfish.curation import mixing, scaling
 from pilotfish.curation.classifiers import EducationalQuality, NgramClassifier, ParetoSample
 from pilotfish.curation.dedup import ExactDedup, MinHashDedup
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
@@ -154,14 +154,16 @@ def doremi(domains: Mapping[str, str], n_steps: int = 200, seed: int = 0) -> Flo
 
 
 @method("autoscale", paper="Kang 2024, arXiv:2407.20177", group=_GROUP, needs="training", command=_MIX + "autoscale")
-def autoscale(domains: Mapping[str, str], held_out: Sequence[str], n_steps: int = 240, seed: int = 0) -> FloatArray:
-    """Weigh domains for a large scale by power laws fitted to trainings at two small ones."""
+def autoscale(
+    domains: Mapping[str, str], held_out: Sequence[str], n_steps: int = 4000, seed: int = 0, **model: Any
+) -> FloatArray:
+    """Weigh domains for a large scale by laws fitted to trainings at a sixteenth and a quarter of it."""
 
-    def loss_at(steps: FloatArray) -> float:
-        model = mixing.ByteModel(domains, seed=seed)
-        return float(model.train(steps, max(1, round(float(steps.sum())))).held_out(held_out).mean())
+    def loss_at(steps: FloatArray) -> FloatArray:
+        learner = mixing.ByteModel(domains, seed=seed, **model)
+        return learner.train(steps, max(1, round(float(steps.sum()))), averaged=0.25).held_out(held_out, 256)
 
-    return mixing.autoscale(loss_at, (n_steps / 4, n_steps / 2), n_steps, len(domains))
+    return scaling.autoscale(loss_at, (n_steps / 16, n_steps / 4), n_steps, len(domains))
 
 
 @method("mixing_agent", paper="Yang 2025", group=_GROUP, needs="training", command=_MIX + "mixing_agent")
