@@ -20,12 +20,13 @@ from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.sorted_keys import join, write_keys
 
 N_BANDS, N_ROWS, N_GRAM = 14, 8, 5
+N_ROUNDS = 5
 
 
 def main(run: Run) -> None:
     made = corpus(run)
     step = MinHashDedup(N_BANDS, N_ROWS, N_GRAM)
-    if run.wants("speed"):
+    if run.wants("speed") or run.wants("scaling"):
         speeds(run, made, step)
     if run.wants("quality"):
         quality(run, made, step)
@@ -33,18 +34,32 @@ def main(run: Run) -> None:
 
 def speeds(run: Run, made: Corpus, step: MinHashDedup) -> None:
     """The whole corpus from files to files, and the other tools on its first documents."""
-    speed = {workers: _speed(made, step, workers) for workers in (1, 2)}
+    # In turns, so that what else the machine does meets both alike.
+    rounds = [{workers: _speed(made, step, workers) for workers in (1, 2)} for _ in range(N_ROUNDS)]
+    speed = {workers: max(made_in[workers] for made_in in rounds) for workers in (1, 2)}
+    for workers in speed:
+        print(f"{workers} workers: {', '.join(f'{r[workers]:.1f}' for r in rounds)} MB/s", flush=True)
     n = made.n_documents
     run.figure(
         "mb_per_s",
         speed[2],
-        unit="MB/s, 2 workers, best of three",
+        unit="MB/s, 2 workers, best of five",
         better="higher",
         n=n,
         one_worker=speed[1],
         target=85,
     )
-    run.figure("scaling", speed[2] / speed[1], unit="2 workers over 1", better="higher", n=n, target=1.8)
+    run.figure(
+        "scaling",
+        speed[2] / speed[1],
+        unit="2 workers over 1, best of five",
+        better="higher",
+        n=n,
+        target=1.8,
+        rounds=[round(made_in[2] / made_in[1], 3) for made_in in rounds],
+    )
+    if not run.wants("speed"):
+        return
     few = 2000 if run.quick else 6000
     sketch = measured("datasketch", "datasketch_dedup.py", *_arguments(made, few, 1), limit=120)
     trove = measured("datatrove", "datatrove_dedup.py", made.files[0], 300 if run.quick else 2000, limit=240)
@@ -103,23 +118,18 @@ def quality(run: Run, made: Corpus, step: MinHashDedup) -> None:
 
 
 def _speed(made: Corpus, step: MinHashDedup, workers: int) -> float:
-    """Megabytes of text a second, the best of three runs, from files that lie in the page cache to files written.
+    """Megabytes of text a second, from files that lie in the page cache to files written.
 
     Within the clock: reading, parsing, signing, joining, and writing what stays. Outside: loading the kernels, by a run
     over two equal documents.
     """
-    speeds = []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as folder:
-            few = Path(folder) / "few.jsonl"
-            few.write_text('{"text": "warm up the kernels"}\n' * 2, encoding="utf-8")
-            curate_files([few], Path(folder) / "few", [step])
-            started = time.perf_counter()
-            tally = curate_files(made.files, Path(folder) / "out", [step], workers=workers)
-            speeds.append(made.n_bytes / (time.perf_counter() - started) / 1e6)
-    said = ", ".join(f"{speed:.1f}" for speed in speeds)
-    print(f"{workers} workers: {said} MB/s, kept {tally.n_out} of {tally.n_in}", flush=True)
-    return max(speeds)
+    with tempfile.TemporaryDirectory() as folder:
+        few = Path(folder) / "few.jsonl"
+        few.write_text('{"text": "warm up the kernels"}\n' * 2, encoding="utf-8")
+        curate_files([few], Path(folder) / "few", [step])
+        started = time.perf_counter()
+        curate_files(made.files, Path(folder) / "out", [step], workers=workers)
+        return made.n_bytes / (time.perf_counter() - started) / 1e6
 
 
 def _arguments(made: Corpus, n: int, n_draws: int) -> list[object]:
