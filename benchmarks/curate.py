@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 
 from benchmarks.curation.corpus import corpus
+from benchmarks.curation.filters import filters
 from benchmarks.curation.peers import measured
 from benchmarks.curation.scale import scale
 from benchmarks.figures import Run, bootstrap
@@ -38,6 +39,8 @@ def main(run: Run) -> None:
         privacy(run)
     if run.wants("toxicity"):
         toxicity(run)
+    if any(run.wants(part) for part in ("quality", "perplexity", "education", "meaning")):
+        filters(run)
     if run.wants("scale"):
         scale(run)
 

@@ -8,10 +8,10 @@ from itertools import islice
 
 import numpy as np
 from scipy.stats import spearmanr
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_predict
 
+from benchmarks.curation.choices import choices
 from benchmarks.curation.corpus import corpus
+from benchmarks.curation.labelled import SETS, accuracy, labelled, noisy, trust
 from benchmarks.curation.peers import measured
 from benchmarks.curation.worth import worth
 from benchmarks.figures import Run, bootstrap
@@ -22,14 +22,14 @@ from pilotfish.errors import DownloadError
 from pilotfish.features import dealt_out
 from pilotfish.models.embedder import OnnxEmbedder
 
-SETS = {"ag_news": ("dev", "test"), "sst2": ("train", "test"), "hate_davidson": ("all", "")}
-
 
 def main(run: Run) -> None:
     if run.wants("dsir"):
         resampling(run)
     if run.wants("pool"):
         noisy_pool(run)
+    if any(run.wants(part) for part in ("representative", "lima", "mods")):
+        choices(run)
     if run.wants("influence"):
         influence(run)
     if run.wants_long("less") or run.wants_long("data_whisperer"):
@@ -88,18 +88,6 @@ def resampling(run: Run) -> None:
         )
 
 
-def _labelled(run: Run, name: str) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
-    train, test = SETS[name]
-    rows = [list(run.rows(f"{name}/{part}.jsonl.gz")) for part in (train, test) if part]
-    key = "text" if "text" in rows[0][0] else "content"
-    if not test:
-        order = np.random.default_rng(0).permutation(len(rows[0]))
-        rows = [[rows[0][i] for i in order[:8000]], [rows[0][i] for i in order[8000:12_000]]]
-    known = {label: i for i, label in enumerate(sorted({r["label"] for r in rows[0]}))}
-    a, b = ([(r[key], known[r["label"]]) for r in part] for part in rows)
-    return [t for t, _ in a], np.array([y for _, y in a]), [t for t, _ in b], np.array([y for _, y in b])
-
-
 def noisy_pool(run: Run) -> None:
     """Choose a tenth of a pool of which a fifth has wrong labels and a tenth are copies; train on it alone."""
     try:
@@ -111,33 +99,28 @@ def noisy_pool(run: Run) -> None:
         return
     gains, shares = [], {}
     for name in SETS:
-        texts, labels, test_texts, test_labels = _labelled(run, name)
+        texts, labels, test_texts, test_labels = labelled(run, name)
         vectors, X_test = (dealt_out(lambda share: (embedder.embed(share),), part)[0] for part in (texts, test_texts))
         points, parts = [], []
         for seed in range(1 if run.quick else 5):
             rng = np.random.default_rng(seed)
-            clean = rng.permutation(len(texts))[: 3000 if run.quick else 6000]
-            given = labels[clean].copy()
-            wrong = rng.random(clean.size) < 0.2
-            given[wrong] = (given[wrong] + rng.integers(1, labels.max() + 1, wrong.sum())) % (labels.max() + 1)
-            copies = rng.choice(clean.size, clean.size // 9, replace=False)
-            pool, said = np.concatenate([clean, clean[copies]]), np.concatenate([given, given[copies]])
+            clean, pool, said = noisy(labels, 3000 if run.quick else 6000, rng)
             X = vectors[pool]
             k = pool.size // 10
             started = time.perf_counter()
-            trust = _trust(X, said)
+            trusts = trust(X, said)
             # Chosen among four ways on what is left of the training texts; LIMA's best of each group was the worst.
-            trusted = np.flatnonzero(trust >= 1)
+            trusted = np.flatnonzero(trusts >= 1)
             chosen = trusted[herded(X[trusted].astype(float), k, said[trusted])]
             took = time.perf_counter() - started
-            grouped = diverse_best(X.astype(float), trust, k)
+            grouped = diverse_best(X.astype(float), trusts, k)
             random = rng.choice(pool.size, k, replace=False)
             scores = {
-                "chosen": _accuracy(X[chosen], said[chosen], X_test, test_labels),
-                "best of each group": _accuracy(X[grouped], said[grouped], X_test, test_labels),
-                "random": _accuracy(X[random], said[random], X_test, test_labels),
-                "clean, full": _accuracy(vectors[clean], labels[clean], X_test, test_labels),
-                "pool, full": _accuracy(X, said, X_test, test_labels),
+                "chosen": accuracy(X[chosen], said[chosen], X_test, test_labels),
+                "best of each group": accuracy(X[grouped], said[grouped], X_test, test_labels),
+                "random": accuracy(X[random], said[random], X_test, test_labels),
+                "clean, full": accuracy(vectors[clean], labels[clean], X_test, test_labels),
+                "pool, full": accuracy(X, said, X_test, test_labels),
             }
             points.append(100 * (scores["chosen"] - scores["random"]))
             parts.append(scores["chosen"] / scores["clean, full"])
@@ -159,18 +142,6 @@ def noisy_pool(run: Run) -> None:
         share_of_clean_full=shares,
         all_sets=[round(float(np.mean(g)), 2) for g in gains],
     )
-
-
-def _trust(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Probability of each example's own label by a model that was fitted without it, relative to the likeliest."""
-    model = LogisticRegression(C=3.0, max_iter=200)
-    out = cross_val_predict(model, X, labels, cv=4, method="predict_proba")
-    own = out[np.arange(labels.size), labels]
-    return np.asarray(own / out.max(axis=1), dtype=np.float64)
-
-
-def _accuracy(X: np.ndarray, labels: np.ndarray, X_test: np.ndarray, test_labels: np.ndarray) -> float:
-    return float(np.mean(LogisticRegression(C=10.0, max_iter=300).fit(X, labels).predict(X_test) == test_labels))
 
 
 def influence(run: Run) -> None:
