@@ -15,6 +15,8 @@ from pilotfish.protocols import FloatArray, IntArray
 __all__ = ["diverse_best", "herded", "in_context_worth", "k_centres", "needed", "representative"]
 
 _N_MOST = 4096
+# Of examples where a model fails, so many times what is wanted are spread over: among the worst alone too many are odd.
+_BREADTH = 8
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
@@ -186,7 +188,7 @@ def needed(
     seed = good[k_centres(vectors[good], max(1, int(share * k)))]
     rewards = tuned(seed)
     rest = np.setdiff1d(good, seed)
-    poor = rest[np.argsort(rewards[rest], kind="stable")][: 2 * (k - seed.size)]
+    poor = rest[np.argsort(rewards[rest], kind="stable")][: _BREADTH * (k - seed.size)]
     more = poor[k_centres(vectors[poor], k - seed.size)] if poor.size else poor
     return np.concatenate([seed, more]).astype(np.int64)
 
