@@ -178,7 +178,7 @@ def _presence(run: Run, train: dict[str, str], held: list[str], steps: int, seed
 
 def _ratio(run: Run, figure: str, ratios: list[float], unit: str, n: int = 8, **more: Any) -> None:
     values = np.array(ratios)
-    low, high = bootstrap(values)
+    low, high = bootstrap(values) if values.size > 1 else (None, None)
     run.figure(
         figure, float(values.mean()), unit=unit, better="lower", n=n, seeds=values.size, low=low, high=high, **more
     )
