@@ -40,7 +40,7 @@ REPLIES = Path.home() / ".cache" / "pilotfish" / "benchmarks" / "live_replies.js
 _PARAMETERS = {SMALLEST: 0.1345e9, TUNED: 0.1345e9, SMALL: 0.494e9, LARGE: 1.544e9}
 _GSM8K_SHARE = 0.5
 _PER_TASK = 120
-_LEARNED: dict[str, Any] = {"n_steps": 250, "batch_size": 8, "learning_rate": 1e-4}
+_LEARNED: dict[str, Any] = {"n_steps": 75, "batch_size": 8, "learning_rate": 1e-4}
 
 
 def questions(run: Run, n: int, part: str = "test") -> list[tuple[str, str, str, int]]:
@@ -62,16 +62,15 @@ def questions(run: Run, n: int, part: str = "test") -> list[tuple[str, str, str,
         prompt = (
             f"{rows[i]['question']}\nSolve it in a few short steps, without headings. End with '#### ' and the number."
         )
-        answer = rows[i]["answer"]
-        out.append(("gsm8k", prompt, answer.split("####")[1].strip() if part == "test" else answer, 256))
+        out.append(("gsm8k", prompt, rows[i]["answer"].split("####")[1].strip(), 256))
     return out
 
 
 def tuned(run: Run, folder: Path) -> TransformersModel:
-    """The smallest model, tuned on training questions as many as a team labels in a week: 800, 800 and 400."""
+    """The smallest model, tuned on 600 training questions of the two tasks whose answers are a word."""
     if not folder.is_dir():
-        asked = questions(run, 16 if run.quick else 800, "train")
-        examples = [(Request.of(prompt), answer) for _, prompt, answer, _ in asked]
+        asked = questions(run, 16 if run.quick else 300, "train")
+        examples = [(Request.of(prompt), answer) for task, prompt, answer, _ in asked if task != "gsm8k"]
         how = {**_LEARNED, "n_steps": 2} if run.quick else _LEARNED
         save_model(tune(TransformersModel(SMALLEST), examples, **how), folder)
     return TransformersModel(folder, batch_size=1)
