@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.scorers.calibration import (
+    GroupCalibration,
+    IsotonicCalibration,
+    PlattCalibration,
+    TemperatureCalibration,
+)
 from pilotfish.scorers.forecasting import ProxyLM
+from pilotfish.scorers.grounding import Grounding
 from pilotfish.scorers.judges import JudgePanel
+from pilotfish.types import Exchange, Reply, Request
 
 RNG = np.random.default_rng(0)
 VOTES = RNG.integers(0, 2, (40, 3)).astype(float)
@@ -24,7 +32,21 @@ def forecast(trees: bool) -> ProxyLM:
     return made
 
 
+SURE = RNG.random(400)
+TOPICS = RNG.integers(0, 3, (400, 2)).astype(float)
+RIGHT = (RNG.random(400) < np.where(TOPICS[:, 0] == 1, 0.9 * SURE, 0.4 + 0.5 * SURE)).astype(float)
+CONTEXT = ("The Porto bridge was built in 1886 and has one arch.",)
+ANSWERS = [
+    Exchange(Request.of("When?"), Reply(f"The bridge was built in {year}."), context=CONTEXT)
+    for year in (1886, 1930, 1886, 1999)
+]
+
 LEARNED = {
+    "isotonic": (IsotonicCalibration().fit(SURE, RIGHT), lambda p: p.predict(SURE)),
+    "platt": (PlattCalibration().fit(SURE, RIGHT), lambda p: p.predict(SURE)),
+    "temperature": (TemperatureCalibration().fit(SURE, RIGHT), lambda p: p.predict(SURE)),
+    "groups": (GroupCalibration(5, shrinkage=3.0).fit(SURE, RIGHT, TOPICS), lambda p: p.predict(SURE, TOPICS)),
+    "grounding": (Grounding().fit(ANSWERS, np.array([1.0, 0, 1, 0])), lambda p: p.score(ANSWERS)),
     "panel": (JudgePanel(1.5).fit(VOTES, np.arange(20), VOTES[:20, 0]), lambda p: p.predict(VOTES)),
     "forecast": (
         forecast(trees=False),
@@ -43,19 +65,19 @@ def test_what_is_loaded_says_the_same(name, tmp_path):
     loaded = type(part).load(tmp_path / "part.npz")
     assert np.array_equal(said(loaded), said(part))
     settings = {key for key in vars(part) if not key.endswith("_")}
-    assert settings
     assert all(getattr(loaded, key) == getattr(part, key) for key in settings)
     assert [p.name for p in tmp_path.iterdir()] == ["part.npz"]
 
 
-@pytest.mark.parametrize("kind", [JudgePanel, ProxyLM])
+@pytest.mark.parametrize("kind", dict.fromkeys(type(part) for part, _ in LEARNED.values()))
 def test_other_files_and_unfitted_parts_are_refused(kind, tmp_path):
     with pytest.raises(NotFittedError):
         kind().save(tmp_path / "part.npz")
     assert not list(tmp_path.iterdir())
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", other=np.arange(3))
-    np.savez(tmp_path / "pickle.npz", **{k: np.array([{}], dtype=object) for k in ("weights", "penalty", "sizes")})
+    names = ("weights", "penalty", "sizes", "mean", "settings", "at_", "slope_", "temperature_")
+    np.savez(tmp_path / "pickle.npz", **{k: np.array([{}], dtype=object) for k in names})
     for name in ("text", "other", "pickle"):
         with pytest.raises(InputError):
             kind.load(tmp_path / f"{name}.npz")
