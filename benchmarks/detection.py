@@ -60,10 +60,13 @@ def main(run: Run) -> None:
             kind: next((published[k] for name in names if (k := f"{domain}_{model}.{name}") in published), None)
             for kind, names in _PUBLISHED.items()
         }
-        rows.append((found, labels, theirs, max(length, 1 - length)))
+        rows.append((model, found, labels, theirs, max(length, 1 - length)))
         shown = ", ".join(f"{k} {auroc(s, labels):.3f} (published {_text(theirs[k])})" for k, s in found.items())
-        print(f"{domain}/{model}: {shown}; length {rows[-1][3]:.3f}", flush=True)
-    values = [auroc_interval(found["curvature"], labels, n_resamples=200) for found, labels, _, _ in rows]
+        print(f"{domain}/{model}: {shown}; length {rows[-1][-1]:.3f}", flush=True)
+    by_writer: dict[str, list[list[float]]] = {}
+    for name, found, labels, _, _ in rows:
+        by_writer.setdefault(name, []).append([auroc(found[kind], labels) for kind in KINDS])
+    values = [auroc_interval(found["curvature"], labels, n_resamples=200) for _, found, labels, _, _ in rows]
     run.figure(
         "detection_auroc",
         float(np.mean([v.value for v in values])),
@@ -73,11 +76,15 @@ def main(run: Run) -> None:
         low=float(np.mean([v.low for v in values])),
         high=float(np.mean([v.high for v in values])),
         peer="Fast-DetectGPT with 6B and 2.7B models, whole texts",
-        peer_value=_mean([t["curvature"] for _, _, t, _ in rows]),
+        peer_value=_mean([t["curvature"] for _, _, _, t, _ in rows]),
         peer_source="published (Bao et al. 2024, recorded with the data)",
-        **{kind: float(np.mean([auroc(found[kind], labels) for found, labels, _, _ in rows])) for kind in KINDS[1:]},
-        **{f"{kind}_published": _mean([t[kind] for _, _, t, _ in rows]) for kind in KINDS[1:]},
+        **{kind: float(np.mean([auroc(found[kind], labels) for _, found, labels, _, _ in rows])) for kind in KINDS[1:]},
+        **{f"{kind}_published": _mean([t[kind] for _, _, _, t, _ in rows]) for kind in KINDS[1:]},
         length_alone=float(np.mean([length for *_, length in rows])),
+        by_writer={
+            name: dict(zip(KINDS, (round(float(v), 3) for v in np.mean(found, axis=0)), strict=True))
+            for name, found in sorted(by_writer.items())
+        },
         scorer=SCORER,
         note="the first 900 characters of each text",
     )
