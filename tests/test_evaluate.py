@@ -18,6 +18,7 @@ from pilotfish.forecast import forecast
 from pilotfish.methods import cards, find
 from pilotfish.methods.build import make_metrics
 from pilotfish.models.fake import FakeModel
+from pilotfish.scorers.bertscore import BertScore
 from pilotfish.scorers.judges import PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.types import Exchange, Reply, Request
@@ -369,3 +370,14 @@ def test_confidence_is_learned_from_labels_and_applied_to_other_outputs(tmp_path
     np.savez(tmp_path / "other.npz", **{"PlattCalibration other_ x": np.zeros(2)})
     with pytest.raises(InputError, match="no saved calibration"):
         run("evaluate", new, "-m", "mean_log_prob", "--confidence", tmp_path / "other.npz")
+
+
+def test_bertscore_takes_another_layer(tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"output": "the cat sleeps", "reference": "a dog rests on the mat"}])
+    encoder, found = write_toy_encoder(tmp_path / "encoder"), []
+    for layer in (1, 2):
+        run("evaluate", rows, "-m", "bertscore", "--encoder", encoder, "--layer", layer, "-o", tmp_path / "s.jsonl")
+        found.append(json.loads((tmp_path / "s.jsonl").read_text())["bertscore"])
+    own = BertScore(encoder, layer=1).score(read_outputs(rows).items)
+    assert found[0] == pytest.approx(own[0])
+    assert found[0] != pytest.approx(found[1], abs=1e-4)

@@ -12,10 +12,20 @@ from pilotfish.scorers.calibration import (
     PlattCalibration,
     TemperatureCalibration,
 )
+from pilotfish.scorers.combination import Combination
 from pilotfish.scorers.forecasting import ProxyLM
 from pilotfish.scorers.grounding import Grounding
 from pilotfish.scorers.judges import JudgePanel
+from pilotfish.scorers.reference import Length
 from pilotfish.types import Exchange, Reply, Request
+
+
+class Told:
+    """The number that the reference is."""
+
+    def score(self, items):
+        return np.array([float(e.references[0]) if e.references else np.nan for e in items])
+
 
 RNG = np.random.default_rng(0)
 VOTES = RNG.integers(0, 2, (40, 3)).astype(float)
@@ -56,6 +66,38 @@ LEARNED = {
     ),
     "forecast with trees": (forecast(trees=True), lambda p: p.predict([0.1], {"tâche 1": 0.9})),
 }
+
+
+def test_a_combination_learns_what_people_prefer_and_is_saved_without_its_metrics(tmp_path):
+    right = RNG.random(60)
+    better, worse = (
+        [
+            Exchange(Request.of("?"), Reply("x" * n), (str(r + s),))
+            for n, r in zip(RNG.integers(1, 9, 60), right, strict=True)
+        ]
+        for s in (0.1, 0.0)
+    )
+    metrics = {"noise": Length(), "told": Told()}
+    made = Combination(metrics, penalty=0.1).fit(better, worse)
+    assert made.weights_[1] > 5 * abs(made.weights_[0])
+    assert (made.score(better) > made.score(worse)).all()
+    made.save(tmp_path / "line.npz")
+    again = Combination.load(tmp_path / "line.npz", dict(reversed(metrics.items())))
+    assert again.penalty == 0.1
+    assert np.array_equal(again.score(better), made.score(better))
+    unknown = Exchange(Request.of("?"), Reply("x"))
+    assert np.isnan(made.score([unknown])).all()
+    assert np.array_equal(Combination(metrics, 0.1).fit([*better, unknown], [*worse, unknown]).weights_, made.weights_)
+    for wrong in ((better[:3], worse[:3]), (better, worse[:3]), ([unknown] * 20, worse[:20])):
+        with pytest.raises(InputError):
+            Combination(metrics).fit(*wrong)
+    with pytest.raises(InputError, match="weighs 'told'"):
+        Combination.load(tmp_path / "line.npz", {"noise": Length()})
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(InputError, match="no saved Combination"):
+        Combination.load(tmp_path / "text.npz", metrics)
+    with pytest.raises(NotFittedError):
+        Combination(metrics).score(better)
 
 
 @pytest.mark.parametrize("name", LEARNED)

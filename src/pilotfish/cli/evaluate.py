@@ -33,7 +33,8 @@ def evaluate(
     judge: Judge = "",
     reader: Reader = "",
     embedder: Vectors = "",
-    encoder: Annotated[str, typer.Option("--encoder", help="encoder of bertscore")] = "minilm",
+    encoder: Annotated[str, typer.Option("--encoder", help="of bertscore: minilm, mpnet, a folder")] = "minilm",
+    layer: Annotated[int | None, typer.Option("--layer", help="of bertscore's encoder; the last by default")] = None,
     rubric: Rubric = "",
     confidence: Annotated[
         Path | None, typer.Option("--confidence", help="what --learn-confidence wrote: scores become probabilities")
@@ -56,7 +57,7 @@ def evaluate(
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
     scorers = make_metrics(
-        _names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder, "rubric": rubric}
+        _names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder, "layer": layer, "rubric": rubric}
     )
     if confidence is not None:
         scorers = confident(scorers, confidence)
