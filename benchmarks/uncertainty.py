@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Run
+from benchmarks.judged.entailment import entailment_model
 from benchmarks.judged.sampling import answers
 from pilotfish.models import catalog
+from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.agreement import Agreement
@@ -31,7 +33,7 @@ from pilotfish.scorers.calibration import GroupCalibration, PlattCalibration, ca
 from pilotfish.scorers.likelihood import NegativePerplexity, TokenEntropy
 from pilotfish.scorers.reference import Length
 from pilotfish.scorers.selfcheck import SelfCheck, SemanticEntropy
-from pilotfish.statistics import auroc_interval
+from pilotfish.statistics import auroc, auroc_interval
 from pilotfish.types import Exchange, Reply, Request, TokenLogProb
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -185,7 +187,9 @@ def score(run: Run) -> None:
     common = {"n": len(rows), "model": MODEL, "samples": N_SAMPLES}
     run.figure(
         "auroc", best.value, unit="AUROC of being right", better="higher", low=best.low, high=best.high,
-        mean_log_prob=found["mean log-prob"].value, semantic_entropy=found["semantic entropy"].value, **common,
+        mean_log_prob=found["mean log-prob"].value, semantic_entropy=found["semantic entropy"].value,
+        token_entropy=found["token entropy"].value, perplexity=found["perplexity"].value,
+        **_by_models(run, items, labels), **common,
     )  # fmt: skip
     run.figure("auroc_length_only", flipped, unit="AUROC, better direction", better="lower", **common)
     names = [r["set"] for r in rows]
@@ -197,6 +201,18 @@ def score(run: Run) -> None:
         "grouping_loss", grouping_loss(by_group, labels, names), unit="squared probability", better="lower",
         before=grouping_loss(confidence, labels, names), ece=calibration_error(by_group, labels), **common,
     )  # fmt: skip
+
+
+def _by_models(run: Run, items: Sequence[Exchange], labels: FloatArray) -> dict[str, float]:
+    """AUROC of SelfCheckGPT by n-grams, by vectors and by entailment."""
+    ways = {"n_grams": SelfCheck(), "vectors": SelfCheck(StaticEmbedder())}
+    entailment = entailment_model(run)
+    if entailment is not None:
+        ways["entailment"] = SelfCheck(entailment=entailment)
+    found = {name: np.nan_to_num(way.score(items), nan=-1.0) for name, way in ways.items()}
+    shown = {f"selfcheck_by_{name}": float(auroc(column, labels)) for name, column in found.items()}
+    print(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+    return shown
 
 
 def numbers(run: Run) -> None:
