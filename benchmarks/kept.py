@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from benchmarks.figures import Run
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.models import catalog
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "kept_arrays"]
 
 
 class Kept:
@@ -35,3 +40,32 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(self.rows[-1]) + "\n")
+
+
+def kept_arrays(
+    run: Run, name: str, made_of: object, make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Arrays that take long to make, kept under their name for as long as they are made of the same.
+
+    Parameters
+    ----------
+    run : Run
+        The run; a quick one keeps nothing.
+    name : str
+        Of the file.
+    made_of : object
+        What they depend on; its ``repr`` tells whether it is the same.
+    make : callable
+        Makes them.
+    """
+    if run.quick:
+        return dict(make())
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+    path = catalog.cache_dir("x").parent.parent / "benchmarks" / f"{name}-{key}.npz"
+    if path.exists():
+        with read_arrays(path, "columns") as file:
+            return {column: file[column] for column in file}
+    made = dict(make())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_arrays(path, made)
+    return made

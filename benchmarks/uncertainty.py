@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,17 +20,20 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Run
+from benchmarks.judged.entailment import entailment_model
 from benchmarks.judged.sampling import answers
 from pilotfish.models import catalog
+from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import MeanLogProb, final_answer
+from pilotfish.scorers.arithmetic import mended, statements
 from pilotfish.scorers.calibration import GroupCalibration, PlattCalibration, calibration_error, grouping_loss
 from pilotfish.scorers.likelihood import NegativePerplexity, TokenEntropy
 from pilotfish.scorers.reference import Length
 from pilotfish.scorers.selfcheck import SelfCheck, SemanticEntropy
-from pilotfish.statistics import auroc_interval
+from pilotfish.statistics import auroc, auroc_interval
 from pilotfish.types import Exchange, Reply, Request, TokenLogProb
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -38,6 +43,7 @@ _LINE = "Show the calculation in one short line, then write 'The answer is ' and
 _STEPS = "Write one short calculation a line, without words. End with 'The answer is ' and the number."
 _LENGTHS = {"commonsenseqa": 1, "svamp": 48, "gsm8k": 112}
 _AT_ONCE = 12
+_CALCULATED, _RESULT = re.compile(r"<<.*?>>"), re.compile(r"=\s*\$?\s*([1-9])")
 
 
 def main(run: Run) -> None:
@@ -46,8 +52,10 @@ def main(run: Run) -> None:
     seconds = math.inf if "make" in run.only else 20.0 if run.quick else 240.0
     if run.wants("make"):
         make(run, n_each, seconds)
-    if run.only != {"make"}:
+    if run.wants("score"):
         score(run)
+    if run.wants("numbers"):
+        numbers(run)
 
 
 def _place() -> Path:
@@ -179,7 +187,9 @@ def score(run: Run) -> None:
     common = {"n": len(rows), "model": MODEL, "samples": N_SAMPLES}
     run.figure(
         "auroc", best.value, unit="AUROC of being right", better="higher", low=best.low, high=best.high,
-        mean_log_prob=found["mean log-prob"].value, semantic_entropy=found["semantic entropy"].value, **common,
+        mean_log_prob=found["mean log-prob"].value, semantic_entropy=found["semantic entropy"].value,
+        token_entropy=found["token entropy"].value, perplexity=found["perplexity"].value,
+        **_by_models(run, items, labels), **common,
     )  # fmt: skip
     run.figure("auroc_length_only", flipped, unit="AUROC, better direction", better="lower", **common)
     names = [r["set"] for r in rows]
@@ -190,6 +200,56 @@ def score(run: Run) -> None:
     run.figure(
         "grouping_loss", grouping_loss(by_group, labels, names), unit="squared probability", better="lower",
         before=grouping_loss(confidence, labels, names), ece=calibration_error(by_group, labels), **common,
+    )  # fmt: skip
+
+
+def _by_models(run: Run, items: Sequence[Exchange], labels: FloatArray) -> dict[str, float]:
+    """AUROC of SelfCheckGPT by n-grams, by vectors and by entailment."""
+    ways = {"n_grams": SelfCheck(), "vectors": SelfCheck(StaticEmbedder())}
+    entailment = entailment_model(run)
+    if entailment is not None:
+        ways["entailment"] = SelfCheck(entailment=entailment)
+    found = {name: np.nan_to_num(way.score(items), nan=-1.0) for name, way in ways.items()}
+    shown = {f"selfcheck_by_{name}": float(auroc(column, labels)) for name, column in found.items()}
+    print(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+    return shown
+
+
+def numbers(run: Run) -> None:
+    """False statements about numbers: put into right solutions, found, mended; and those of real answers."""
+    rng, counts = np.random.default_rng(0), Counter[str]()
+    for row in run.rows("gsm8k/train.jsonl.gz"):
+        text = _CALCULATED.sub("", row["answer"])
+        checked = statements(text)
+        counts["statements"] += len(checked)
+        counts["false alarms"] += sum(not s.holds for s in checked)
+        true = [s for s in checked if s.holds and _RESULT.search(text[s.start : s.end])]
+        if not true:
+            continue
+        chosen = true[rng.integers(len(true))]
+        at = chosen.start + _RESULT.search(text[chosen.start : chosen.end]).start(1)  # type: ignore[union-attr]
+        digit = str(rng.choice([d for d in "123456789" if d != text[at]]))
+        wrong = text[:at] + digit + text[at + 1 :]
+        counts["made wrong"] += 1
+        counts["caught"] += any(not s.holds and s.start <= at < s.end for s in statements(wrong))
+        counts["mended"] += mended(wrong) == mended(text)
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for row in _known().values():
+        text = row["replies"][0]["text"]
+        if row["set"] != "commonsenseqa" and statements(text):
+            shares[final_answer(text) == row["gold"]].append(float(any(not s.holds for s in statements(text))))
+    print(dict(counts), {right: (len(part), float(np.mean(part))) for right, part in shares.items() if part})
+    n = counts["made wrong"]
+    run.figure(
+        "contradictions_caught", counts["caught"] / n, unit="share of false equations", better="higher", n=n,
+        mended=counts["mended"] / n, false_alarms=counts["false alarms"] / counts["statements"],
+        n_right_statements=counts["statements"],
+        note="GSM8K's training solutions, a digit of one equation changed; rules were written on its test solutions",
+        **{
+            f"flagged_of_{'right' if right else 'wrong'}_answers": float(np.mean(part))
+            for right, part in shares.items() if part
+        },
+        n_answers=sum(map(len, shares.values())),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pilotfish.forecast import forecast
 from pilotfish.methods import cards, find
 from pilotfish.methods.build import make_metrics
 from pilotfish.models.fake import FakeModel
+from pilotfish.scorers.bertscore import BertScore
 from pilotfish.scorers.judges import PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.types import Exchange, Reply, Request
@@ -344,3 +345,39 @@ def test_a_missing_package_names_its_extra(monkeypatch):
         with pytest.raises(MissingExtraError, match=r"pilotfish\[metrics\]"):
             make_metrics([name])[name].score(item)
     assert issubclass(MissingExtraError, PilotfishError)
+
+
+def test_confidence_is_learned_from_labels_and_applied_to_other_outputs(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"output": "x", "log_probs": [float(v)], "label": int(rng.random() < np.exp(v))} for v in -3 * rng.random(300)
+    ]
+    labelled, sure = write(tmp_path / "labelled.jsonl", rows), tmp_path / "sure.npz"
+    metrics = ("--metrics", "mean_log_prob,perplexity,bleu")
+    assert "sure an answer is by mean_log_prob, perplexity." in run(
+        "evaluate", labelled, *metrics, "--learn-confidence", sure
+    ).output.replace("\n", " ")
+    new = write(tmp_path / "new.jsonl", [{"output": "x", "log_probs": [v]} for v in (-0.1, -2.5)] + [{"output": "x"}])
+    run("evaluate", new, "-m", "mean_log_prob", "--confidence", sure, "-o", tmp_path / "scores.jsonl")
+    high, low, none = (json.loads(x)["mean_log_prob"] for x in (tmp_path / "scores.jsonl").read_text().splitlines())
+    assert high == pytest.approx(0.9, abs=0.1)
+    assert low == pytest.approx(0.08, abs=0.1)
+    assert none is None
+    with pytest.raises(InputError, match="no calibration of 'bleu': it holds mean_log_prob, perplexity"):
+        run("evaluate", new, "-m", "bleu", "--confidence", sure)
+    with pytest.raises(InputError, match="No metric has 40 scores"):
+        run("evaluate", new, "-m", "mean_log_prob", "--learn-confidence", tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", **{"PlattCalibration other_ x": np.zeros(2)})
+    with pytest.raises(InputError, match="no saved calibration"):
+        run("evaluate", new, "-m", "mean_log_prob", "--confidence", tmp_path / "other.npz")
+
+
+def test_bertscore_takes_another_layer(tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"output": "the cat sleeps", "reference": "a dog rests on the mat"}])
+    encoder, found = write_toy_encoder(tmp_path / "encoder"), []
+    for layer in (1, 2):
+        run("evaluate", rows, "-m", "bertscore", "--encoder", encoder, "--layer", layer, "-o", tmp_path / "s.jsonl")
+        found.append(json.loads((tmp_path / "s.jsonl").read_text())["bertscore"])
+    own = BertScore(encoder, layer=1).score(read_outputs(rows).items)
+    assert found[0] == pytest.approx(own[0])
+    assert found[0] != pytest.approx(found[1], abs=1e-4)

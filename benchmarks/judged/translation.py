@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,33 +13,49 @@ from numpy.typing import NDArray
 from benchmarks.judged.features import exchange
 from pilotfish.models.embedder import OnnxEmbedder
 from pilotfish.scorers.bertscore import BertScore, _nearest, _rarity
+from pilotfish.scorers.combination import preference_weights
 from pilotfish.scorers.reference import Bleu, Chrf, Rouge
 
-__all__ = ["by_system", "fine_columns"]
+__all__ = ["VERSION", "by_system", "fine_columns"]
 
+VERSION = 2
+"""Goes up when the columns change."""
 Array = NDArray[np.float64]
-_LAYERS = (3, None)
+# Of each encoder the middle layer and the last.
+_LAYERS = (("minilm", 3), ("minilm", None), ("mpnet", 6), ("mpnet", None))
 _POOLINGS = ("mean", "max", "mean@3")
 _N_CHARACTERS, _N_WORDS = (1, 2, 3, 4, 6), (1, 2, 3)
 _WORD, _NUMBER, _NAME = re.compile(r"\w+"), re.compile(r"\d[\d.,]*"), re.compile(r"(?<!^)(?<!\. )\b[A-Z]\w+")
 _N_FOLDS = 5
-_PENALTY = 0.01
+_REFERENCES_AT_ONCE = 100
 
 
-def fine_columns(pairs: Sequence[tuple[str, str]], n_threads: int | None = None) -> dict[str, Array]:
+def _made(name: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:  # noqa: ARG001
+    return make()
+
+
+def fine_columns(
+    pairs: Sequence[tuple[str, str]],
+    n_threads: int | None = None,
+    keep: Callable[[str, Callable[[], dict[str, Array]]], dict[str, Array]] = _made,
+) -> dict[str, Array]:
     """Columns (n,) by name for translations and their references; more is better.
 
-    BERTScore of two layers, plain and by rarity, with its worst matches and how far the matches keep the order;
-    sentence vectors; BLEU, chrF and ROUGE; shares of n-grams, numbers and names; length and repetition.
+    BERTScore of two layers of two encoders, plain and by rarity, with its worst matches and how far the matches keep
+    the order; sentence vectors; BLEU, chrF and ROUGE; shares of n-grams, numbers and names; length and repetition.
+    ``keep`` is told the name of each part and how to make it.
     """
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     made: dict[str, Array] = {}
-    for layer in _LAYERS:
-        score = BertScore(precision="int8", max_length=256, layer=layer, n_threads=n_threads)
-        known = dict(zip(texts, score._vectors(texts), strict=True))
-        idf, unseen = _rarity([known[r][0] for r in dict.fromkeys(r for _, r in pairs)])
-        rows = np.array([_matched(known[a], known[r], idf, unseen) for a, r in pairs])
-        made |= {f"{name}@{layer or 'last'}": column for name, column in zip(_MATCHED, rows.T, strict=True)}
+    for encoder, layer in _LAYERS:
+        part = f"{encoder}-{layer or 'last'}"
+        columns = keep(part, partial(_token_columns, pairs, encoder, layer, n_threads))
+        made |= {f"{name}@{part}": column for name, column in columns.items()}
+    return made | keep("texts", partial(_text_columns, pairs, n_threads))
+
+
+def _text_columns(pairs: Sequence[tuple[str, str]], n_threads: int | None) -> dict[str, Array]:
+    made: dict[str, Array] = {}
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     embedder = OnnxEmbedder(precision="int8", poolings=_POOLINGS, n_threads=n_threads)
     vectors = dict(zip(texts, embedder.embed(texts).reshape(len(texts), len(_POOLINGS), -1), strict=True))
     for k, pooling in enumerate(_POOLINGS):
@@ -58,6 +75,25 @@ _MATCHED = (
     "precision", "recall", "bertscore", "rare precision", "rare recall", "worst own", "worst other", "low own",
     "low other", "in a run", "in order",
 )  # fmt: skip
+
+
+def _token_columns(
+    pairs: Sequence[tuple[str, str]], encoder: str, layer: int | None, n_threads: int | None
+) -> dict[str, Array]:
+    """What the match of tokens says, by name; vectors of some references and their translations are held at once."""
+    score = BertScore(encoder, precision="int8", max_length=256, layer=layer, n_threads=n_threads)
+    by_reference: dict[str, list[int]] = {}
+    for i, (_, reference) in enumerate(pairs):
+        by_reference.setdefault(reference, []).append(i)
+    idf, unseen = _rarity(score._ids(list(by_reference))[0])
+    found, groups = np.empty((len(pairs), len(_MATCHED))), list(by_reference.values())
+    for at in range(0, len(groups), _REFERENCES_AT_ONCE):
+        rows = [i for group in groups[at : at + _REFERENCES_AT_ONCE] for i in group]
+        texts = list(dict.fromkeys(text for i in rows for text in pairs[i]))
+        known = dict(zip(texts, score._vectors(texts), strict=True))
+        for i in rows:
+            found[i] = _matched(known[pairs[i][0]], known[pairs[i][1]], idf, unseen)
+    return dict(zip(_MATCHED, found.T, strict=True))
 
 
 def _matched(
@@ -122,19 +158,5 @@ def by_system(
         found[language] = np.empty(len(x))
         for held in np.unique(folds, axis=0):
             apply, learn = (folds == held).all(axis=1), ~np.isin(folds, held).any(axis=1)
-            found[language][apply] = x[apply] @ _line(np.concatenate([x[learn], *others]))
+            found[language][apply] = x[apply] @ preference_weights(np.concatenate([x[learn], *others]))
     return found
-
-
-def _line(x: Array) -> Array:
-    from scipy.optimize import minimize
-
-    scale = np.sqrt((x**2).mean(axis=0)) + 1e-9
-    rows = x / scale
-
-    def loss(w: Array) -> tuple[float, Array]:
-        margin = rows @ w
-        away = 1 / (1 + np.exp(np.clip(margin, -50, 50)))
-        return float(np.logaddexp(0, -margin).mean() + _PENALTY * w @ w), -(rows.T @ away) / len(x) + 2 * _PENALTY * w
-
-    return np.asarray(minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B").x / scale)

@@ -12,13 +12,8 @@ import numpy as np
 
 from pilotfish.errors import InputError, PilotfishError
 from pilotfish.protocols import FloatArray, Scorer
-from pilotfish.scorers.calibration import (
-    GroupCalibration,
-    IsotonicCalibration,
-    PlattCalibration,
-    calibration_error,
-    grouping_loss,
-)
+from pilotfish.scorers.calibration import GroupCalibration, calibration_error, grouping_loss
+from pilotfish.scorers.confidence import calibrator_for
 from pilotfish.scorers.judges import JudgePanel, PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.statistics import (
@@ -350,7 +345,7 @@ def _cross_calibrated(
             grouped = GroupCalibration().fit(scores[learn], labels[learn], kinds[learn])
             out[apply] = grouped.predict(scores[apply], kinds[apply])
             continue
-        calibrator = IsotonicCalibration() if learn.sum() >= 200 else PlattCalibration()
+        calibrator = calibrator_for(int(learn.sum()))
         out[apply] = calibrator.fit(scores[learn], labels[learn]).predict(scores[apply])
     return out
 

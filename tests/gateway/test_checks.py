@@ -17,6 +17,8 @@ from pilotfish.gateway.metrics import Metrics
 from pilotfish.methods.build import make_metrics
 from pilotfish.models.fake import FakeModel
 from pilotfish.models.reading import Reading
+from pilotfish.scorers.calibration import PlattCalibration
+from pilotfish.scorers.confidence import save_calibrators
 from pilotfish.traffic import Call, TrafficLog
 from tests.conformance.test_metrics import NAMES
 from tests.gateway.rig import answer, whole
@@ -67,6 +69,20 @@ def test_every_metric_of_answers_runs_as_a_check(log, tmp_path):
         "perplexity", "llm_judge", "self_contradiction_numbers", "text_detection"
     }  # fmt: skip
     assert scores["self_contradiction_numbers"] == 0.0
+
+
+def test_a_check_says_how_sure_it_is(log, tmp_path):
+    line = PlattCalibration().fit(np.linspace(0, 1, 40), np.repeat([0.0, 1.0], 20))
+    save_calibrators(tmp_path / "sure.npz", {"self_contradiction_numbers": line})
+    config = {"metrics": ["self_contradiction_numbers"], "share": 1.0, "confidence": tmp_path / "sure.npz"}
+    checks = make_checks(ChecksConfig(**config), log, Metrics())
+    checks.written([Call.of("2 + 2?", "2 + 2 = 5"), Call.of("Hi", "Hello")])
+    checks.close()
+    sure, unknown = (event.detail["scores"]["self_contradiction_numbers"] for event in log.events(TASK))
+    assert sure == pytest.approx(float(line.predict(np.array([0.0]))[0]))
+    assert unknown is None
+    with pytest.raises(InputError, match="no calibration of 'perplexity'"):
+        make_checks(ChecksConfig(**config | {"metrics": ["perplexity"]}), log, Metrics())
 
 
 def test_a_check_takes_its_judge_from_the_configuration(log):

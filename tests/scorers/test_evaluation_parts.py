@@ -183,6 +183,14 @@ def test_entailment_models_say_what_is_missing(tmp_path):
 # Arithmetic
 
 
+# Right as a whole, though what looks like an equation in them is not one alone.
+PARTS = [
+    "a tip of .20*10 = $2.00", "6 birds * 2/3 = 4 birds", "1 - 3/5 = 2/5", "2(40+9) = 98", "3 1/2 - 2 = 1 1/2",
+    "-5 + 3 = -2", "120 \u2013 80 - 15 = 25", "15 pages x 1/3 = 5 pages", "4 * 60 / 5 = 4 * 12",
+    "$409 500 + $500 = $410 000", "$7,500/75% = $10,000",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "right"),
     [
@@ -191,6 +199,9 @@ def test_entailment_models_say_what_is_missing(tmp_path):
         ("2 + 2 = 5", "2 + 2 = 4"),
         ("We get 3 x 4 = 12 and 12 / 5 = 2.4.", "We get 3 x 4 = 12 and 12 / 5 = 2.4."),
         ("Nothing to count here.", "Nothing to count here."),
+        ("100% - 80% = 30%, 3 / 6 = 50%, 20 + 30 = 50%", "100% - 80% = 20%, 3 / 6 = 50%, 20 + 30 = 50%"),
+        ("Steps:\n- 2 + 2 = 5\n1. 3 + 3 = 7", "Steps:\n- 2 + 2 = 4\n1. 3 + 3 = 6"),
+        *[(part, part) for part in PARTS],
     ],
 )
 def test_numbers_are_checked_and_mended(text, right):

@@ -33,8 +33,15 @@ def evaluate(
     judge: Judge = "",
     reader: Reader = "",
     embedder: Vectors = "",
-    encoder: Annotated[str, typer.Option("--encoder", help="encoder of bertscore")] = "minilm",
+    encoder: Annotated[str, typer.Option("--encoder", help="of bertscore: minilm, mpnet, a folder")] = "minilm",
+    layer: Annotated[int | None, typer.Option("--layer", help="of bertscore's encoder; the last by default")] = None,
     rubric: Rubric = "",
+    confidence: Annotated[
+        Path | None, typer.Option("--confidence", help="what --learn-confidence wrote: scores become probabilities")
+    ] = None,
+    learn_confidence: Annotated[
+        Path | None, typer.Option("--learn-confidence", help="learn from the labels how sure each score is, into .npz")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
 ) -> None:
     """Score given outputs; nothing is generated. Length and majority baselines stand beside every metric."""
@@ -45,12 +52,15 @@ def evaluate(
     from pilotfish.evaluate import read_outputs
     from pilotfish.evaluation_page import evaluation_page
     from pilotfish.methods.build import make_metrics
+    from pilotfish.scorers.confidence import confident, fit_calibrators, save_calibrators
 
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
     scorers = make_metrics(
-        _names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder, "rubric": rubric}
+        _names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder, "layer": layer, "rubric": rubric}
     )
+    if confidence is not None:
+        scorers = confident(scorers, confidence)
     done = run(read_outputs(outputs), scorers, seed=seed)
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)
@@ -80,6 +90,11 @@ def evaluate(
         console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
     for name, why in done.failures.items():
         console.print(f"Not measured: {name}. {why}")
+    if learn_confidence is not None:
+        own = {name: found for name, found in done.scores.items() if name in scorers}
+        learned = fit_calibrators(own, done.outputs.labels)
+        save_calibrators(learn_confidence, learned)
+        console.print(f"Wrote {learn_confidence}: how sure an answer is by {', '.join(learned)}.")
     if out is not None:
         _write_scores(out, done)
         console.print(f"Wrote {out}.")

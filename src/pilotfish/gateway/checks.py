@@ -35,7 +35,8 @@ def make_checks(config: ChecksConfig, log: TrafficLog, metrics: Metrics) -> Chec
     Raises
     ------
     InputError
-        When a metric is unknown, or needs a part that the configuration does not name.
+        When a metric is unknown, needs a part that the configuration does not name, or has no calibration in the file
+        that it names.
     """
     from pilotfish.methods.build import make_metrics
 
@@ -53,7 +54,12 @@ def make_checks(config: ChecksConfig, log: TrafficLog, metrics: Metrics) -> Chec
         from pilotfish.scorers.judges import named_judge
 
         parts["judge"] = named_judge(config.judge, n_threads=1)
-    return Checks(make_metrics(config.metrics, parts), config.share, log, metrics)
+    scorers = make_metrics(config.metrics, parts)
+    if config.confidence is not None:
+        from pilotfish.scorers.confidence import confident
+
+        scorers = confident(scorers, config.confidence)
+    return Checks(scorers, config.share, log, metrics)
 
 
 class Checks:

@@ -207,6 +207,8 @@ class ChecksConfig(_Section):
     nli, reader, judge : Path or None, str or None, str or None
         The entailment model, the small language model that reads texts and the one that judges, which some of them
         need, as of ``pilotfish evaluate``.
+    confidence : Path or None
+        What ``pilotfish evaluate --learn-confidence`` wrote: scores become probabilities of being right.
     """
 
     metrics: Annotated[list[str], Field(min_length=1)]
@@ -214,6 +216,7 @@ class ChecksConfig(_Section):
     nli: Path | None = None
     reader: str | None = None
     judge: str | None = None
+    confidence: Path | None = None
 
 
 class FusionConfig(_Section):

@@ -38,9 +38,9 @@ def rouge(kind: str = "rougeL") -> Rouge:
     needs="black box",
     command=_COMMAND + "bertscore",
 )
-def bertscore(encoder: str | Path = "minilm", idf: bool = False) -> BertScore:
+def bertscore(encoder: str | Path = "minilm", idf: bool = False, layer: int | None = None) -> BertScore:
     """Greedy match of the tokens of answer and reference in a small encoder's space."""
-    return BertScore(encoder, idf=idf)
+    return BertScore(encoder, idf=idf, layer=layer)
 
 
 @method(

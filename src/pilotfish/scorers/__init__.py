@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pilotfish.scorers.arithmetic import ArithmeticCheck as ArithmeticCheck
     from pilotfish.scorers.bertscore import BertScore as BertScore
+    from pilotfish.scorers.combination import Combination as Combination
+    from pilotfish.scorers.confidence import Confidence as Confidence
     from pilotfish.scorers.grounding import Grounding as Grounding
     from pilotfish.scorers.judges import GradeJudge as GradeJudge
     from pilotfish.scorers.judges import JudgePanel as JudgePanel
@@ -26,6 +28,8 @@ _PUBLIC = {
     "BertScore": "bertscore",
     "Bleu": "reference",
     "Chrf": "reference",
+    "Combination": "combination",
+    "Confidence": "confidence",
     "GradeJudge": "judges",
     "Grounding": "grounding",
     "JudgePanel": "judges",
@@ -42,6 +46,8 @@ __all__ = [
     "BertScore",
     "Bleu",
     "Chrf",
+    "Combination",
+    "Confidence",
     "GradeJudge",
     "Grounding",
     "JudgePanel",

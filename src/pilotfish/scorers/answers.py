@@ -177,7 +177,9 @@ def final_answer(text: str) -> str:
 
 def worked_out(expression: str) -> float | None:
     """Value of sums and products of numbers; None for anything else."""
-    plain = re.sub(r"(\d)%", r"\1/100", expression.replace("x", "*").replace("\u00d7", "*").replace("\u00f7", "/"))
+    plain = re.sub(
+        r"(\d[\d,.]*)%", r"(\1/100)", expression.replace("x", "*").replace("\u00d7", "*").replace("\u00f7", "/")
+    )
     plain = plain.replace("$", "").replace(",", "").strip()
     if len(plain) > 200 or "**" in plain:
         return None

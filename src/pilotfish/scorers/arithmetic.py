@@ -21,6 +21,14 @@ _SIGN = re.compile(rf"{_N}\s*([<>])\s*{_N}(?![\d.]*\s*[-+*/=])")
 _WORDS = re.compile(
     rf"{_N}\s+(is\s+(?:greater|larger|bigger|more|higher|less|smaller|lower|fewer)\s+than)\s+{_N}", re.IGNORECASE
 )
+_OPERATORS = r"+*/^\u00d7\u00f7\u2013\u2212-"
+_BULLET = re.compile(r"\s*(?:[-*+\u2013\u2022]|\d+[.)])[ \t]+")
+# What stands before or after a match that is only a part of what is meant: "4 hours * 2 / 3 = 6", "2(3 + 4) = 14",
+# "1 1/2 + 2 = 3.5", ".5 * 4 = 2", "1 - 3/5 = 2/5".
+_GOES_BEFORE = re.compile(rf"(?:[\w.)%\u00bc-\u00be{_OPERATORS}]|(?:[\d)%\u00bc-\u00be{_OPERATORS}]|\bx)[ \t]+)$")
+_GOES_ON = re.compile(rf"[ \t]*[x{_OPERATORS}][ \t]*\$?[\d(]|[ \t]+\d")
+_LOOKED_AT = 40
+_PERCENT = re.compile(r" ?%")
 _LESS = re.compile(r"less|smaller|lower|fewer", re.IGNORECASE)
 _OPPOSITE = {"greater": "less", "larger": "smaller", "bigger": "smaller", "more": "less", "higher": "lower"}
 _OPPOSITE |= {"less": "greater", "smaller": "larger", "lower": "higher", "fewer": "more"}
@@ -47,7 +55,7 @@ class Statement:
 
 
 def statements(text: str) -> list[Statement]:
-    """Find equations and comparisons of numbers, and check them.
+    """Find equations and comparisons of numbers, and check them; an equation that is part of a longer one is left out.
 
     Examples
     --------
@@ -57,10 +65,13 @@ def statements(text: str) -> list[Statement]:
     found = []
     for m in EQUATION.finditer(text):
         value, said = worked_out(m.group(1)), m.group(2)
-        if value is None or not math.isfinite(value):
+        if value is None or not math.isfinite(value) or _is_part(text, m.start(), m.end()):
             continue
         stated = float(said.replace(",", "").rstrip("."))
         holds = abs(value - stated) <= max(0.011, 0.001 * abs(stated))
+        if not holds and _PERCENT.match(text, m.end()) and ("%" in m.group(1) or abs(value) <= 1):
+            value *= 100
+            holds = abs(value - stated) <= max(0.011, 0.001 * abs(stated))
         end = m.end() - (1 if said.endswith(".") else 0)
         shown = text[m.start() : end]
         right = f"{value:.10g}"
@@ -79,6 +90,13 @@ def statements(text: str) -> list[Statement]:
                 )
             )
     return sorted(found, key=lambda s: s.start)
+
+
+def _is_part(text: str, start: int, end: int) -> bool:
+    """Whether what stands around an equation on its line belongs to it."""
+    line = text[max(0, start - _LOOKED_AT) : start].rpartition("\n")[2]
+    before = _BULLET.sub("", line, count=1) if _BULLET.fullmatch(line) else line
+    return bool(_GOES_BEFORE.search(before) or _GOES_ON.match(text, end))
 
 
 def _turned(word: str) -> str:

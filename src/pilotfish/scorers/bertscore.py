@@ -19,7 +19,7 @@ from pilotfish.types import Exchange
 
 __all__ = ["BertScore"]
 
-_NAMES = {"minilm": "all-minilm-l6-v2"}
+_NAMES = {"minilm": "all-minilm-l6-v2", "mpnet": "all-mpnet-base-v2"}
 _Vectors = NDArray[np.float32]
 _N_RANDOM_PAIRS = 500
 _PAIRS_AT_ONCE = 2000
@@ -36,10 +36,11 @@ class BertScore:
     Parameters
     ----------
     encoder : str or Path
-        ``minilm``, another name of the catalog, or a folder with ``model.safetensors``, ``tokenizer.json`` and
-        ``config.json`` of a BERT encoder.
+        ``minilm``, ``mpnet``, another name of the catalog, or a folder with ``model.safetensors``, ``tokenizer.json``
+        and ``config.json`` of a BERT or MPNet encoder.
     layer : int, optional
-        Layer whose vectors are compared; the last by default.
+        Layer whose vectors are compared; the last by default. Of ``mpnet`` the sixth ranks translations more as people
+        do than the last, for half the time.
     idf : bool
         Weigh tokens by how rare they are among the references: those of :meth:`fit`, else those scored.
     rescale : bool

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.protocols import FloatArray
+from pilotfish.files import read_arrays, write_arrays
+from pilotfish.protocols import FloatArray, IntArray
 
 __all__ = [
     "Calibrator",
@@ -50,7 +52,34 @@ def _is_fitted(part: object, name: str) -> None:
         raise NotFittedError(f"{type(part).__name__} was used before fit: call fit(scores, labels) first.")
 
 
-class IsotonicCalibration:
+class _Saved:
+    """Keeps what was learned, the arrays and numbers of ``_learned``, as an npz archive without pickle."""
+
+    _learned: ClassVar[tuple[str, ...]]
+
+    def save(self, path: str | Path) -> None:
+        """Save as an npz archive, without pickle."""
+        _is_fitted(self, self._learned[0])
+        write_arrays(path, {name: np.array(getattr(self, name)) for name in self._learned})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            When the file is something else.
+        """
+        made = cls()
+        with read_arrays(path, cls.__name__) as file:
+            for name in cls._learned:
+                value = file[name].astype(np.float64)
+                setattr(made, name, value if value.ndim else float(value))
+        return made
+
+
+class IsotonicCalibration(_Saved):
     """The best probability that never falls as the score rises; labels of one class give that class's share.
 
     References
@@ -62,6 +91,8 @@ class IsotonicCalibration:
     >>> IsotonicCalibration().fit(np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 1])).predict(np.array([0.0, 9.0]))
     array([0., 1.])
     """
+
+    _learned = ("at_", "probability_")
 
     def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
         """Learn from scores (n,) and labels (n,)."""
@@ -77,13 +108,15 @@ class IsotonicCalibration:
         return np.asarray(np.interp(scores, self.at_, self.probability_))
 
 
-class PlattCalibration:
+class PlattCalibration(_Saved):
     """The logistic of a line through the score, fitted to labels softened by one count each.
 
     References
     ----------
     Platt 1999, section 2.2.
     """
+
+    _learned = ("slope_", "intercept_", "centre_", "scale_")
 
     def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
         """Learn from scores (n,) and labels (n,)."""
@@ -109,13 +142,15 @@ class PlattCalibration:
         return np.asarray(1 / (1 + np.exp(-z)))
 
 
-class TemperatureCalibration:
+class TemperatureCalibration(_Saved):
     """Stretch or shrink the log-odds of a probability by one number.
 
     References
     ----------
     Guo et al. 2017 (arXiv:1706.04599), section 4.
     """
+
+    _learned = ("temperature_",)
 
     def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
         """Learn from probabilities (n,) and labels (n,)."""
@@ -183,8 +218,8 @@ class GroupCalibration:
             raise InputError(f"features have shape {features.shape} for {s.size} scores: give a finite row per score.")
         self.common_ = IsotonicCalibration().fit(s, y)
         tree = DecisionTreeRegressor(max_leaf_nodes=self.n_leaves, min_samples_leaf=self.min_leaf, random_state=0)
-        self.tree_ = tree.fit(features, y - self.common_.predict(s))
-        leaves = self.tree_.apply(features)
+        self.tree_ = _Tree.of(tree.fit(features, y - self.common_.predict(s)).tree_)
+        leaves = self.tree_.leaves(features)
         self.lines_ = {
             int(leaf): (IsotonicCalibration().fit(s[leaves == leaf], y[leaves == leaf]), int((leaves == leaf).sum()))
             for leaf in np.unique(leaves)
@@ -195,7 +230,7 @@ class GroupCalibration:
     def groups(self, features: FloatArray) -> FloatArray:
         """Leaf of each item, (n,)."""
         _is_fitted(self, "tree_")
-        return np.asarray(self.tree_.apply(features))
+        return np.asarray(self.tree_.leaves(features))
 
     def predict(self, scores: FloatArray, features: FloatArray) -> FloatArray:
         """Probability of being right, (n,)."""
@@ -206,6 +241,76 @@ class GroupCalibration:
             share = n / (n + self.shrinkage)
             out[at] = share * line.predict(np.asarray(scores)[at]) + (1 - share) * out[at]
         return out
+
+    def save(self, path: str | Path) -> None:
+        """Save as an npz archive, without pickle."""
+        _is_fitted(self, "tree_")
+        lines = [(-1, self.common_, 0), *((leaf, line, n) for leaf, (line, n) in self.lines_.items())]
+        arrays = {
+            "settings": np.array([self.n_leaves, self.min_leaf, self.shrinkage]),
+            "leaf": np.array([leaf for leaf, _, _ in lines]),
+            "n": np.array([n for _, _, n in lines]),
+            "size": np.array([line.at_.size for _, line, _ in lines]),
+            "at": np.concatenate([line.at_ for _, line, _ in lines]),
+            "probability": np.concatenate([line.probability_ for _, line, _ in lines]),
+        }
+        write_arrays(path, arrays | {f"tree_{name}": array for name, array in vars(self.tree_).items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            When the file is something else.
+        """
+        with read_arrays(path, cls.__name__) as file:
+            n_leaves, min_leaf, shrinkage = file["settings"]
+            made = cls(int(n_leaves), int(min_leaf), float(shrinkage))
+            made.tree_ = _Tree(*(file[f"tree_{name}"] for name in _Tree.__dataclass_fields__))
+            ends = np.cumsum(file["size"])[:-1]
+            lines = []
+            for at, probability in zip(*(np.split(file[name], ends) for name in ("at", "probability")), strict=True):
+                line = IsotonicCalibration()
+                line.at_, line.probability_ = at, probability
+                lines.append(line)
+            made.common_ = lines[0]
+            made.lines_ = {
+                int(leaf): (line, int(n))
+                for leaf, line, n in list(zip(file["leaf"], lines, file["n"], strict=True))[1:]
+            }
+        made.n_groups_ = len(made.lines_)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """A tree's nodes in arrays; a leaf is its own child."""
+
+    feature: IntArray
+    threshold: FloatArray
+    below: IntArray
+    above: IntArray
+
+    @classmethod
+    def of(cls, tree: Any) -> _Tree:
+        """The same as a tree of scikit-learn."""
+        leaf, own = tree.children_left < 0, np.arange(tree.node_count)
+        below, above = (np.where(leaf, own, side) for side in (tree.children_left, tree.children_right))
+        return cls(np.where(leaf, 0, tree.feature), tree.threshold, below, above)
+
+    def leaves(self, features: FloatArray) -> IntArray:
+        """Leaf of each row, (n,)."""
+        # The thresholds were found among numbers of single precision.
+        rows, x = np.arange(len(features)), np.asarray(features, dtype=np.float32)
+        node = np.zeros(len(x), dtype=np.int64)
+        while True:
+            below = x[rows, self.feature[node]] <= self.threshold[node]
+            after = np.where(below, self.below[node], self.above[node])
+            if (after == node).all():
+                return np.asarray(node)
+            node = after
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.entailment import Entailment
 from pilotfish.scorers.passages import content_words, facts, missing_facts, sentences, windows
@@ -122,6 +124,22 @@ class Grounding:
         made.mean_, made.scale_, made.weights_ = arrays["mean"], arrays["scale"], arrays["weights"]
         made.intercept_ = float(arrays["intercept"])
         return made
+
+    def save(self, path: str | Path) -> None:
+        """Save what was learned as an npz archive, without pickle; the entailment model is not part of it."""
+        write_arrays(path, self.to_arrays())
+
+    @classmethod
+    def load(cls, path: str | Path, entailment: Entailment | None = None) -> Grounding:
+        """Load what :meth:`save` wrote; the entailment model it was learned with is given again.
+
+        Raises
+        ------
+        InputError
+            When the file is something else.
+        """
+        with read_arrays(path, cls.__name__) as file:
+            return cls.from_arrays({name: file[name] for name in file}, entailment)
 
     def _rows(self, item: Exchange) -> tuple[FloatArray, list[tuple[int, int]], list[list[str]]]:
         """What is seen of each sentence, (n_sentences, 5), the sentences' places and their missing facts."""
