@@ -26,10 +26,11 @@ def main(run: Run) -> None:
         from benchmarks.cascade_heads import heads
 
         heads(run)
-    if run.wants("live"):
-        from benchmarks.live_table import live
+    from benchmarks.live_table import PAIRS, live
 
-        live(run)
+    named = [name for name in PAIRS if name in run.only]
+    if run.wants("live") or named:
+        live(run, named or list(PAIRS))
 
 
 def _recovered_by_cost(

@@ -134,10 +134,11 @@ class _Recorded:
         return np.array([np.nan if v is None else v for v in found], dtype=np.float64)
 
 
-def live(run: Run) -> None:
-    """Quality of the larger model of each pair at a share of its compute."""
+def live(run: Run, names: Sequence[str]) -> None:
+    """Quality of the larger model of pairs at a share of its compute."""
     path = Path(f"{REPLIES}.quick") if run.quick else REPLIES
-    for name, pair in PAIRS.items():
+    for name in names:
+        pair = PAIRS[name]
         rows = record(run, pair, 10 if run.quick else _PER_TASK, path)
         table = ReplyTable.from_rows([{k: v for k, v in row.items() if k != "log_prob"} for row in rows])
         _measured(run, name, table.of_models(pair), [row for row in rows if row["model"] == pair[0]])
