@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,25 +22,42 @@ N_ROUNDS = 6
 LARGE = {"batch": 12, "rate": 6e-3}
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Text of domains to train on and held out; what a method may look at beside them is cut from the first."""
+
+    train: dict[str, str]
+    held: list[str]
+    seen: dict[str, str]
+    seen_held: list[str]
+
+    @classmethod
+    def of(cls, domains: dict[str, str]) -> Cut:
+        train = {name: held_back(text, 9)[0] for name, text in domains.items()}
+        return cls(
+            train,
+            [held_back(text, 9)[1] for text in domains.values()],
+            {name: held_back(text, 4)[0] for name, text in train.items()},
+            [held_back(text, 4)[1] for text in train.values()],
+        )
+
+
 def main(run: Run) -> None:
-    domains = texts(run)
-    train = {name: held_back(text, 9)[0] for name, text in domains.items()}
-    held = [held_back(text, 9)[1] for text in domains.values()]
-    # What a method may look at beside training text is cut from that, not what the figures are scored on.
-    seen = {name: held_back(text, 4)[0] for name, text in train.items()}
-    seen_held = [held_back(text, 4)[1] for text in train.values()]
+    eight, three = Cut.of(texts(run)), Cut.of(kinds(run))
     steps, seeds = (100, range(1)) if run.quick else (500, range(3))
     if run.wants("doremi"):
-        _doremi(run, train, held, steps, seeds)
+        _doremi(run, eight.train, eight.held, steps, seeds)
     if run.wants("autoscale"):
-        _autoscale(run, "autoscale_loss_ratio", kinds(run), 400 if run.quick else 4000, seeds)
+        _autoscale(run, "autoscale_loss_ratio", three, 400 if run.quick else 4000, seeds)
     if run.wants_long("autoscale_eight"):
-        _autoscale(run, "autoscale_eight_loss_ratio", domains, 400 if run.quick else 4000, range(1))
+        _autoscale(run, "autoscale_eight_loss_ratio", eight, 400 if run.quick else 4000, range(1))
     if run.wants("agent"):
-        # Its gain is a tenth of a percent: more seeds tell it from chance.
-        _agent(run, seen, seen_held, train, held, steps, range(1 if run.quick else 8))
+        _agent(run, "mixing_agent_loss_ratio", three, steps, seeds)
+    if run.wants_long("agent_eight"):
+        # What there is to gain over even weights is within chance: more seeds.
+        _agent(run, "mixing_agent_eight_loss_ratio", eight, steps, range(8))
     if run.wants("presence"):
-        _presence(run, train, held, steps, seeds)
+        _presence(run, eight.train, eight.held, steps, seeds)
 
 
 def _trained(train: dict[str, str], mixture: np.ndarray, steps: int, held: list[str], seed: int) -> np.ndarray:
@@ -89,15 +107,12 @@ def _doremi(run: Run, train: dict[str, str], held: list[str], steps: int, seeds:
         )
 
 
-def _autoscale(run: Run, figure: str, domains: dict[str, str], steps: int, seeds: range) -> None:
+def _autoscale(run: Run, figure: str, cut: Cut, steps: int, seeds: range) -> None:
     """The mixture predicted for the large scale beside the one that is best at a quarter of it, both at the large one.
 
     What is fitted was trained without the blocks that the laws look at, and none of it saw those that score.
     """
-    train = {name: held_back(text, 9)[0] for name, text in domains.items()}
-    held = [held_back(text, 9)[1] for text in domains.values()]
-    seen = {name: held_back(text, 4)[0] for name, text in train.items()}
-    seen_held = [held_back(text, 4)[1] for text in train.values()]
+    seen, seen_held, train, held = cut.seen, cut.seen_held, cut.train, cut.held
     small, cost = (steps / 16, steps / 4), 0
     ratios: dict[str, list[float]] = {}
     for seed in seeds:
@@ -130,11 +145,9 @@ def _autoscale(run: Run, figure: str, domains: dict[str, str], steps: int, seeds
            cost_in_large_trainings=cost / len(seeds) / steps)  # fmt: skip
 
 
-def _agent(
-    run: Run, seen: dict[str, str], seen_held: list[str], train: dict[str, str], held: list[str], steps: int,
-    seeds: range,
-) -> None:  # fmt: skip
+def _agent(run: Run, figure: str, cut: Cut, steps: int, seeds: range) -> None:
     """A policy that changes the mixture along training, beside fixed mixtures."""
+    seen, seen_held, train, held = cut.seen, cut.seen_held, cut.train, cut.held
     ratios: dict[str, list[float]] = {}
     for seed in seeds:
         policy = mixing_agent(seen, seen_held, seed=seed, n_rounds=N_ROUNDS, steps_a_round=steps // N_ROUNDS)
@@ -152,7 +165,8 @@ def _agent(
         for name, other in losses.items():
             ratios.setdefault(name, []).append(loss / other)
     more = {f"over_{name.replace(' ', '_')}": float(np.mean(of)) for name, of in ratios.items() if name != "uniform"}
-    _ratio(run, "mixing_agent_loss_ratio", ratios["uniform"], "its loss over that of a uniform mixture", **more)
+    unit = "its loss over that of a uniform mixture"
+    _ratio(run, figure, ratios["uniform"], unit, n=len(train), **more)
 
 
 def _presence(run: Run, train: dict[str, str], held: list[str], steps: int, seeds: range) -> None:
