@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
@@ -63,24 +66,49 @@ def _at_random(
     return accuracy(X[draw], y[draw], tested, right)
 
 
-def _lima(run: Run, vectors: dict, truth: dict, seeds: range) -> None:
-    """A thousand of a noisy pool by quality and diversity; quality is how far a label is to be trusted."""
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in vectors}
-    k = 300 if run.quick else 1000
+@dataclass(frozen=True)
+class _Pool:
+    """A noisy pool of a set: vectors, the labels given, how far each is to be trusted, and what judges a choice."""
+
+    name: str
+    X: np.ndarray
+    said: np.ndarray
+    quality: np.ndarray
+    tested: np.ndarray
+    right: np.ndarray
+    seed: int
+    rng: np.random.Generator
+
+    def worth(self, chosen: np.ndarray) -> float:
+        """Accuracy of a line that learned from a choice."""
+        return accuracy(self.X[chosen], self.said[chosen], self.tested, self.right)
+
+    def at_random(self, k: int, among: np.ndarray) -> float:
+        return _at_random(self.X[among], self.said[among], k, self.tested, self.right, self.rng)
+
+
+def _pools(run: Run, vectors: dict, truth: dict, seeds: range) -> Iterator[_Pool]:
     for name, (X_all, tested) in vectors.items():
         labels, right = truth[name]
         for seed in seeds:
             rng = np.random.default_rng(seed)
-            _, pool, said = noisy(labels, 3000 if run.quick else 6000, rng)
-            X = X_all[pool]
-            quality = trust(X, said)
-            chosen, best = diverse_best(X, quality, k, seed), np.argsort(-quality, kind="stable")[:k]
-            rows[name].append({
-                "chosen": accuracy(X[chosen], said[chosen], tested, right),
-                "random": _at_random(X, said, k, tested, right, rng),
-                "quality alone": accuracy(X[best], said[best], tested, right),
-                "all": accuracy(X, said, tested, right),
-            })  # fmt: skip
+            _, rows, said = noisy(labels, 3000 if run.quick else 6000, rng)
+            X = X_all[rows]
+            yield _Pool(name, X, said, trust(X, said), tested, right, seed, rng)
+
+
+def _lima(run: Run, vectors: dict, truth: dict, seeds: range) -> None:
+    """A thousand of a noisy pool by quality and diversity; quality is how far a label is to be trusted."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in vectors}
+    k = 300 if run.quick else 1000
+    for pool in _pools(run, vectors, truth, seeds):
+        every = np.arange(len(pool.X))
+        rows[pool.name].append({
+            "chosen": pool.worth(diverse_best(pool.X, pool.quality, k, pool.seed)),
+            "random": pool.at_random(k, every),
+            "quality alone": pool.worth(np.argsort(-pool.quality, kind="stable")[:k]),
+            "all": pool.worth(every),
+        })  # fmt: skip
     _report(run, "lima_vs_random_points", rows, f"points of accuracy at {k:,} examples, worst of three sets")
 
 
@@ -88,30 +116,22 @@ def _mods(run: Run, vectors: dict, truth: dict, seeds: range) -> None:
     """What each stage adds at the same number of examples, of a noisy pool."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in vectors}
     k = 100 if run.quick else 400
-    for name, (X_all, tested) in vectors.items():
-        labels, right = truth[name]
-        for seed in seeds:
-            rng = np.random.default_rng(seed)
-            _, pool, said = noisy(labels, 3000 if run.quick else 6000, rng)
-            X = X_all[pool]
-            quality = trust(X, said)
+    for pool in _pools(run, vectors, truth, seeds):
 
-            def tuned(rows: np.ndarray, X: np.ndarray = X, said: np.ndarray = said) -> np.ndarray:
-                """What a line that learned from these rows gives each example's label."""
-                line = LogisticRegression(C=10.0, max_iter=300).fit(X[rows], said[rows])
-                out = np.zeros((len(X), said.max() + 1))
-                out[:, line.classes_] = line.predict_proba(X)
-                return np.asarray(out[np.arange(len(X)), said])
+        def tuned(rows: np.ndarray, pool: _Pool = pool) -> np.ndarray:
+            """What a line that learned from these rows gives each example's label."""
+            line = LogisticRegression(C=10.0, max_iter=300).fit(pool.X[rows], pool.said[rows])
+            out = np.zeros((len(pool.X), pool.said.max() + 1))
+            out[:, line.classes_] = line.predict_proba(pool.X)
+            return np.asarray(out[np.arange(len(pool.X)), pool.said])
 
-            good = np.flatnonzero(quality >= 1)
-            covering = good[k_centres(X[good], k)]
-            chosen = needed(X, quality, k, tuned, 1.0)
-            rows[name].append({
-                "chosen": accuracy(X[chosen], said[chosen], tested, right),
-                "random": _at_random(X, said, k, tested, right, rng),
-                "quality": _at_random(X[good], said[good], k, tested, right, rng),
-                "quality, coverage": accuracy(X[covering], said[covering], tested, right),
-            })  # fmt: skip
+        good = np.flatnonzero(pool.quality >= 1)
+        rows[pool.name].append({
+            "chosen": pool.worth(needed(pool.X, pool.quality, k, tuned, 1.0)),
+            "random": pool.at_random(k, np.arange(len(pool.X))),
+            "quality": pool.at_random(k, good),
+            "quality, coverage": pool.worth(good[k_centres(pool.X[good], k)]),
+        })  # fmt: skip
     stages = ("random", "quality", "quality, coverage", "chosen")
     gains = {
         f"gain_of_{name}": [round(100 * float(np.mean([row[b] - row[a] for row in of])), 2) for of in rows.values()]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from zipfile import BadZipFile
 
 from pilotfish.errors import InputError
@@ -16,7 +17,7 @@ from pilotfish.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["read_arrays", "replacing", "write_arrays"]
+__all__ = ["ArrayFile", "read_arrays", "replacing", "write_arrays"]
 
 
 @contextmanager
@@ -99,3 +100,34 @@ def read_arrays(path: str | Path, what: str) -> Iterator[Mapping[str, NDArray[An
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is no saved {what} ({error}): give a file that was written as one.") from error
+
+
+class ArrayFile(ABC):
+    """Something learned that is saved as one npz archive, without pickle: its arrays, under their names."""
+
+    _kept_as: ClassVar[str]
+
+    @abstractmethod
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+
+    def save(self, path: str | Path) -> None:
+        """Save as an npz archive, without pickle."""
+        write_arrays(path, self.to_arrays())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            When the file is something else.
+        """
+        with read_arrays(path, cls._kept_as) as file:
+            return cls.from_arrays(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from pilotfish.curation.scan import Batch, Plan, hashed_counts
 from pilotfish.errors import InputError, ModelError, NotFittedError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile, read_arrays, write_arrays
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Decision, Embedder, FloatArray, Model
 from pilotfish.types import Request
@@ -29,7 +29,7 @@ _PENALTIES = (1.0, 10.0, 100.0)
 _N_FOLDS = 3
 
 
-class NgramClassifier:
+class NgramClassifier(ArrayFile):
     """Probability that a text is of one kind and not another, from its words and pairs of words.
 
     Every hashed n-gram has a weight, learned by logistic regression with the penalty that ranks texts held back best;
@@ -55,6 +55,8 @@ class NgramClassifier:
     >>> bool(model.score(["fine"])[0] > 0.5)
     True
     """
+
+    _kept_as = "classifier"
 
     def __init__(self, n_buckets: int = 1 << 18) -> None:
         self.n_buckets = n_buckets
@@ -101,23 +103,16 @@ class NgramClassifier:
         self.plan(plan)
         return self.of(Batch(items).scan(plan))
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         self._check_fitted()
-        write_arrays(path, {"weights": self.weights_, "intercept": np.array(self.intercept_)})
+        return {"weights": self.weights_, "intercept": np.array(self.intercept_)}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
-        with read_arrays(path, "classifier") as file:
-            made = cls(file["weights"].size)
-            made.weights_, made.intercept_ = file["weights"], float(file["intercept"])
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+        made = cls(arrays["weights"].size)
+        made.weights_, made.intercept_ = arrays["weights"], float(arrays["intercept"])
         return made
 
     def _check_fitted(self) -> None:

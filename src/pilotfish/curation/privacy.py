@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.steps import Verdict
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile
 from pilotfish.protocols import FloatArray, IntArray, Transform
 from pilotfish.traffic.masking import PatternMasker
 
@@ -25,7 +25,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]|\n")
 _N_BUCKETS = 1 << 17
 
 
-class PrivacyTagger:
+class PrivacyTagger(ArrayFile):
     """Find names, addresses and other private spans by the form and company of each word.
 
     A linear model over hashed features of a word and its two neighbours on either side, and of the tag before it.
@@ -46,6 +46,8 @@ class PrivacyTagger:
     >>> PrivacyTagger().fit(texts, spans).find("Ask Ann Ray now")
     [(4, 11, 'PERSON')]
     """
+
+    _kept_as = "tagger"
 
     def __init__(self, least: float = 0.5) -> None:
         self.least = least
@@ -109,26 +111,19 @@ class PrivacyTagger:
             before = kind
         return found
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         kinds = np.frombuffer(json.dumps(self.kinds_).encode(), dtype=np.uint8)
         weights = self.weights_.astype(np.float16)
-        write_arrays(path, {"weights": weights, "intercepts": self.intercepts_, "kinds": kinds})
+        return {"weights": weights, "intercepts": self.intercepts_, "kinds": kinds}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
-        with read_arrays(path, "tagger") as file:
-            made = cls()
-            made.weights_ = file["weights"].astype(np.float32)
-            made.intercepts_ = file["intercepts"]
-            made.kinds_ = json.loads(file["kinds"].tobytes())
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+        made = cls()
+        made.weights_ = arrays["weights"].astype(np.float32)
+        made.intercepts_ = arrays["intercepts"]
+        made.kinds_ = json.loads(arrays["kinds"].tobytes())
         return made
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile
 from pilotfish.protocols import FloatArray, IntArray
 
 __all__ = [
@@ -52,30 +52,23 @@ def _is_fitted(part: object, name: str) -> None:
         raise NotFittedError(f"{type(part).__name__} was used before fit: call fit(scores, labels) first.")
 
 
-class _Saved:
-    """Keeps what was learned, the arrays and numbers of ``_learned``, as an npz archive without pickle."""
+class _Saved(ArrayFile):
+    """Keeps what was learned, the arrays and numbers of ``_learned``."""
 
     _learned: ClassVar[tuple[str, ...]]
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         _is_fitted(self, self._learned[0])
-        write_arrays(path, {name: np.array(getattr(self, name)) for name in self._learned})
+        return {name: np.array(getattr(self, name)) for name in self._learned}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
         made = cls()
-        with read_arrays(path, cls.__name__) as file:
-            for name in cls._learned:
-                value = file[name].astype(np.float64)
-                setattr(made, name, value if value.ndim else float(value))
+        for name in cls._learned:
+            value = arrays[name].astype(np.float64)
+            setattr(made, name, value if value.ndim else float(value))
         return made
 
 
@@ -92,6 +85,7 @@ class IsotonicCalibration(_Saved):
     array([0., 1.])
     """
 
+    _kept_as = "IsotonicCalibration"
     _learned = ("at_", "probability_")
 
     def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
@@ -116,6 +110,7 @@ class PlattCalibration(_Saved):
     Platt 1999, section 2.2.
     """
 
+    _kept_as = "PlattCalibration"
     _learned = ("slope_", "intercept_", "centre_", "scale_")
 
     def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
@@ -150,6 +145,7 @@ class TemperatureCalibration(_Saved):
     Guo et al. 2017 (arXiv:1706.04599), section 4.
     """
 
+    _kept_as = "TemperatureCalibration"
     _learned = ("temperature_",)
 
     def fit(self, scores: FloatArray, labels: FloatArray) -> Self:
@@ -179,7 +175,7 @@ def _log_odds(p: FloatArray) -> FloatArray:
     return np.asarray(np.log(clipped / (1 - clipped)))
 
 
-class GroupCalibration:
+class GroupCalibration(ArrayFile):
     """Calibrate within groups that a small tree finds: where the confidence errs in one way for one kind of item.
 
     The tree splits items by their features so that the residual of an ordinary isotonic calibration differs between the
@@ -203,6 +199,8 @@ class GroupCalibration:
     ----------
     Chen et al. 2024 (arXiv:2402.04957): reconfidencing from the grouping loss perspective.
     """
+
+    _kept_as = "GroupCalibration"
 
     def __init__(self, n_leaves: int = 8, min_leaf: int = 30, shrinkage: float = 20.0) -> None:
         self.n_leaves = n_leaves
@@ -242,8 +240,8 @@ class GroupCalibration:
             out[at] = share * line.predict(np.asarray(scores)[at]) + (1 - share) * out[at]
         return out
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         _is_fitted(self, "tree_")
         lines = [(-1, self.common_, 0), *((leaf, line, n) for leaf, (line, n) in self.lines_.items())]
         arrays = {
@@ -254,32 +252,25 @@ class GroupCalibration:
             "at": np.concatenate([line.at_ for _, line, _ in lines]),
             "probability": np.concatenate([line.probability_ for _, line, _ in lines]),
         }
-        write_arrays(path, arrays | {f"tree_{name}": array for name, array in vars(self.tree_).items()})
+        return arrays | {f"tree_{name}": array for name, array in vars(self.tree_).items()}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
-        with read_arrays(path, cls.__name__) as file:
-            n_leaves, min_leaf, shrinkage = file["settings"]
-            made = cls(int(n_leaves), int(min_leaf), float(shrinkage))
-            made.tree_ = _Tree(*(file[f"tree_{name}"] for name in _Tree.__dataclass_fields__))
-            ends = np.cumsum(file["size"])[:-1]
-            lines = []
-            for at, probability in zip(*(np.split(file[name], ends) for name in ("at", "probability")), strict=True):
-                line = IsotonicCalibration()
-                line.at_, line.probability_ = at, probability
-                lines.append(line)
-            made.common_ = lines[0]
-            made.lines_ = {
-                int(leaf): (line, int(n))
-                for leaf, line, n in list(zip(file["leaf"], lines, file["n"], strict=True))[1:]
-            }
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+        n_leaves, min_leaf, shrinkage = arrays["settings"]
+        made = cls(int(n_leaves), int(min_leaf), float(shrinkage))
+        made.tree_ = _Tree(*(arrays[f"tree_{name}"] for name in _Tree.__dataclass_fields__))
+        ends = np.cumsum(arrays["size"])[:-1]
+        lines = []
+        for at, probability in zip(*(np.split(arrays[name], ends) for name in ("at", "probability")), strict=True):
+            line = IsotonicCalibration()
+            line.at_, line.probability_ = at, probability
+            lines.append(line)
+        made.common_ = lines[0]
+        made.lines_ = {
+            int(leaf): (line, int(n))
+            for leaf, line, n in list(zip(arrays["leaf"], lines, arrays["n"], strict=True))[1:]
+        }
         made.n_groups_ = len(made.lines_)
         return made
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile, read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, Scorer
 from pilotfish.scorers.calibration import Calibrator, IsotonicCalibration, PlattCalibration
 from pilotfish.types import Exchange
@@ -91,9 +91,9 @@ def save_calibrators(path: str | Path, calibrators: Mapping[str, Calibrator]) ->
     arrays: dict[str, Any] = {}
     for name, made in calibrators.items():
         kind = type(made).__name__
-        if kind not in _KINDS:
+        if kind not in _KINDS or not isinstance(made, ArrayFile):
             raise InputError(f"The calibration of {name!r} is a {kind}: save one of {', '.join(_KINDS)}.")
-        arrays |= {f"{kind} {key} {name}": np.array(getattr(made, key)) for key in _KINDS[kind]._learned}
+        arrays |= {f"{kind} {key} {name}": array for key, array in made.to_arrays().items()}
     write_arrays(path, arrays)
 
 
@@ -105,14 +105,14 @@ def load_calibrators(path: str | Path) -> dict[str, Calibrator]:
     InputError
         When the file is something else.
     """
-    made: dict[str, Any] = {}
+    parts: dict[tuple[str, str], dict[str, Any]] = {}
     with read_arrays(path, "calibration") as file:
         for place in file:
             kind, key, name = place.split(" ", 2)
             if key not in _KINDS[kind]._learned:
                 raise KeyError(place)
-            value = file[place].astype(np.float64)
-            setattr(made.setdefault(name, _KINDS[kind]()), key, value if value.ndim else float(value))
+            parts.setdefault((kind, name), {})[key] = file[place]
+        made: dict[str, Calibrator] = {name: _KINDS[kind].from_arrays(arrays) for (kind, name), arrays in parts.items()}
     if not made:
         raise InputError(f"{path} holds no calibration: learn one with 'pilotfish evaluate --learn-confidence'.")
     return made

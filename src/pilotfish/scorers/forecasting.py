@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Embedder, FloatArray, IntArray
 
@@ -82,7 +82,7 @@ def task_similarity(
     return np.asarray((near + (np.array(metrics)[:, None] == np.array(metrics)[None])) / 2)
 
 
-class ProxyLM:
+class ProxyLM(ArrayFile):
     """Predict a model's score on a task from the scores of small proxies, the data, and the model's card.
 
     Gradient-boosted trees predict how far a model lies above a task's level, from the proxies' scores on the task, the
@@ -109,6 +109,8 @@ class ProxyLM:
     ----------
     Anugraha et al. 2024 (ProxyLM, arXiv:2406.09334), section 2; the update is a Gaussian's conditional mean.
     """
+
+    _kept_as = "forecast"
 
     def __init__(self, n_trees: int = 60, seed: int = 0) -> None:
         self.n_trees = n_trees
@@ -207,30 +209,23 @@ class ProxyLM:
             found[at] = np.where(exact, seen, found[at])
         return np.asarray(np.clip(found, 0.0, 1.0))
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         self._check_fitted()
         trees = {} if self.trees_ is None else {f"trees_{k}": v for k, v in vars(self.trees_).items()}
         arrays = {name: getattr(self, f"{name}_") for name in _SAVED}
         sizes = np.array([self.n_trees, self.seed])
-        write_arrays(path, {"sizes": sizes, "tasks": np.array(self.tasks_), **arrays, **trees})
+        return {"sizes": sizes, "tasks": np.array(self.tasks_), **arrays, **trees}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
-        with read_arrays(path, "forecast") as file:
-            made = cls(*map(int, file["sizes"]))
-            made.tasks_ = tuple(map(str, file["tasks"]))
-            for name in _SAVED:
-                setattr(made, f"{name}_", file[name])
-            trees = {k.removeprefix("trees_"): file[k] for k in file if k.startswith("trees_")}
-            made.trees_ = _Trees(**trees) if trees else None
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+        made = cls(*map(int, arrays["sizes"]))
+        made.tasks_ = tuple(map(str, arrays["tasks"]))
+        for name in _SAVED:
+            setattr(made, f"{name}_", arrays[name])
+        trees = {k.removeprefix("trees_"): arrays[k] for k in arrays if k.startswith("trees_")}
+        made.trees_ = _Trees(**trees) if trees else None
         return made
 
     def _chosen(self, at: IntArray) -> tuple[float, float]:

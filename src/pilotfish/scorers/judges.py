@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilotfish.bounds import betting_upper
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile
 from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.scorers.verification import option_probabilities
 from pilotfish.types import Exchange, Reply, Request
@@ -193,7 +193,7 @@ def named_judge(name: str, n_threads: int | None = None) -> Model:
 _SMALL = "smollm2-135m-instruct"
 
 
-class JudgePanel:
+class JudgePanel(ArrayFile):
     """Join the verdicts of several judges, each weighed by a reliability learned from a few gold labels.
 
     Every judge's two orders are joined first, so that a liking for a place cancels. Then a logistic model says how much
@@ -221,6 +221,8 @@ class JudgePanel:
     >>> bool(panel.weights_[0] > panel.weights_[1])
     True
     """
+
+    _kept_as = "panel"
 
     def __init__(self, penalty: float = 2.0) -> None:
         self.penalty = penalty
@@ -268,23 +270,16 @@ class JudgePanel:
             )
         return np.asarray(1 / (1 + np.exp(-np.clip(signed @ self.weights_, -50, 50))))
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         self._check_fitted()
-        write_arrays(path, {"weights": self.weights_, "penalty": np.array(self.penalty)})
+        return {"weights": self.weights_, "penalty": np.array(self.penalty)}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
-        with read_arrays(path, "panel") as file:
-            made = cls(float(file["penalty"]))
-            made.weights_ = file["weights"]
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+        made = cls(float(arrays["penalty"]))
+        made.weights_ = arrays["weights"]
         return made
 
     def _check_fitted(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from scipy.special import expit
 
 from pilotfish.decoding.fusion import normalised
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.files import read_arrays, write_arrays
+from pilotfish.files import ArrayFile
 from pilotfish.protocols import FloatArray, LogProbs
 
 __all__ = ["LearnedCombination", "combination_features"]
@@ -30,7 +29,7 @@ def combination_features(base: LogProbs, other: LogProbs) -> FloatArray:
     return features
 
 
-class LearnedCombination:
+class LearnedCombination(ArrayFile):
     """A fusion: p = w p_other + (1 - w) p_base, where a small network tells w from how sure the two are.
 
     Parameters
@@ -63,6 +62,8 @@ class LearnedCombination:
     ----------
     CombLM: Ormazabal et al., arXiv:2305.16876, section 3.
     """
+
+    _kept_as = "combination"
 
     roles: ClassVar[tuple[str, ...]] = ("base", "other")
 
@@ -128,24 +129,17 @@ class LearnedCombination:
         with np.errstate(divide="ignore"):
             return normalised(np.log((1 - w) * np.exp(base) + w * np.exp(other)))
 
-    def save(self, path: str | Path) -> None:
-        """Save as an npz archive, without pickle."""
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Write what was learned as plain arrays."""
         sizes = np.array([self.n_hidden, self.seed])
         arrays = {"sizes": sizes, "penalty": np.array(self.penalty), "parameters": self.parameters_}
-        write_arrays(path, {**arrays, "mean": self.mean_, "scale": self.scale_})
+        return {**arrays, "mean": self.mean_, "scale": self.scale_}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file is something else.
-        """
-        with read_arrays(path, "combination") as file:
-            made = cls(int(file["sizes"][0]), float(file["penalty"]), int(file["sizes"][1]))
-            made.parameters_, made.mean_, made.scale_ = file["parameters"], file["mean"], file["scale"]
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what :meth:`to_arrays` wrote."""
+        made = cls(int(arrays["sizes"][0]), float(arrays["penalty"]), int(arrays["sizes"][1]))
+        made.parameters_, made.mean_, made.scale_ = arrays["parameters"], arrays["mean"], arrays["scale"]
         return made
 
     def _parts(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
