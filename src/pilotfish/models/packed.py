@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["is_packed", "new_cache", "packed", "takes_trees"]
@@ -13,19 +12,18 @@ __all__ = ["is_packed", "new_cache", "packed", "takes_trees"]
 _ATTENTION = "pilotfish_grouped"
 _FEW = 32
 """Tokens of a pass up to which queries that share keys are put beside each other, and keys are not repeated."""
-_LARGE = 2**18
-"""Weights of a layer from which on packing pays: a packed product takes longer to begin."""
-_PADDED = 8
-"""Rows up to which more rows may be multiplied than there are, where that is faster."""
+_LARGE = 2**14
+"""Weights of a layer from which on packing pays."""
 
 
 def packed(network: Any) -> Any:
     """The same model for reading only: weights in the order in which products of few rows read them.
 
-    Torch multiplies a few rows by ways that reach half of the speed at which it multiplies one; oneDNN's prepacked
-    products hardly slow down, and are the faster for some numbers of rows: fewer are filled up with zeros, in float32.
-    The large linear layers are replaced in a copy that shares everything else. A model that is not on a CPU, or in
-    another type than float32 or a bfloat16 that the CPU multiplies itself, is given back as it is.
+    Torch multiplies a few rows by ways that reach half of the speed at which the memory gives the weights. Those of
+    float32 are multiplied by :class:`pilotfish.models.products.PackedMatrix` where the machine has the instructions,
+    others by oneDNN's prepacked products. The large linear layers are replaced in a copy that shares everything else. A
+    model that is not on a CPU, or in another type than float32 or a bfloat16 that the CPU multiplies itself, is given
+    back as it is.
     """
     import torch
 
@@ -74,11 +72,8 @@ def _twin(module: Any, config: Any, new_config: Any) -> Any:
     if getattr(module, "config", None) is config:
         twin.config = new_config
     if type(module) is torch.nn.Linear and module.weight.numel() >= _LARGE:
-        weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), None)
-        bias = None if module.bias is None else module.bias.detach()
         twin._parameters = {}
-        filled_up = _filled_up() if module.weight.dtype == torch.float32 else ()
-        twin.forward = functools.partial(_linear, weight, bias, filled_up)
+        twin.forward = _product(module.weight.detach(), None if module.bias is None else module.bias.detach())
         return twin
     # A shallow copy of a module shares the table of its parts.
     twin._modules = {
@@ -87,36 +82,17 @@ def _twin(module: Any, config: Any, new_config: Any) -> Any:
     return twin
 
 
-def _linear(weight: Any, bias: Any, filled_up: Sequence[int], rows: Any) -> Any:
+def _product(weight: Any, bias: Any) -> Callable[[Any], Any]:
+    """What a linear layer does, by the fastest way for this matrix on this machine."""
     import torch
 
-    n = rows.shape[-2]
-    if n < len(filled_up) and filled_up[n] > n and rows.numel() == n * rows.shape[-1]:
-        more = torch.nn.functional.pad(rows, (0, 0, 0, filled_up[n] - n))
-        return torch.ops.mkldnn._linear_pointwise(more, weight, bias, "none", [], "")[..., :n, :]
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    from pilotfish.models.products import PackedMatrix, multiplies
 
-
-@functools.cache
-def _filled_up() -> tuple[int, ...]:
-    """How many rows to multiply in the place of each number of rows, by what products of this machine take."""
-    import torch
-
-    weights = [torch.ops.mkldnn._reorder_linear_weight(torch.zeros(1536, 576), None) for _ in range(24)]
-    seconds = []
-    for n in range(1, _PADDED + 1):
-        rows, tries = torch.zeros(n, 576), []
-        for _ in range(4):
-            start = time.perf_counter()
-            for weight in weights:  # more of them than a cache holds
-                torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
-            tries.append(time.perf_counter() - start)
-        seconds.append(min(tries))
-    best = [0]
-    for n in range(1, _PADDED + 1):
-        at = min(range(n, _PADDED + 1), key=lambda m: seconds[m - 1])
-        best.append(at if seconds[at - 1] < 0.97 * seconds[n - 1] else n)
-    return tuple(best)
+    if not multiplies(weight):
+        prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, prepacked, bias, "none", [], "")
+    matrix = PackedMatrix(weight)
+    return matrix.product if bias is None else lambda rows: matrix.product(rows).add_(bias)
 
 
 @functools.cache
@@ -136,7 +112,10 @@ def _register() -> None:
             return made
         mask = getattr(attention_mask, "_grouped", None)  # all layers of a kind are given the same mask
         if mask is None:
-            mask = attention_mask._grouped = attention_mask.repeat(1, 1, n_groups, 1)
+            mask = attention_mask.repeat(1, 1, n_groups, 1)
+            if mask.dtype == torch.bool:
+                mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+            attention_mask._grouped = mask
         seen = torch.nn.functional.scaled_dot_product_attention(
             query.reshape(n_batch, -1, n_groups * n, width), key, value, attn_mask=mask, scale=how.get("scaling")
         )
