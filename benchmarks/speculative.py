@@ -22,8 +22,8 @@ from scipy import stats
 from benchmarks.figures import Run, bootstrap
 from benchmarks.kept import Kept
 from pilotfish.decoding.acceptance import Draft, Lossless, Sampling
+from pilotfish.decoding.copying import Lookup, Retrieval
 from pilotfish.decoding.decoder import Decoder
-from pilotfish.decoding.drafting import Lookup, Retrieval
 from pilotfish.models import catalog
 from pilotfish.models.sessions import ArrayLogits
 from pilotfish.models.transformers import TransformersModel, first_layers

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
     from pilotfish.curation import curate as curate
+    from pilotfish.decoding.copying import Lookup as Lookup
     from pilotfish.decoding.decoder import Decoder as Decoder
     from pilotfish.decoding.decoder import fuse as fuse
     from pilotfish.decoding.decoder import speculate as speculate
-    from pilotfish.decoding.drafting import Lookup as Lookup
     from pilotfish.decoding.fusion import ContextAware as ContextAware
     from pilotfish.decoding.fusion import Contrastive as Contrastive
     from pilotfish.decoding.fusion import ProxyTuning as ProxyTuning
@@ -80,7 +80,7 @@ _PUBLIC = {
     "Contrastive": "pilotfish.decoding.fusion",
     "Decoder": "pilotfish.decoding.decoder",
     "Exchange": "pilotfish.types",
-    "Lookup": "pilotfish.decoding.drafting",
+    "Lookup": "pilotfish.decoding.copying",
     "Message": "pilotfish.types",
     "ProxyTuning": "pilotfish.decoding.fusion",
     "Reply": "pilotfish.types",

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from pilotfish.decoding.copying import Lookup
 from pilotfish.decoding.decoder import speculate
-from pilotfish.decoding.drafting import Lookup
 from pilotfish.errors import PilotfishError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.models.fake import FakeModel

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from pilotfish.decoding.acceptance import Draft, Typical
 from pilotfish.decoding.branches import Branches, merged
+from pilotfish.decoding.copying import Lookup, Retrieval
 from pilotfish.decoding.decoder import Decoder, fuse, speculate
 from pilotfish.decoding.drafting import (
     Context,
     EarlyExit,
-    Lookup,
     OtherVocabulary,
     Proposer,
-    Retrieval,
     SmallModel,
     TokenIntersection,
 )
@@ -119,6 +118,14 @@ def test_lookup_and_retrieval_copy_what_followed() -> None:
     context = Context(target, request, 1, None, None)  # type: ignore[arg-type]
     assert Lookup().begin(context).draft([1, 2, 3, 4, 9, 2, 3], 2).tokens == [4, 9]
     assert Lookup().begin(context).draft([1, 2, 3], 4).tokens == ()
+    again = Lookup().begin(context)
+    # After 3 came 5 last and 4 before: worth 1/3, 1/3 2/4 and so on along the first, 1/3 of 1/3 for the other.
+    text = [3, 4, 9, 3, 5, 8, 3]
+    tree = again.draft(text, 3)
+    assert (list(tree.tokens), list(tree.parents or []), tree.strength) == ([5, 8, 4], [-1, 0, -1], 1)
+    assert list(tree.chain().tokens) == [5, 8]
+    assert list(again.draft([*text, 5], 2).tokens) == [8, 3]
+    assert list(Lookup(n_branches=1).begin(context).draft(text, 3).tokens) == [5, 8, 3]
     found = Retrieval(["abcd", "abce", "abce"]).begin(context).draft([7, 0, 1, 2], 3)
     assert list(found.tokens) == [4, 8]
     assert found.strength == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilotfish.decoding.drafting import Lookup
+from pilotfish.decoding.copying import Lookup
 from pilotfish.decoding.search import BlackBoxSearch, ChunkSearch, LogRatio
 from pilotfish.errors import InputError
 from pilotfish.methods.adaptation import comblm, inference_policy_adapter, proxy_tuning

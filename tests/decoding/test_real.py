@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pilotfish.decoding.branches import Branches
+from pilotfish.decoding.copying import Lookup
 from pilotfish.decoding.decoder import Decoder, fuse, speculate
-from pilotfish.decoding.drafting import EarlyExit, Lookup, OtherVocabulary
+from pilotfish.decoding.drafting import EarlyExit, OtherVocabulary
 from pilotfish.decoding.fusion import ContextAware, ProxyTuning
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.methods.build_decoder import make_decoder, without_context

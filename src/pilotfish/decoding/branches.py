@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -27,7 +27,7 @@ class Branches:
 
     Examples
     --------
-    >>> from pilotfish.decoding.drafting import Lookup, Retrieval
+    >>> from pilotfish.decoding.copying import Lookup, Retrieval
     >>> len(Branches([Lookup(), Retrieval(["Thank you for your message."])]).drafters)
     2
 
@@ -61,8 +61,11 @@ class _BranchesProposer:
         return merged([draft for draft in drafts if draft.tokens], k)
 
 
-def merged(drafts: Sequence[Draft], k: int) -> Draft:
+def merged(drafts: Sequence[Draft], k: int, order: Iterable[tuple[int, int]] | None = None) -> Draft:
     """One tree of at most ``k`` tokens out of chains: tokens that were chosen, not drawn, are shared where they agree.
+
+    The tokens are taken in an order of (branch, place), which is two of the first branch and one of each other in turn
+    unless given.
 
     Examples
     --------
@@ -77,7 +80,7 @@ def merged(drafts: Sequence[Draft], k: int) -> Draft:
     origins: list[tuple[int, int]] = []
     known: dict[tuple[int, int], int] = {}
     ends = [-1] * len(drafts)
-    for i, at in _in_turn([len(draft.tokens) for draft in drafts]):
+    for i, at in order or _in_turn([len(draft.tokens) for draft in drafts]):
         token, chosen = int(drafts[i].tokens[at]), drafts[i].probabilities is None
         same = known.get((ends[i], token)) if chosen else None
         if same is None:

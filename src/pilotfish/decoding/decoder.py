@@ -13,7 +13,8 @@ import numpy as np
 from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_acceptance
 from pilotfish.decoding.constraints import constraint_of
 from pilotfish.decoding.controller import Costs, FixedLength, SpeedController
-from pilotfish.decoding.drafting import Context, Drafter, Lookup, SmallModel
+from pilotfish.decoding.copying import Lookup
+from pilotfish.decoding.drafting import Context, Drafter, SmallModel
 from pilotfish.decoding.fused import Fused, View, begin
 from pilotfish.decoding.fusion import Fusion
 from pilotfish.decoding.loop import Stats, decode

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from pilotfish.decoding.acceptance import Draft, Sampling
-from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.vocabulary import VocabularyMap, same_vocabulary
 from pilotfish.errors import InputError
 from pilotfish.models.sessions import n_common
@@ -22,10 +19,8 @@ __all__ = [
     "Context",
     "Drafter",
     "EarlyExit",
-    "Lookup",
     "OtherVocabulary",
     "Proposer",
-    "Retrieval",
     "SmallModel",
     "TokenIntersection",
 ]
@@ -76,89 +71,6 @@ class Drafter(Protocol):
             When the drafter does not fit the target.
         """
         ...
-
-
-class Lookup:
-    """Copies what followed the same tokens earlier in the prompt or the reply.
-
-    Parameters
-    ----------
-    n_max : int
-        Longest run of tokens that is looked for.
-
-    References
-    ----------
-    Prompt look-up decoding; Xia et al., A survey of speculative decoding, arXiv:2401.07851.
-    """
-
-    def __init__(self, n_max: int = 4) -> None:
-        self.n_max = n_max
-
-    def begin(self, context: Context) -> Proposer:  # noqa: ARG002 - needs nothing of it
-        """Begin a reply."""
-        return _LookupProposer(self.n_max)
-
-
-class _LookupProposer:
-    def __init__(self, n_max: int) -> None:
-        self._n_max = n_max
-        self._ends: dict[tuple[int, ...], int] = {}
-        self._n_seen = 0
-
-    def draft(self, prefix: Sequence[int], k: int) -> Draft:
-        for end in range(self._n_seen + 1, len(prefix)):
-            for n in range(1, min(self._n_max, end) + 1):
-                self._ends[tuple(prefix[end - n : end])] = end
-        self._n_seen = max(self._n_seen, len(prefix) - 1)
-        for n in range(min(self._n_max, len(prefix) - 1), 0, -1):
-            end = self._ends.get(tuple(prefix[-n:]), 0)
-            if end:
-                while n < 15 and n < end and prefix[end - n - 1] == prefix[-n - 1]:
-                    n += 1
-                return Draft(list(prefix[end : end + k]), source="lookup", strength=n)
-        return Draft()
-
-
-class Retrieval:
-    """Copies what followed the same tokens in texts of before: a corpus, or the replies of a traffic log.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        Texts; they are tokenized at the first reply, once for each vocabulary.
-    n_max : int
-        Longest run of tokens that is looked for.
-
-    References
-    ----------
-    REST, He et al., arXiv:2311.08252.
-    """
-
-    def __init__(self, texts: Iterable[str], n_max: int = 8) -> None:
-        self.texts = texts
-        self.n_max = n_max
-        self._made: WeakKeyDictionary[WhiteBoxModel, SuffixIndex] = WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def begin(self, context: Context) -> Proposer:
-        """Begin a reply."""
-        with self._lock:
-            index = self._made.get(context.target)
-            if index is None:
-                tokenizer = context.target.tokenizer
-                ends = sorted(tokenizer.end_tokens)[:1]
-                index = SuffixIndex([tokenizer.encode(text) + ends for text in self.texts], self.n_max)
-                self._made[context.target] = index
-        return _RetrievalProposer(index)
-
-
-class _RetrievalProposer:
-    def __init__(self, index: SuffixIndex) -> None:
-        self._index = index
-
-    def draft(self, prefix: Sequence[int], k: int) -> Draft:
-        n, tokens = self._index.find(prefix, k)
-        return Draft(tokens, source="retrieval", strength=min(n, 15))
 
 
 class SmallModel:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pilotfish.decoding.branches import Branches
+from pilotfish.decoding.copying import Lookup, Retrieval
 from pilotfish.decoding.decoder import Decoder
-from pilotfish.decoding.drafting import Drafter, EarlyExit, Lookup, OtherVocabulary, Retrieval, SmallModel
+from pilotfish.decoding.drafting import Drafter, EarlyExit, OtherVocabulary, SmallModel
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import (
     ContextAware,

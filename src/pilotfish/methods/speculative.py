@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pilotfish.decoding.copying import Lookup, Retrieval
 from pilotfish.decoding.decoder import Decoder
 from pilotfish.decoding.drafting import (
     Drafter,
     EarlyExit,
-    Lookup,
     OtherVocabulary,
-    Retrieval,
     SmallModel,
     TokenIntersection,
 )
