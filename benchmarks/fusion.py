@@ -22,10 +22,10 @@ from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import Contrastive, Product, ProxyTuning
 from pilotfish.decoding.search import ChunkSearch, LogRatio
 from pilotfish.models.transformers import TransformersModel
-from pilotfish.protocols import LogProbs, WhiteBoxModel
+from pilotfish.protocols import LogProbs, Model, WhiteBoxModel
 from pilotfish.training.combination import LearnedCombination, combination_features
 from pilotfish.training.tuning import prefer, train_adapter, tune
-from pilotfish.types import Request
+from pilotfish.types import Reply, Request
 
 SMALL, LARGE = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
 
@@ -198,35 +198,77 @@ def adapter(run: Run, small: TransformersModel) -> None:
 
 
 def search(run: Run, small: TransformersModel, large: TransformersModel) -> None:
-    """Mean log-ratio, and win rate by it, of chunk search and of best-of-n at the same number of drawn tokens."""
+    """Reward by a judge tuned on other preferences, and win rate: chunk search, best-of-n and beam search.
+
+    Each is given four texts of the large model as long as the reply.
+    """
     triples = []
     for row in run.rows("hh_rlhf/harmless_test.jsonl.gz"):
         head, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
         before, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
         if head == before and len(head) < 400:
             triples.append((head + "\n\nAssistant:", chosen, rejected))
-    tuned = prefer(small, triples[:300], n_steps=10 if run.quick else 80, max_tokens=128)
-    judge = prefer(small, triples[300:600], n_steps=10 if run.quick else 80, max_tokens=128, seed=1)
-    asked = [t[0].split("\n\nHuman:")[-1].removesuffix("\n\nAssistant:").strip() for t in triples[600:]]
-    n = 2 if run.quick else 12
-    ways = {
-        "search": ChunkSearch(large, tuned, small, n_beams=2, n_draws=2, chunk=8),
-        "best of 4": ChunkSearch(large, tuned, small, n_beams=1, n_draws=4, chunk=24 if run.quick else 48),
-    }
-    scores: dict[str, Any] = {}
-    for name, way in ways.items():
-        told = LogRatio(judge, small)
-        rows = []
-        for seed, text in enumerate(asked[:n]):
-            request = Request.of(text, max_tokens=24 if run.quick else 48, seed=seed)
-            (reply,) = way.generate([request])
-            rows.append(told.score(request, [reply.text])[0])
-        scores[name] = np.array(rows)
-        print(f"{name}: mean reward of a judge tuned on other pairs {np.mean(rows):.3f}")
-    won = np.mean(scores["search"] > scores["best of 4"]) + np.mean(scores["search"] == scores["best of 4"]) / 2
-    run.figure(
-        "search_win_rate", float(won), unit="share", better="higher", n=n, peer="best of 4, as many tokens drawn"
+    steps = 10 if run.quick else 80
+    tuned, judge = (
+        trained(
+            run,
+            f"preferred-{seed}",
+            lambda seed=seed: prefer(  # type: ignore[misc]
+                small, triples[300 * seed : 300 * (seed + 1)], n_steps=steps, max_tokens=128, seed=seed
+            ),
+        )
+        for seed in (0, 1)
     )
+    asked = [t[0].split("\n\nHuman:")[-1].removesuffix("\n\nAssistant:").strip() for t in triples[600:]]
+    n, n_tokens = (2, 24) if run.quick else (24, 48)
+    ways: dict[str, Model] = {
+        "search": ChunkSearch(large, tuned, small, n_beams=2, n_draws=2, chunk=8),
+        "best of 4": ChunkSearch(large, tuned, small, n_beams=1, n_draws=4, chunk=n_tokens),
+        "beam search": _BeamSearch(large, 4),
+    }
+    told = LogRatio(judge, small)
+    scores: dict[str, list[float]] = {name: [] for name in ways}
+    for seed, text in enumerate(asked[:n]):
+        request = Request.of(text, max_tokens=n_tokens, seed=seed)
+        for name, way in ways.items():
+            (reply,) = way.generate([request])
+            scores[name] += told.score(request, [reply.text])
+    print("  ".join(f"{name}: mean reward {np.mean(values):.3f}" for name, values in scores.items()))
+    ours = np.array(scores.pop("search"))
+    for name, values in scores.items():
+        won = (ours > np.array(values)) + (ours == np.array(values)) / 2
+        low, high = bootstrap(won)
+        gained = bootstrap(ours - np.array(values))
+        figure = "search_win_rate" if name == "best of 4" else f"search_win_rate_{name.replace(' ', '_')}"
+        run.figure(
+            figure, float(won.mean()), unit="share", better="higher", n=n, low=low, high=high, peer=name,
+            peer_source="measured", reward=float(ours.mean()), peer_reward=float(np.mean(values)),
+            reward_gain_low=gained[0], reward_gain_high=gained[1],
+        )  # fmt: skip
+
+
+class _BeamSearch:
+    """The library's own beam search."""
+
+    def __init__(self, model: TransformersModel, n_beams: int) -> None:
+        self.model = model
+        self.n_beams = n_beams
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        import torch
+
+        tokenizer, network = self.model._parts()
+        replies = []
+        for request in requests:
+            ids = torch.tensor([self.model.tokenizer.encode_request(request)])
+            with torch.inference_mode():
+                made = network.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False,
+                    num_beams=self.n_beams, temperature=None, top_p=None, top_k=None,
+                    pad_token_id=tokenizer.eos_token_id,
+                )  # fmt: skip
+            replies.append(Reply(str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))))
+        return replies
 
 
 def truth(run: Run, small: TransformersModel) -> None:
