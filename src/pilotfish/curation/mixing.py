@@ -112,8 +112,8 @@ class ByteModel:
         torch = _torch()
         shares = np.asarray(mixture, dtype=np.float64) / np.sum(mixture)
         weights = list(self.net.parameters())
-        means = [torch.zeros_like(w) for w in weights]
         n_last = round(averaged * n_steps)
+        means = [torch.zeros_like(w) for w in weights] if n_last else []
         for step in range(n_steps):
             self.step(self.drawn(self.rng.multinomial(self.batch, shares).tolist())[0])
             if step >= n_steps - n_last:
