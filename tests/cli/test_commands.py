@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pilotfish.cli import app
 from pilotfish.errors import ConfigError
-from pilotfish.gateway.config import load_config
+from pilotfish.gateway.sources import load_config
 from pilotfish.takeover import service
 from pilotfish.traffic import TrafficLog
 from tests.takeover.students import WordStudent
