@@ -1,15 +1,17 @@
-"""Where the gateway's configuration comes from: ``pilotfish.toml``, the environment and the command line."""
+"""Where the gateway's configuration comes from: ``pilotfish.toml``, the environment, the command line, or a parent."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+import orjson
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from pilotfish.errors import ConfigError
 from pilotfish.gateway.config import (
@@ -22,9 +24,10 @@ from pilotfish.gateway.config import (
     UpstreamConfig,
 )
 
-__all__ = ["load_config"]
+__all__ = ["handed_over", "load_config", "taken_over"]
 
 DEFAULT_FILE = "pilotfish.toml"
+STANDARD_INPUT = Path("-")
 
 
 def load_config(
@@ -39,7 +42,8 @@ def load_config(
     Parameters
     ----------
     path : Path or None
-        The file; unless given that named by PILOTFISH_CONFIG, or ``pilotfish.toml`` where there is one.
+        The file; unless given that named by PILOTFISH_CONFIG, or ``pilotfish.toml`` where there is one. ``-`` takes a
+        whole configuration, as :func:`handed_over` writes it, from standard input; the environment adds nothing to it.
     overrides : mapping of mapping or None
         Fields by section, from the command line.
     environ : mapping or None
@@ -50,6 +54,8 @@ def load_config(
     ConfigError
         With one sentence for each wrong field.
     """
+    if path == STANDARD_INPUT:
+        return taken_over(sys.stdin.buffer.read(), overrides)
     environ = os.environ if environ is None else environ
     path = path or (Path(environ["PILOTFISH_CONFIG"]) if environ.get("PILOTFISH_CONFIG") else None)
     source = str(path or DEFAULT_FILE)
@@ -61,7 +67,53 @@ def load_config(
             upstream.setdefault("api_key", environ["OPENAI_API_KEY"])
         if environ.get("OPENAI_BASE_URL"):
             upstream["base_url"] = environ["OPENAI_BASE_URL"]
-    for section, values in [*_from_environment(environ), *(overrides or {}).items()]:
+    return _made(data, [*_from_environment(environ), *(overrides or {}).items()], source)
+
+
+def handed_over(config: GatewayConfig, *, keys: bool) -> bytes:
+    """Write a configuration for a process of ours that goes by it, to be read by :func:`taken_over`.
+
+    Parameters
+    ----------
+    config : GatewayConfig
+        All of it is written, so that it does not matter where it came from.
+    keys : bool
+        Whether with the keys of endpoints, which only a process that calls them needs.
+
+    Examples
+    --------
+    >>> given = GatewayConfig(upstream=UpstreamConfig(api_key="sk-1"))
+    >>> taken_over(handed_over(given, keys=True)) == given, b"sk-1" in handed_over(given, keys=False)
+    (True, False)
+    """
+
+    def plain(value: object) -> str | None:
+        if isinstance(value, SecretStr):
+            return value.get_secret_value() if keys else None
+        return str(value)
+
+    return orjson.dumps(config.model_dump(), default=plain)
+
+
+def taken_over(text: bytes, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> GatewayConfig:
+    """Read what :func:`handed_over` wrote.
+
+    Raises
+    ------
+    ConfigError
+        When it is no such text, or a field of ``overrides`` is wrong.
+    """
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        raise ConfigError("The configuration on standard input is no JSON object: name a file instead of '-'.")
+    return _made(data, (overrides or {}).items(), "the configuration handed over")
+
+
+def _made(data: dict[str, Any], added: Iterable[tuple[str, Mapping[str, Any]]], source: str) -> GatewayConfig:
+    for section, values in added:
         table = data.setdefault(section, {})
         if isinstance(table, dict):
             table.update(values)
