@@ -151,12 +151,10 @@ def _agent(run: Run, figure: str, cut: Cut, steps: int, seeds: range) -> None:
     ratios: dict[str, list[float]] = {}
     for seed in seeds:
         policy = mixing_agent(seen, seen_held, seed=seed, n_rounds=N_ROUNDS, steps_a_round=steps // N_ROUNDS)
-        learner, used = ByteModel(train, seed=100 + seed), []
-        for t in range(N_ROUNDS):
-            used.append(policy(learner.held_out(seen_held), t / N_ROUNDS))
-            learner.train(used[-1], steps // N_ROUNDS)
+        learner = ByteModel(train, seed=100 + seed)
+        used = learner.train_by(policy, seen_held, N_ROUNDS, steps // N_ROUNDS)
         loss = float(learner.held_out(held, N_WINDOWS).mean())
-        fixed = {**_controls(train), "its mean": np.mean(used, axis=0)}
+        fixed = {**_controls(train), "its mean": used.mean(axis=0)}
         losses = {name: float(_trained(train, m, steps, held, seed).mean()) for name, m in fixed.items()}
         print(
             f"seed {seed} mixing agent {loss:.3f} {losses} mean weights {fixed['its mean'].round(2).tolist()}",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.features import HashedNgrams, TextSpace, product
+from pilotfish.features import HashedNgrams, TextSpace
 
 TEXTS = ["cancel my card", "cancel the card now", "what is the exchange rate", "rate of exchange", "hello", "top up"]
 
@@ -26,13 +26,6 @@ def test_ngrams_see_spelling_and_ignore_case() -> None:
     a, b, c, d = HashedNgrams().embed(["Withdraw CASH", "withdraw cash", "withdrawal of cash", "visa or mastercard"])
     np.testing.assert_array_equal(a, b)
     assert a @ c > 0.3 > abs(a @ d) + 0.1
-
-
-@pytest.mark.parametrize("n_rows", [1, 4, 5])
-def test_product_is_the_matrix_product(n_rows: int) -> None:
-    rng = np.random.default_rng(0)
-    X, Y = rng.random((n_rows, 7), dtype=np.float32), rng.random((7, 3), dtype=np.float32)
-    np.testing.assert_allclose(product(X, Y), X @ Y, rtol=1e-5)
 
 
 def test_space_keeps_inner_products_when_all_axes_are_kept() -> None:

@@ -20,6 +20,7 @@ from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.models.ngram import NGramModel
 from pilotfish.protocols import Embedder
 from pilotfish.statistics import auroc, auroc_interval
+from pilotfish.vectors import unit_rows
 
 __all__ = ["filters"]
 
@@ -172,8 +173,7 @@ def _diversity(run: Run) -> None:
     texts = _pile(run)[0]
     texts += [(row["input"] + row["output"])[:4000] for row in run.rows("c4_sample/c4.jsonl.gz")]
     texts = [text for text in dict.fromkeys(texts) if text.strip()]
-    vectors = StaticEmbedder().embed(texts).astype(float)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = unit_rows(StaticEmbedder().embed(texts).astype(float))
     k = len(texts) // 4
 
     def nearest(rows: np.ndarray) -> float:

@@ -19,8 +19,9 @@ from scipy.linalg import eigh
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.protocols import Embedder, FeatureKind
+from pilotfish.vectors import product, unit_rows
 
-__all__ = ["FEATURE_KINDS", "HashedNgrams", "TextSpace", "dealt_out", "product"]
+__all__ = ["FEATURE_KINDS", "HashedNgrams", "TextSpace", "dealt_out"]
 
 FEATURE_KINDS: tuple[FeatureKind, ...] = ("encoder", "large", "static", "ngrams")
 
@@ -28,7 +29,6 @@ _Vectors = NDArray[np.float32]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 20_000
 _LONGEST_KEPT = 64
-_FEW_ROWS = 4
 _LEAST_SHARE = 32
 _SHARES_A_CORE = 3
 _within = threading.local()
@@ -43,20 +43,6 @@ _WEIGHTS: Mapping[FeatureKind, tuple[float, ...]] = {
     "static": (0.5, 0.5),
     "ngrams": (1.0,),
 }
-
-
-def product(X: _Vectors, Y: _Vectors) -> _Vectors:
-    """Matrix product of X (n, d) and Y (d, k).
-
-    A call alone has one row: waking the threads of a matrix library for it takes longer than the product, many times
-    longer on a busy machine.
-
-    Examples
-    --------
-    >>> product(np.ones((1, 2), dtype=np.float32), np.ones((2, 1), dtype=np.float32))
-    array([[2.]], dtype=float32)
-    """
-    return np.asarray(np.einsum("ij,jk->ik", X, Y) if len(X) <= _FEW_ROWS else X @ Y)
 
 
 class HashedNgrams:
@@ -100,7 +86,7 @@ class HashedNgrams:
         counts = np.bincount(places, np.where(flat & 1, 1.0, -1.0), minlength=len(texts) * self.n_buckets)
         vectors = counts.reshape(len(texts), self.n_buckets).astype(np.float32)
         vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
-        return _unit(vectors)
+        return unit_rows(vectors)
 
 
 def _hashes(text: str) -> list[int]:
@@ -244,7 +230,7 @@ class TextSpace:
     def _joined(self, views: Sequence[_Vectors]) -> _Vectors:
         weights = _WEIGHTS[self.kind]
         parts = zip(views, self.means_, weights, strict=True)
-        return np.hstack([_unit(view - mean) * np.float32(np.sqrt(weight)) for view, mean, weight in parts])
+        return np.hstack([unit_rows(view - mean) * np.float32(np.sqrt(weight)) for view, mean, weight in parts])
 
 
 def _main_axes(spread: _Vectors, n_axes: int) -> _Vectors:
@@ -256,11 +242,6 @@ def _main_axes(spread: _Vectors, n_axes: int) -> _Vectors:
     if n < n_raw:
         axes = (spread.T @ axes) / np.sqrt(np.maximum(variances, 1e-12))
     return np.asarray(axes[:, ::-1])
-
-
-def _unit(vectors: _Vectors) -> _Vectors:
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-    return np.asarray(vectors / np.maximum(norms, np.float32(1e-12)), dtype=np.float32)
 
 
 def dealt_out(work: Callable[[Sequence[str]], tuple[NDArray[Any], ...]], texts: Sequence[str]) -> tuple[Any, ...]:

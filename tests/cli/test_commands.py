@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 
 from pilotfish.cli import app
 from pilotfish.errors import ConfigError
-from pilotfish.gateway.config import load_config
+from pilotfish.gateway.config import GatewayConfig
+from pilotfish.gateway.sources import load_config
+from pilotfish.gateway.takeover import make_takeover
 from pilotfish.takeover import service
 from pilotfish.traffic import TrafficLog
 from tests.takeover.students import WordStudent
@@ -73,15 +76,6 @@ def test_students_read_calls_with_what_is_configured_or_given(folder: Path, monk
     assert "features" in str(refused.exception)
 
 
-def test_what_learns_for_the_gateway_reads_its_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PILOTFISH_CONFIG", "")
-    monkeypatch.setattr("pilotfish.gateway.serve", lambda _: None)
-    (folder / "own.toml").write_text("[takeover]\naudit_share = 0.2\n", encoding="utf-8")
-    run("serve", "--config", "own.toml")
-    monkeypatch.chdir(folder.parent)
-    assert load_config().takeover.audit_share == 0.2
-
-
 def test_replay_with_another_policy(folder: Path) -> None:
     run("import", "calls.csv", "--task", "desk")
     (folder / "new.toml").write_text("[takeover]\nlevel = 0.9\n", encoding="utf-8")
@@ -122,14 +116,31 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_gateway_learns_by_itself_in_a_process_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr("subprocess.Popen", lambda command, **_: started.append(command))
-    from pilotfish.gateway.config import GatewayConfig
-    from pilotfish.gateway.takeover import make_takeover
+class Started:
+    """A process that was started: its command, and what it was given on standard input."""
 
-    config = GatewayConfig.model_validate({"takeover": {"auto": True}, "log": {"path": folder / "a.db"}})
-    with TrafficLog(config.log.path, "fast") as log:
+    def __init__(self, command: list[str], **_: object) -> None:
+        self.command, self.given, self.stdin = command, b"", BytesIO()
+        self.stdin.close = self._keep  # type: ignore[method-assign]
+
+    def _keep(self) -> None:
+        self.given = self.stdin.getvalue()
+
+
+def test_a_gateway_learns_in_a_process_that_goes_by_its_configuration(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Started] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(Started(*a, **k)) or started[-1])
+    config = GatewayConfig.model_validate(
+        {
+            "takeover": {"auto": True, "level": 0.9},
+            "log": {"path": "elsewhere.db"},
+            "student": {"features": "static"},
+            "upstream": {"api_key": "sk-secret"},
+        }
+    )
+    with TrafficLog(folder / "a.db", "fast") as log:
         takeover = make_takeover(config, log, learns=True)
         assert isinstance(takeover, service.Takeover)
         for call in stream(260):
@@ -138,4 +149,20 @@ def test_a_gateway_learns_by_itself_in_a_process_of_its_own(folder: Path, monkey
         for call in log.calls():
             takeover.observe(call)
         takeover.flush()
-    assert started[0][1:5] == ["-m", "pilotfish", "learn", "desk"]
+    assert started[0].command[1:] == ["-m", "pilotfish", "learn", "desk", "--auto", "--config", "-"]
+    assert b"secret" not in started[0].given
+    # Neither a file nor the environment of the process changes what it was told.
+    monkeypatch.setenv("PILOTFISH_STUDENT_FEATURES", "large")
+    (folder / "pilotfish.toml").write_text("[takeover]\nlevel = 0.5\n", encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(started[0].given)))
+    assert load_config(Path("-")) == config.model_copy(
+        update={
+            "log": config.log.model_copy(update={"path": folder / "a.db"}),
+            "upstream": config.upstream.model_copy(update={"api_key": None}),
+        }
+    )
+    learned = CliRunner().invoke(app, started[0].command[3:], input=started[0].given)
+    assert "Learned from" in learned.output
+    for text in (b"[server]", b"[]"):
+        refused = CliRunner().invoke(app, ["status", "--config", "-"], input=text)
+        assert "is no JSON object: name a file" in str(refused.exception)

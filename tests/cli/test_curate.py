@@ -52,6 +52,11 @@ def test_a_recipe_with_its_report(folder: Path) -> None:
     assert sum("dropped" in row for row in rows) == 8
     assert sum("rejected" in row for row in rows) == 1
     assert "Kept 4 of 12" in run(*words, "--dropped")
+    wanted = (folder / "like.jsonl").read_text()
+    write_lines(folder / "like.jsonl", [prose(50), prose(52)])
+    assert "files of steps that have changed since" in run(*words, "--dropped")
+    (folder / "like.jsonl").write_text(wanted)
+    assert "Kept 4 of 12" in run(*words, "--dropped")
     (folder / "web.toml").write_text(RECIPE.replace("n = 4", "n = 3"))
     assert "another recipe" in run(*words, "--dropped")
     (folder / "web.toml").write_text(RECIPE.replace("n = 4", "count = 4"))

@@ -73,6 +73,53 @@ def test_a_certified_setting_is_fitted(path, tmp_path):
         run("fit", *words, "--level", "0.0001")
 
 
+def _kept(row, **change):
+    return {name: value for name, value in {**row, **change}.items() if value is not None}
+
+
+# What is wrong with a table, as a change to each row (by number), and what is said of it.
+REFUSED = {
+    "equal": (lambda row, i: _kept(row, score=1.0), "Every score in the table is 1: there is nothing to choose by"),
+    "wrong": (lambda row, i: _kept(row, score=0.0), "Every score in the table is 0: there is nothing to choose by"),
+    "one": (lambda row, i: row if row["model"] == "small" else None, "one model only, 'small'"),
+    "one scored": (
+        lambda row, i: _kept(row, score=row["score"] if row["model"] == "small" else None),
+        "No query has a score and a cost for every model",
+    ),
+    "few": (lambda row, i: row if i < 6 else None, "has 3 scored queries: give at least 4"),
+    "no cost": (lambda row, i: _kept(row, cost=float("nan") if i == 3 else 0.1), "1 scored answers have no cost"),
+    "infinite": (lambda row, i: _kept(row, cost=float("inf") if i == 3 else 0.1), "costs of query 1 .* is infinite"),
+    "negative": (lambda row, i: _kept(row, cost=-1 if i == 3 else 0.1), "costs of query 1 .* is -1"),
+    "twice": (lambda row, i: _kept(row, query="same" if i in (0, 2, 4) else row["query"]), "2 answers occur more than"),
+    "dear": (lambda row, i: _kept(row, cost=1.0), "budget is 0.006 but the cheapest model costs 1 per query"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tables_that_cannot_be_routed_are_refused_alike(name, tmp_path):
+    change, said = REFUSED[name]
+    rows = [change(row, i) for i, row in enumerate(make_table(40).rows())]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None))
+    for words in (("fit", "--out", str(tmp_path / "r.npz")), ("compare", "-p", "forc")):
+        with pytest.raises(InputError, match=said):
+            run(*words, "-t", str(path), "-b", "6usd/1k")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
+    rows = [
+        _kept(row, score=None if i < 10 and row["model"] == "large" else float(i // 2 % 2))
+        for i, row in enumerate(make_table(120).rows())
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = run("fit", "-t", str(path), "-b", "6usd/1k", "--out", str(tmp_path / "r.npz"))
+    assert "Left out 5 queries that some model has no score for." in made.output
+    told = run("explain", "add 4 and 8 now", "--router", str(tmp_path / "r.npz"))
+    assert "router: small predicted" in told.output.replace("\n", " ")
+
+
 def test_compare_prints_and_writes_the_report(path, tmp_path):
     page, data = tmp_path / "r.html", tmp_path / "r.json"
     done = run(

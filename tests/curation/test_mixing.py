@@ -44,6 +44,26 @@ def test_mixtures_of_real_small_models():
         assert torch.allclose(got, (third + fourth) / 2, atol=1e-6)
 
 
+def test_a_policy_is_asked_before_each_round_and_trained_by():
+    pytest.importorskip("torch")
+    domains = {"easy": "ab" * 2000, "prose": " ".join(prose(i) for i in range(6))}
+    size = {"width": 16, "window": 16, "batch": 9, "seed": 3}
+    seen = []
+
+    def policy(losses, done):
+        seen.append((losses, done))
+        return np.array([1.0, 0.0]) if done < 0.5 else np.array([0.25, 0.75])
+
+    model, texts = ByteModel(domains, **size), list(domains.values())
+    passed = model.train_by(policy, texts, 2, 3)
+    assert passed.tolist() == [[1, 0], [0.25, 0.75]]
+    assert [done for _, done in seen] == [0, 0.5]
+    again = ByteModel(domains, **size)
+    assert seen[0][0] == pytest.approx(again.held_out(texts))
+    assert seen[1][0] == pytest.approx(again.train(passed[0], 3).held_out(texts))
+    assert model.held_out(texts) == pytest.approx(again.train(passed[1], 3).held_out(texts))
+
+
 def test_amounts_for_a_larger_scale_follow_their_laws():
     # The second domain is learned fast and to a floor: a larger scale has less use for it.
     true = [

@@ -265,8 +265,14 @@ def test_error_vectors_of_a_language_model(tmp_path):
     step = perplexity_filter(model, FISH, "el2n")
     assert (step.name, step.rule.low, step.rule.high) == ("el2n", *thirds(scorer.score(FISH)))
     write_lines(tmp_path / "fish.jsonl", FISH)
-    recipe = Recipe.from_toml('[[step]]\nuse = "el2n"\nmodel = "lm.npz"\ntrain = "fish.jsonl"\nhigh = 1.0\n', tmp_path)
+    recipe_text = '[[step]]\nuse = "el2n"\nmodel = "lm.npz"\ntrain = "fish.jsonl"\nhigh = 1.0\n'
+    recipe = Recipe.from_toml(recipe_text, tmp_path)
     assert [d.text for d in curate([*FISH, *MONEY], recipe.steps)] == FISH
+    # What the saved model was learned from is not read again; the model is.
+    (tmp_path / "fish.jsonl").unlink()
+    assert Recipe.from_toml(recipe_text, tmp_path).fingerprint == recipe.fingerprint
+    NGramModel(2).fit(MONEY).save(tmp_path / "lm.npz")
+    assert Recipe.from_toml(recipe_text, tmp_path).fingerprint != recipe.fingerprint
     with pytest.raises(InputError, match="whole distribution"):
         ErrorLength([object()])
 

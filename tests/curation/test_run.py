@@ -319,6 +319,22 @@ def test_recipes_name_what_is_wrong():
             Recipe.from_toml(text)
 
 
+def test_a_recipe_is_told_by_the_files_that_its_steps_read(tmp_path):
+    text = '[[step]]\nuse = "rules"\nblocked_words = "words"\n[[step]]\nuse = "minhash_dedup"\nindex = "seen"\n'
+    text += '[[step]]\nuse = "importance_resampling"\nlike = "like"\nn = 1\n'
+    (tmp_path / "words").write_text("one two")
+    (tmp_path / "like").mkdir()
+    write_lines(tmp_path / "like/a.jsonl", [prose(1)])
+    first = Recipe.from_toml(text, tmp_path).fingerprint
+    # The index grows by the run itself.
+    (tmp_path / "seen").write_text("grown")
+    assert Recipe.from_toml(text, tmp_path).fingerprint == first
+    (tmp_path / "words").write_text("one six")
+    second = Recipe.from_toml(text, tmp_path).fingerprint
+    write_lines(tmp_path / "like/b.jsonl", [prose(2)])
+    assert len({first, second, Recipe.from_toml(text, tmp_path).fingerprint}) == 3
+
+
 def test_own_rules_and_limits():
     rules = Rules(OwnRule("odd", lambda d: len(d.text) % 2, high=0)) + Rules.gopher_quality().without(
         "gopher_short_doc"

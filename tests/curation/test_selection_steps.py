@@ -185,7 +185,7 @@ def test_recipes_of_selections(files, tmp_path):
         tmp_path,
     )
     assert [step.name for step in recipe.steps] == ["d4", "importance_resampling"]
-    made = curate_files(files, tmp_path / "out", recipe.steps, recipe=recipe.source)
+    made = curate_files(files, tmp_path / "out", recipe.steps, recipe=recipe.fingerprint)
     assert made.n_out == 5
     assert set(made.dropped) == {"semantic_dedup", "d4", "importance_resampling"}
     for text, said in (

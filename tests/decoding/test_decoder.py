@@ -269,3 +269,20 @@ def test_an_ngram_model_is_a_drafter() -> None:
     )
     assert reply.text == Decoder(target).generate([Request.of("the card", temperature=0, max_tokens=20)])[0].text
     assert stats.tokens_per_pass > 2
+
+
+@pytest.mark.parametrize("width", [7, 12])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_drafter_whose_last_layer_is_padded_otherwise_drafts_in_the_targets_width(width, temperature):
+    target = random_model(0)
+
+    def padded(tokens):
+        row = target.function(tokens)
+        return row[:width] if width < 9 else np.append(row, np.full(width - 9, -40.0, dtype=np.float32))
+
+    request = Request.of("a", temperature=temperature, max_tokens=12, seed=3)
+    reply, stats = Decoder(target, [SmallModel(Scripted(padded), least=0.0)], k=3).answer(request)
+    assert len(reply.text) == 12
+    assert stats.n_accepted > 0
+    if temperature == 0:
+        assert reply.text == Decoder(target).generate([request])[0].text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pilotfish.errors import ConfigError
-from pilotfish.gateway.config import GatewayConfig, load_config
+from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.local import make_models
+from pilotfish.gateway.sources import load_config
 from pilotfish.methods.build_decoder import make_decoder, make_search
 from pilotfish.types import Request
 from tests.decoding.small import tiny_model

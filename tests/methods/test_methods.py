@@ -169,13 +169,14 @@ def test_routes_are_made_of_configuration(three, tmp_path):
     for change, said in (
         ({"policy": "nothing"}, "no method"),
         ({"budget": "none"}, "budget is 'none'"),
-        ({"budget": "0.00001"}, "raise the budget"),
+        ({"budget": "0.00001"}, "the cheapest model costs 0.001 per query"),
+        ({"policy": "orchestra_llm", "models": ["small"]}, "one model only"),
         ({"colour": "red"}, "'colour' is unknown"),
         ({"options": {"colour": 1}}, "no option 'colour'"),
         ({"policy": "routing_benchmark"}, "needs table, policies, budget"),
         ({"policy": "cascade_aware_training"}, "different ones: a head answers by label"),
         ({"level": 1e-4}, "no setting of calibrated_cascade is certified"),
-        ({"level": 0.5, "budget": 1e-5}, "cheapest certified setting may spend"),
+        ({"level": 0.5, "budget": 0.0011}, "cheapest certified setting may spend"),
     ):
         with pytest.raises(InputError, match=said):
             make_route({**settings, **change}, models)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import sys
+import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from pilotfish.errors import ContextLengthError, MissingExtraError, ModelError
-from pilotfish.models.transformers import TransformersModel
+from pilotfish.models import transformers as ours
+from pilotfish.models.transformers import TransformersModel, pretrained
 from pilotfish.types import Request
 from tests.models.fixtures import pulled
+from tests.models.servers import serving
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,31 @@ def test_what_does_not_fit_is_told(model: TransformersModel, tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pilotfish\[torch\]"):
         TransformersModel(tmp_path).generate([Request.of("x")])
+
+
+def _unknown(http: BaseHTTPRequestHandler) -> None:
+    http.send_response(404)
+    http.send_header("X-Error-Code", "RepoNotFound")
+    http.send_header("Content-Length", "0")
+    http.end_headers()
+
+
+def test_a_name_the_hub_does_not_know_or_a_hub_that_is_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(ours, "_HUB_TIMEOUT", 0.5)
+
+    def said(address: str, name: str) -> str:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        start = time.perf_counter()
+        with pytest.raises(ModelError) as caught:
+            pretrained("AutoModelForCausalLM", name, "This")
+        assert time.perf_counter() - start < 10
+        return str(caught.value)
+
+    with serving(_unknown) as hub:
+        assert said(hub, "nobody/nothing").startswith("The hub shows no model nobody/nothing: mend the name")
+    with serving(lambda http: time.sleep(2)) as slow:
+        assert "couldn't connect" in said(slow, "nobody/nothing")
+    assert "couldn't connect" in said("http://127.0.0.1:9", "nobody/nothing")
+    assert "could not load a/b/c (Repo id must be" in said("http://127.0.0.1:9", "a/b/c")

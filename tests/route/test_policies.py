@@ -143,6 +143,7 @@ def test_compare_reports_and_draws(table):
     [
         (lambda t: {"table": t.of_models(["small"])}, "one model only"),
         (lambda t: {"budget": 0.0001}, "cheapest model costs 0.001"),
+        (lambda t: {"table": t.subset(range(3))}, "has 3 scored queries"),
         (lambda t: {"calibrate": t}, "both tables or neither"),
         (lambda t: {"calibrate": t.subset(range(30)), "test": t.subset(range(50))}, "queries are in both"),
         (lambda t: {"policies": [AlwaysPolicy("large"), AlwaysPolicy("large")]}, "repeats a name"),
@@ -157,12 +158,22 @@ def test_compare_refuses(change, said, table):
 def test_all_wrong_and_all_equal():
     queries = [f"q {i} {'x' * (i % 7)}" for i in range(120)]
     wrong = ReplyTable.of(queries, {"a": np.zeros(120), "b": np.zeros(120)}, {"a": 0.1, "b": 1.0})
-    with pytest.raises(InputError, match="Every score in the table is the same"):
+    with pytest.raises(InputError, match="Every score in the table is 0"):
         compare(wrong, [], budget=1.0)
     fit = ReplyTable.of([f"f{q}" for q in queries], {"a": np.arange(120) % 2, "b": np.ones(120)}, {"a": 0.1, "b": 1.0})
     calibrate = wrong.subset(range(60))
     report = compare(fit, [], budget=1.0, calibrate=calibrate, test=wrong.subset(range(60, 120)))
     assert any("Every answer in the test table is wrong" in said for said in report.warnings)
+
+
+def test_models_of_one_price_are_compared_and_unscored_queries_counted():
+    scores = np.arange(120) % 3 > 0
+    part = np.where(np.arange(120) < 10, np.nan, 1 - scores)
+    table = ReplyTable.of([f"q {i}" for i in range(120)], {"a": scores, "b": part}, {"a": 0.1, "b": 0.1})
+    report = compare(table, [], budget=1.0)
+    assert np.isnan([row.aiq for row in report.rows]).all()
+    assert report.to_html().startswith("<!doctype html>")
+    assert report.warnings[0] == "Left out 10 queries that some model has no score for."
 
 
 def test_scores_that_leak_are_warned_of():
@@ -219,6 +230,8 @@ def test_policies_become_models(table, says):
     cascade = serve(CascadePolicy("c", ORDER, (AnswerQuality(),)).fit(fit), (float("-inf"),), models)
     assert [r.model for r in cascade.generate(asked)] == ["small", "small"]
     assert serve(AlwaysPolicy("large"), "large", models) is models["large"]
+    with pytest.raises(InputError, match="cheapest model costs"):
+        deploy(RoutePolicy("kernel", KernelQuality()), models, fit, calibrate, budget=0.0001)
     with pytest.raises(InputError, match="cannot be served"):
         serve(OraclePolicy(), 0.0, models)
     with pytest.raises(InputError, match="no 'large'"):

@@ -136,6 +136,15 @@ def test_features_and_kernel_survive_arrays():
     np.testing.assert_allclose(again.predict(prompts), scorer.predict(prompts), atol=5e-3)
 
 
+@pytest.mark.parametrize("prompts", [["?" * i for i in range(1, 61)], [f"q {i}" for i in range(60)]])
+def test_prompts_without_words_to_tell_them_by_are_described_by_their_form(prompts):
+    features = PromptFeatures().fit(prompts)
+    described = features.transform(prompts)
+    assert described.shape == (60, len(form_of("a")))
+    again = PromptFeatures.from_arrays(features.to_arrays()).transform(prompts)
+    np.testing.assert_array_equal(again, described)
+
+
 def test_neighbours_are_a_plain_mean():
     prompts = ["red apple pie", "red apple tart", "blue ocean wave", "blue ocean tide"]
     scorer = NeighbourQuality(k=2).fit(prompts, np.array([[1.0], [0.0], [1.0], [1.0]]), ["m"])

@@ -47,7 +47,7 @@ def curate(
             read.steps,
             workers=workers,
             settings=settings,
-            recipe=read.source,
+            recipe=read.fingerprint,
             progress=show,
             on=on,
         )

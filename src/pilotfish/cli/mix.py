@@ -9,6 +9,7 @@ import typer
 
 __all__ = ["mix"]
 
+_N_ROUNDS = 6
 _METHODS = ("doremi", "autoscale", "mixing_agent", "presence", "uniform", "natural")
 
 
@@ -52,12 +53,9 @@ def mix(
     elif method == "presence":
         mixtures[method] = pretraining_data.presence(train, steps, seed)
     elif method == "mixing_agent":
-        policy = pretraining_data.mixing_agent(seen, looked_at, steps_a_round=max(1, steps // 6), seed=seed)
-        learner, passed = ByteModel(train, seed=seed), []
-        for t in range(6):
-            passed.append(policy(learner.held_out(looked_at), t / 6))
-            learner.train(passed[-1], max(1, steps // 6))
-        mixtures[method] = np.mean(passed, axis=0)
+        each = max(1, steps // _N_ROUNDS)
+        policy = pretraining_data.mixing_agent(seen, looked_at, n_rounds=_N_ROUNDS, steps_a_round=each, seed=seed)
+        mixtures[method] = ByteModel(train, seed=seed).train_by(policy, looked_at, _N_ROUNDS, each).mean(axis=0)
     report = {}
     for name, mixture in mixtures.items():
         losses = ByteModel(train, seed=seed + 7).train(mixture, steps).held_out(held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,9 +44,6 @@ def serve(
         for section, fields in given.items()
     }
     settings = load_config(config, chosen)
-    if config is not None:
-        # The processes that learn on the gateway's behalf are to read the same file.
-        os.environ["PILOTFISH_CONFIG"] = str(config.resolve())
     server = settings.server
     console.print(f"Listening on http://{server.host}:{server.port}/v1, forwarding to {settings.upstream.base_url}.")
     console.print(f"Calls are logged to {settings.log.path}. End with Ctrl-C.")

@@ -22,7 +22,7 @@ TaskName = Annotated[str, typer.Argument(metavar="TASK", help="name of the task,
 
 
 def _config(config: Path | None, log: Path | None, features: str | None = None) -> GatewayConfig:
-    from pilotfish.gateway.config import load_config
+    from pilotfish.gateway.sources import load_config
 
     given: dict[str, dict[str, object]] = {"log": {"path": log}, "student": {"features": features}}
     return load_config(config, {name: part for name, part in given.items() if None not in part.values()})
@@ -185,7 +185,7 @@ def replay(
     from rich.table import Table
 
     from pilotfish.cli.output import console
-    from pilotfish.gateway.config import load_config
+    from pilotfish.gateway.sources import load_config
     from pilotfish.gateway.takeover import target_of
     from pilotfish.page import dollars
     from pilotfish.takeover.replay import replay as run

@@ -35,7 +35,7 @@ def import_(
 ) -> None:
     """Import recorded calls: OpenAI requests and responses, LiteLLM or Langfuse exports, CSV of input and output."""
     from pilotfish.cli.output import console
-    from pilotfish.gateway.config import load_config
+    from pilotfish.gateway.sources import load_config
     from pilotfish.gateway.takeover import make_takeover
     from pilotfish.traffic import PatternMasker, TrafficLog
     from pilotfish.traffic.imports import import_file
@@ -71,7 +71,7 @@ def import_(
 def export_(file: Target, config: Config = None, log: Log = None, task: Only = None) -> None:
     """Export logged calls to JSON lines or Parquet."""
     from pilotfish.cli.output import console
-    from pilotfish.gateway.config import load_config
+    from pilotfish.gateway.sources import load_config
     from pilotfish.traffic import TrafficLog
     from pilotfish.traffic.exports import export_file
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pilotfish.errors import InputError
 from pilotfish.models.transformers import answer_loss, low_rank, pretrained
 from pilotfish.protocols import FloatArray, IntArray
+from pilotfish.vectors import unit_rows
 
 __all__ = [
     "adam_directions",
@@ -145,7 +146,7 @@ def gradient_match(
     names = ["all"] * len(target) if groups is None else list(groups)
     members = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
     means = np.stack([target[rows].mean(axis=0) for rows in members.values()])
-    return np.asarray(_unit(train) @ _unit(means).T, dtype=np.float64)
+    return np.asarray(unit_rows(train) @ unit_rows(means).T, dtype=np.float64)
 
 
 def best_in_turn(values: FloatArray, k: int) -> IntArray:
@@ -163,10 +164,6 @@ def best_in_turn(values: FloatArray, k: int) -> IntArray:
         chosen.append(best)
         left[best] = -np.inf
     return np.array(chosen, dtype=np.int64)
-
-
-def _unit(rows: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def lora_gradients(

@@ -112,8 +112,8 @@ class ByteModel:
         torch = _torch()
         shares = np.asarray(mixture, dtype=np.float64) / np.sum(mixture)
         weights = list(self.net.parameters())
-        means = [torch.zeros_like(w) for w in weights]
         n_last = round(averaged * n_steps)
+        means = [torch.zeros_like(w) for w in weights] if n_last else []
         for step in range(n_steps):
             self.step(self.drawn(self.rng.multinomial(self.batch, shares).tolist())[0])
             if step >= n_steps - n_last:
@@ -123,6 +123,31 @@ class ByteModel:
             with torch.no_grad():
                 torch._foreach_copy_(weights, means)
         return self
+
+    def train_by(
+        self,
+        policy: Callable[[FloatArray, float], FloatArray],
+        held_out: Sequence[str],
+        n_rounds: int,
+        steps_a_round: int,
+    ) -> FloatArray:
+        """Train in rounds, each on the mixture that a policy gives; the mixtures are returned, (n_rounds, n_domains).
+
+        Parameters
+        ----------
+        policy : callable
+            Gives a mixture (n_domains,) from the losses on held-out text and the part of training done, as that of
+            :func:`mixing_agent` does.
+        held_out : sequence of str
+            What the policy is shown the losses on, a text for each domain.
+        n_rounds, steps_a_round : int
+            How often it is asked, and for how long each mixture is trained on.
+        """
+        passed = []
+        for t in range(n_rounds):
+            passed.append(policy(self.held_out(held_out), t / n_rounds))
+            self.train(passed[-1], steps_a_round)
+        return np.array(passed)
 
     def held_out(self, texts: Sequence[str], n_windows: int = 64) -> FloatArray:
         """Loss on held-out text of each domain, (n_domains,), in nats a byte; the same windows each time."""

@@ -26,6 +26,7 @@ from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Filter, OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
 from pilotfish.models.arpa import ArpaModel, KenLMModel, is_kenlm
+from pilotfish.models.download import sha256_of
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.openai import OpenAIModel
 from pilotfish.models.transformers import TransformersModel
@@ -52,8 +53,8 @@ class Recipe:
         In their order.
     settings : Settings
         Of files.
-    source : str
-        The text it was read from.
+    fingerprint : str
+        The text it was read from, and the hash of each file that its steps read: what tells its runs from others.
 
     Examples
     --------
@@ -71,7 +72,7 @@ class Recipe:
 
     steps: tuple[AnyStep, ...]
     settings: Settings
-    source: str = ""
+    fingerprint: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -102,11 +103,23 @@ class Recipe:
             raise ConfigError(f"The recipe has key {unknown[0]!r}: use {', '.join(sorted(known))} and [[step]].")
         if not isinstance(steps, list) or not steps:
             raise ConfigError("The recipe has no step: write at least one [[step]] with 'use'.")
-        made = tuple(_step(i + 1, dict(options), folder) for i, options in enumerate(steps))
-        return cls(made, Settings(**data), text)
+        made: list[AnyStep] = []
+        hashes: list[str] = []
+        for number, options in enumerate(steps, 1):
+            step, files = _step(number, dict(options), folder)
+            made.append(step)
+            hashes += [f"{number} {key} {_content(path)}" for key, path in sorted(files.items()) if path.exists()]
+        return cls(tuple(made), Settings(**data), "\n".join([text, *hashes]))
 
 
-def _step(number: int, options: dict[str, Any], folder: Path) -> AnyStep:
+def _content(path: Path) -> str:
+    """The hash of a file, or of all files of a folder with their names."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return " ".join(f"{file.relative_to(path)} {sha256_of(file)}" for file in files)
+
+
+def _step(number: int, options: dict[str, Any], folder: Path) -> tuple[AnyStep, dict[str, Path]]:
+    """The step, and the files whose content decides what it does, by key."""
     name = options.pop("use", None)
     if name not in _STEPS:
         raise ConfigError(f"Step {number} uses {name!r}: use one of {', '.join(sorted(_STEPS))}.")
@@ -118,16 +131,19 @@ def _step(number: int, options: dict[str, Any], folder: Path) -> AnyStep:
     missing = [key for key, p in takes.items() if p.default is p.empty and key not in options]
     if missing:
         raise ConfigError(f"Step {number} ({name}) has no key {missing[0]!r}: give it.")
-    for key in _PATHS & set(options):
-        options[key] = str(folder / options[key])
+    files = {key: folder / options[key] for key in _PATHS & set(options) if options[key]}
     # A model may also be a name of the catalog.
     model = str(options.get("model", ""))
     if model.endswith((".npz", ".arpa", ".arpa.gz")) or (model and (folder / model).exists()):
-        options["model"] = str(folder / model)
+        files["model"] = folder / model
+    options.update({key: str(path) for key, path in files.items()})
     try:
-        return make(**options)
+        made = make(**options)
     except (TypeError, AttributeError, InputError) as error:
         raise ConfigError(f"Step {number} ({name}) cannot be made ({error}): mend its keys.") from error
+    # An index grows by the run itself, and what a saved model was learned from is not read again.
+    left_out = {"index", *_LEARNED_FROM.get(name, ())}
+    return made, {key: path for key, path in files.items() if key not in left_out}
 
 
 def _rules(
@@ -286,6 +302,7 @@ def _picking(method: str) -> Callable[..., Picked]:
     return by_model if method in OF_A_MODEL else by_text
 
 
+_LEARNED_FROM = {"perplexity": ["train"], "el2n": ["train"], "privacy": ["labelled"], "educational_quality": ["sample"]}
 _PATHS = {"index", "blocked_words", "curated", "raw", "labelled", "tagger", "sample", "train", "like"}
 _STEPS: dict[str, Callable[..., AnyStep]] = {
     **{method: _picking(method) for method in PICKS},

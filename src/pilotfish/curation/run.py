@@ -204,7 +204,7 @@ def curate_files(
     settings : Settings, optional
         How files are read and written.
     recipe : str
-        Text of the recipe, which tells one run from another in the same folder.
+        Text that tells one run from another in the same folder, such as the ``fingerprint`` of a recipe.
     progress : callable, optional
         Called with the stage's name, shards done and shards in all.
     on : str
@@ -213,7 +213,8 @@ def curate_files(
     Raises
     ------
     InputError
-        When the folder belongs to another run, or an input cannot be read.
+        When the folder belongs to another run (another recipe, other inputs, or other content of a file that a step
+        reads), or an input cannot be read.
     """
     settings = settings or Settings()
     if workers < 1 or settings.on_bad not in ("skip", "refuse"):
@@ -304,7 +305,10 @@ def _owned(out: Path, state: Path, fingerprint: str) -> Iterator[None]:
                 raise InputError(f"Another run is writing to {out}: wait for it, or give another folder.") from None
         known = state / "run.txt"
         if known.exists() and known.read_text() != fingerprint:
-            raise InputError(f"{out} belongs to a run with another recipe or other inputs: give another folder.")
+            raise InputError(
+                f"{out} belongs to a run with another recipe, other inputs, or files of steps that have changed since: "
+                "give another folder."
+            )
         with opened_to_write(known) as file:
             file.write(fingerprint.encode())
         yield

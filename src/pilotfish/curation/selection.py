@@ -11,16 +11,13 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.models.transformers import pretrained
 from pilotfish.protocols import FloatArray, IntArray
+from pilotfish.vectors import unit_rows
 
 __all__ = ["diverse_best", "herded", "in_context_worth", "k_centres", "needed", "representative"]
 
 _N_MOST = 4096
 # Of examples where a model fails, so many times what is wanted are spread over: among the worst alone too many are odd.
 _BREADTH = 8
-
-
-def _unit(vectors: FloatArray) -> FloatArray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
 def representative(vectors: FloatArray, target: FloatArray, k: int, redundancy: float = 0.5) -> IntArray:
@@ -40,7 +37,7 @@ def representative(vectors: FloatArray, target: FloatArray, k: int, redundancy: 
     """
     if not len(target):
         raise InputError("The target has no example: give examples that are like what is wanted.")
-    unit, wanted = _unit(vectors), _unit(target)
+    unit, wanted = unit_rows(vectors), unit_rows(target)
     n_near = min(5, len(wanted))
     near = np.concatenate(
         [np.sort(unit[i : i + 2048] @ wanted.T, axis=1)[:, -n_near:].mean(axis=1) for i in range(0, len(unit), 2048)]
@@ -71,7 +68,9 @@ def diverse_best(vectors: FloatArray, quality: FloatArray, k: int, seed: int = 0
     from sklearn.cluster import MiniBatchKMeans
 
     k = min(k, len(vectors))
-    groups = MiniBatchKMeans(k, random_state=seed, n_init=1, batch_size=2048, max_iter=10).fit_predict(_unit(vectors))
+    groups = MiniBatchKMeans(k, random_state=seed, n_init=1, batch_size=2048, max_iter=10).fit_predict(
+        unit_rows(vectors)
+    )
     order = np.lexsort((-quality, groups))
     first = np.concatenate([[True], groups[order][1:] != groups[order][:-1]])
     chosen = order[first]
@@ -111,7 +110,7 @@ def herded(
     >>> herded(np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0], [0.1, 1.0]]), 2).tolist()
     [2, 4]
     """
-    unit, rng = _unit(vectors), np.random.default_rng(seed)
+    unit, rng = unit_rows(vectors), np.random.default_rng(seed)
     labels = np.zeros(len(unit), dtype=np.int64) if labels is None else labels
     chosen = []
     for label in np.unique(labels):

@@ -18,6 +18,7 @@ from pilotfish.errors import InputError
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Embedder, FloatArray, IntArray
 from pilotfish.rules import TopK
+from pilotfish.vectors import unit_rows
 
 __all__ = ["D4", "SemanticDedup", "prototypicality"]
 
@@ -221,21 +222,16 @@ def prototypicality(shards: Sequence[NDArray[Any]], n_clusters: int, seed: int =
     spaced = np.unique(np.linspace(0, n - 1, min(n, _PER_CLUSTER * n_clusters)).astype(np.int64))
     edges = np.searchsorted(spaced, starts)
     parts = [shard[spaced[a:b] - at] for shard, at, a, b in zip(shards, starts, edges, edges[1:], strict=False)]
-    sample = _unit(np.concatenate(parts))
+    sample = unit_rows(np.concatenate(parts).astype(np.float32))
     k = min(n_clusters, len(sample))
     # One thread, so that the sums, and with them the choice, are the same on any number of cores.
     with threadpool_limits(1):
         centres = MiniBatchKMeans(k, random_state=seed, n_init=3, batch_size=1024).fit(sample).cluster_centers_
-    directions, half_squares = _unit(centres), (centres**2).sum(axis=1) / 2
+    directions, half_squares = unit_rows(centres), (centres**2).sum(axis=1) / 2
     out = np.empty(n, dtype=np.float64)
     for shard, start in zip(shards, starts.tolist(), strict=False):
         for i in range(0, len(shard), _ROWS):
-            rows = _unit(shard[i : i + _ROWS])
+            rows = unit_rows(np.asarray(shard[i : i + _ROWS], dtype=np.float32))
             nearest = (rows @ centres.T - half_squares).argmax(axis=1)
             out[start + i : start + i + len(rows)] = (rows * directions[nearest]).sum(axis=1)
     return out
-
-
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    given = np.asarray(vectors, dtype=np.float32)
-    return np.asarray(given / np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12))

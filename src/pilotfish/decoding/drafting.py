@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from pilotfish.decoding.acceptance import Draft, Sampling
 from pilotfish.decoding.vocabulary import VocabularyMap, same_vocabulary
 from pilotfish.errors import InputError
 from pilotfish.models.sessions import n_common
-from pilotfish.protocols import Session, WhiteBoxModel
+from pilotfish.protocols import LogProbs, Session, WhiteBoxModel
 from pilotfish.types import Request
 
 __all__ = [
@@ -153,29 +153,15 @@ class _ModelProposer:
         self._n_vocabulary = context.target.tokenizer.n_vocabulary
 
     def draft(self, prefix: Sequence[int], k: int) -> Draft:
-        sampling = self._context.sampling
-        k = min(k, self._follower.room(prefix[self._context.n_prompt :]) - 1)
-        if k < 1:
-            return Draft()
-        logits = self._follower.follow(prefix[self._context.n_prompt :])
-        tokens: list[int] = []
-        rows: list[Any] = []
-        strength = 0
-        while True:
-            p = _fitted(sampling.probabilities(logits.log_probs()), self._n_vocabulary)[0]
-            top = float(p.max()) if sampling.temperature else float(np.exp(logits.log_probs().max()))
-            if not tokens:
-                strength = min(15, int(top * 16))
-            elif top < self._least:
-                break
-            token = int(p.argmax()) if not sampling.temperature else int(self._context.rng.choice(p.size, p=p))
-            tokens.append(token)
-            rows.append(p)
-            if len(tokens) == k:
-                break
-            logits = self._follower.extend([token])
-        probabilities = np.array(rows) if sampling.temperature else None
-        return Draft(tokens, probabilities, self._source, strength)
+        written = prefix[self._context.n_prompt :]
+        return _drafted(self._follower, written, k, self._context, self._least, self._source, self._seen)
+
+    def _seen(self, logs: LogProbs) -> LogProbs:
+        """As wide as the target's: padding of the last layer may differ between sizes of one family."""
+        n_missing = self._n_vocabulary - logs.shape[1]
+        if n_missing > 0:
+            return np.pad(logs, ((0, 0), (0, n_missing)), constant_values=-np.inf)
+        return logs[:, : self._n_vocabulary]
 
 
 class OtherVocabulary:
@@ -275,32 +261,58 @@ class _SharedProposer:
         self._own_of = dict(zip(self._to.tolist(), self._from.tolist(), strict=True))
 
     def draft(self, prefix: Sequence[int], k: int) -> Draft:
-        sampling, target = self._context.sampling, self._context.target.tokenizer
-        text = target.decode(prefix[self._context.n_prompt :])
-        own = self._own.encode(text)
-        k = min(k, self._follower.room(own) - 1)
-        if k < 1 or text.endswith("\ufffd"):
+        text = self._context.target.tokenizer.decode(prefix[self._context.n_prompt :])
+        if text.endswith("\ufffd"):
             return Draft()
-        logits = self._follower.follow(own)
-        tokens: list[int] = []
-        rows: list[Any] = []
-        strength = 0
-        while True:
-            shared = np.full((1, target.n_vocabulary), -np.inf, dtype=np.float32)
-            shared[0, self._to] = logits.log_probs()[0, self._from]
-            p = sampling.probabilities(shared)[0]
-            top = float(np.exp(shared.max())) if not sampling.temperature else float(p.max())
-            if not tokens:
-                strength = min(15, int(top * 16))
-            elif top < self._least:
-                break
-            token = int(p.argmax()) if not sampling.temperature else int(self._context.rng.choice(p.size, p=p))
-            tokens.append(token)
-            rows.append(p)
-            if len(tokens) == k:
-                break
-            logits = self._follower.extend([self._own_of[token]])
-        return Draft(tokens, np.array(rows) if sampling.temperature else None, "shared tokens", strength)
+        written = self._own.encode(text)
+        return _drafted(
+            self._follower, written, k, self._context, self._least, "shared tokens", self._seen, self._own_of
+        )
+
+    def _seen(self, logs: LogProbs) -> LogProbs:
+        shared = np.full((1, self._context.target.tokenizer.n_vocabulary), -np.inf, dtype=np.float32)
+        shared[0, self._to] = logs[0, self._from]
+        return shared
+
+
+def _drafted(
+    follower: Follower,
+    written: Sequence[int],
+    k: int,
+    context: Context,
+    least: float,
+    source: str,
+    seen: Callable[[LogProbs], LogProbs],
+    own_of: Mapping[int, int] | None = None,
+) -> Draft:
+    """Draft token by token, until the model is unsure of its token.
+
+    ``seen`` gives the log-probabilities (1, n_vocabulary) of the target's tokens from the model's, ``own_of`` the
+    model's token for each of the target's where they differ.
+    """
+    sampling = context.sampling
+    k = min(k, follower.room(written) - 1)
+    if k < 1:
+        return Draft()
+    logits = follower.follow(written)
+    tokens: list[int] = []
+    rows: list[Any] = []
+    strength = 0
+    while True:
+        logs = seen(logits.log_probs())
+        p = sampling.probabilities(logs)[0]
+        top = float(p.max()) if sampling.temperature else float(np.exp(logs.max()))
+        if not tokens:
+            strength = min(15, int(top * 16))
+        elif top < least:
+            break
+        token = int(context.rng.choice(p.size, p=p)) if sampling.temperature else int(p.argmax())
+        tokens.append(token)
+        rows.append(p)
+        if len(tokens) == k:
+            break
+        logits = follower.extend([token if own_of is None else own_of[token]])
+    return Draft(tokens, np.array(rows) if sampling.temperature else None, source, strength)
 
 
 class Follower:
@@ -348,12 +360,3 @@ class Follower:
         logits = self._session.extend(tokens, 1)
         self._read.extend(tokens)
         return logits
-
-
-def _fitted(p: Any, n_vocabulary: int) -> Any:
-    """Probabilities as wide as the target's: padding of the last layer may differ between sizes of one family."""
-    if p.shape[1] == n_vocabulary:
-        return p
-    if p.shape[1] > n_vocabulary:
-        return p[:, :n_vocabulary] / p[:, :n_vocabulary].sum(axis=1, keepdims=True)
-    return np.pad(p, ((0, 0), (0, n_vocabulary - p.shape[1])))

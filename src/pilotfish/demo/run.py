@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pilotfish.demo.app import Ticket, conversation, tickets
 from pilotfish.errors import ModelError, missing_extra
-from pilotfish.gateway.config import load_config
+from pilotfish.gateway.sources import load_config
 from pilotfish.gateway.takeover import make_takeover
 from pilotfish.models import catalog
 from pilotfish.report import report

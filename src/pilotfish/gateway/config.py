@@ -1,19 +1,14 @@
-"""The gateway's configuration: ``pilotfish.toml`` and the environment."""
+"""The gateway's configuration, a section at a time; where it comes from is in :mod:`pilotfish.gateway.sources`."""
 
 from __future__ import annotations
 
-import math
-import os
-import tomllib
-from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from pilotfish.errors import ConfigError
 from pilotfish.protocols import FeatureKind
 
 __all__ = [
@@ -30,10 +25,8 @@ __all__ = [
     "StudentConfig",
     "TakeoverConfig",
     "UpstreamConfig",
-    "load_config",
 ]
 
-DEFAULT_FILE = "pilotfish.toml"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -392,100 +385,6 @@ class GatewayConfig(_Section):
             if key.budget_usd_per_day is not None and not self.prices:
                 raise ValueError(f"keys.{name}.budget_usd_per_day needs prices: give a [prices.MODEL] section")
         return self
-
-
-def load_config(
-    path: Path | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> GatewayConfig:
-    """Read the configuration.
-
-    Later sources win: OPENAI_BASE_URL and OPENAI_API_KEY, the file, PILOTFISH_SECTION_FIELD, ``overrides``.
-
-    Parameters
-    ----------
-    path : Path or None
-        The file; unless given that named by PILOTFISH_CONFIG, or ``pilotfish.toml`` where there is one.
-    overrides : mapping of mapping or None
-        Fields by section, from the command line.
-    environ : mapping or None
-        The environment; that of the process unless given.
-
-    Raises
-    ------
-    ConfigError
-        With one sentence for each wrong field.
-    """
-    environ = os.environ if environ is None else environ
-    path = path or (Path(environ["PILOTFISH_CONFIG"]) if environ.get("PILOTFISH_CONFIG") else None)
-    source = str(path or DEFAULT_FILE)
-    data = _read(path)
-    upstream = data.setdefault("upstream", {})
-    # A key belongs to its endpoint: with an endpoint of its own the file must bring its own key.
-    if isinstance(upstream, dict) and "base_url" not in upstream:
-        if environ.get("OPENAI_API_KEY"):
-            upstream.setdefault("api_key", environ["OPENAI_API_KEY"])
-        if environ.get("OPENAI_BASE_URL"):
-            upstream["base_url"] = environ["OPENAI_BASE_URL"]
-    for section, values in [*_from_environment(environ), *(overrides or {}).items()]:
-        table = data.setdefault(section, {})
-        if isinstance(table, dict):
-            table.update(values)
-    try:
-        return GatewayConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(item, source) for item in error.errors())) from None
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        path = Path(DEFAULT_FILE)
-        if not path.exists():
-            return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The configuration {path} cannot be read ({error.strerror}): give a readable file."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {path} is not valid TOML ({error}): mend that place.") from None
-
-
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-    sections: dict[str, type[BaseModel]] = {
-        "server": ServerConfig,
-        "upstream": UpstreamConfig,
-        "fallback": FallbackConfig,
-        "log": LogConfig,
-        "student": StudentConfig,
-        "takeover": TakeoverConfig,
-    }
-    found = []
-    for section, model in sections.items():
-        for field in model.model_fields:
-            value = environ.get(f"PILOTFISH_{section}_{field}".upper())
-            if value:
-                found.append((section, {field: value}))
-    return found
-
-
-def _sentence(error: Any, source: str) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    what = error["msg"].removeprefix("Value error, ")
-    what = what[:1].lower() + what[1:]
-    if not name:
-        return f"In {source}, {what}."
-    if error["type"] == "extra_forbidden":
-        return f"Field '{name}' in {source} is unknown: remove it or mend its name."
-    if error["type"] == "missing":
-        return f"Field '{name}' in {source} is missing: give it."
-    if error["loc"][-1] in ("api_key", "hash") or isinstance(error["input"], dict | list):
-        return f"Field '{name}' in {source} is wrong: {what}."
-    value = error["input"]
-    shown = "not a finite number" if isinstance(value, float) and not math.isfinite(value) else repr(value)
-    return f"Field '{name}' in {source} is {shown}: {what}."
 
 
 def _same_host(one: str, other: str) -> bool:

@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
 import uvicorn
-from pydantic import SecretStr
 
 from pilotfish.gateway.app import Gateway
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.corked import CorkedProtocol
+from pilotfish.gateway.sources import handed_over, taken_over
 from pilotfish.gateway.takeover import make_takeover
 from pilotfish.traffic import TrafficLog
 
@@ -52,7 +51,7 @@ def serve(config: GatewayConfig) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pilotfish-") as folder:
         # The folder is open to its owner only: the configuration holds keys.
-        (Path(folder) / CONFIG_NAME).write_bytes(orjson.dumps(config.model_dump(), default=_plain))
+        (Path(folder) / CONFIG_NAME).write_bytes(handed_over(config, keys=True))
         os.environ[FOLDER_VARIABLE] = folder
         uvicorn.run("pilotfish.gateway.serve:worker", factory=True, workers=config.server.workers, **settings(config))
 
@@ -61,7 +60,7 @@ def worker() -> Gateway:
     """Make the application in a worker process, from what its parent left for it."""
     _prepare_process()
     folder = Path(os.environ[FOLDER_VARIABLE])
-    config = GatewayConfig.model_validate_json((folder / CONFIG_NAME).read_bytes())
+    config = taken_over((folder / CONFIG_NAME).read_bytes())
     counts = folder / "metrics"
     counts.mkdir(exist_ok=True)
     made = partial(make_takeover, config, learns=True)
@@ -103,7 +102,3 @@ def _prepare_process() -> None:
 def _not_cut_off(record: logging.LogRecord) -> bool:
     """Leave out what uvicorn says of replies that are cut off on purpose, as the upstream's was."""
     return "without completing response" not in record.getMessage()
-
-
-def _plain(value: object) -> str:
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -6,9 +6,10 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 from pilotfish.gateway.config import GatewayConfig
-from pilotfish.protocols import FeatureKind
+from pilotfish.gateway.sources import handed_over
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.service import Takeover
 from pilotfish.traffic.log import TrafficLog
@@ -43,24 +44,32 @@ def make_takeover(config: GatewayConfig, log: TrafficLog, *, learns: bool = Fals
     """
     from pilotfish.training.closed_set import ClosedSetStudent
 
-    features = config.student.features
+    # The log may have been opened elsewhere than the configuration says.
+    config = config.model_copy(update={"log": config.log.model_copy(update={"path": log.path})})
     return Takeover(
         log,
         students_folder(log.path),
         ClosedSetStudent,
-        settings={"features": features},
+        settings={"features": config.student.features},
         target=target_of(config),
         audit_share=config.takeover.audit_share,
-        auto=(lambda task: learn_in_process(task, log.path, features)) if learns and config.takeover.auto else None,
+        auto=(lambda task: learn_in_process(task, config)) if learns and config.takeover.auto else None,
         aliases=frozenset(config.takeover.aliases),
     )
 
 
-def learn_in_process(task: str, log_path: Path, features: FeatureKind) -> None:
-    """Learn a task in a process of its own, so that calls in flight do not wait for it."""
-    command = [sys.executable, "-m", "pilotfish", "learn", task, "--log", str(log_path), "--auto"]
-    command += ["--features", features]
+def learn_in_process(task: str, config: GatewayConfig) -> None:
+    """Learn a task in a process of its own, so that calls in flight do not wait for it.
+
+    It goes by the gateway's own configuration, wherever that came from. Learning asks no endpoint: the keys stay here.
+    """
+    command = [sys.executable, "-m", "pilotfish", "learn", task, "--auto", "--config", "-"]
     _logger.info("Learning task %s.", task)
-    subprocess.Popen(  # noqa: S603
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    process = subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
+    try:
+        with cast(IO[bytes], process.stdin) as given:
+            given.write(handed_over(config, keys=False))
+    except OSError as error:
+        _logger.warning("Learning task %s ended at once: %s.", task, error)

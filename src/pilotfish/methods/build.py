@@ -20,7 +20,7 @@ from pilotfish.route.deploy import in_service, serve, setting_within
 from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
-from pilotfish.traffic.table import ReplyTable
+from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Exchange, Reply, Request
 
 __all__ = ["Route", "make_metrics", "make_policy", "make_route", "parse_budget", "policies_without_models"]
@@ -217,7 +217,8 @@ class Route:
     Raises
     ------
     InputError
-        When a field is missing or unknown, a model is missing, or the budget cannot be kept.
+        When a field is missing or unknown, a model is missing, the budget cannot be kept, or the table leaves nothing
+        to choose: one model only, fewer than 4 queries, every score the same, a budget below the cheapest model.
 
     Examples
     --------
@@ -240,10 +241,14 @@ class Route:
         self.table = table.of_models(names) if names else table
         options, seed = dict(settings.get("options", {})), int(settings.get("seed", 0))
         policy = make_policy(str(settings["policy"]), self.table, models=names, live=models, options=options)
-        fit, calibrate = self.table.complete().split((0.75, 0.25), seed=seed)
-        policy = in_service(policy).fit(fit)
         budget = settings["budget"]
         budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
+        complete = self.table.complete()
+        # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
+        if not isinstance(policy, HeadPolicy):
+            refuse_no_choice(complete, budget)
+        fit, calibrate = complete.split((0.75, 0.25), seed=seed)
+        policy = in_service(policy).fit(fit)
         level = settings.get("level")
         if "chosen" in settings:
             chosen = _as_tuples(settings["chosen"])

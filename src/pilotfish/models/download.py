@@ -14,22 +14,24 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
 
 from pilotfish.errors import ConfigError, DownloadError, IntegrityError
 
-__all__ = ["Progress", "fetch", "file_lock", "is_reachable", "join_members", "sha256_of", "wheel_link"]
+__all__ = ["Progress", "fetch", "file_lock", "in_time", "is_reachable", "join_members", "sha256_of", "wheel_link"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes there are and the bytes there will be (0 when unknown)."""
 
+T = TypeVar("T")
 CONNECT_TIMEOUT = 3.0
 READ_TIMEOUT = 30.0
 N_ATTEMPTS = 5
@@ -177,32 +179,46 @@ def _opener() -> OpenerDirector:
 
 
 def is_reachable(url: str, timeout: float = CONNECT_TIMEOUT) -> bool:
-    """Whether the host of an address answers at all; asked once per process, within ``timeout`` seconds.
-
-    The question is put on a thread of its own, because looking a name up knows no time-out.
-    """
+    """Whether the host of an address answers at all; asked once per process, within ``timeout`` seconds."""
     parts = urlsplit(url)
     root = urlunsplit((parts.scheme, parts.netloc, "/", "", ""))
     if root not in _reachable:
-        answered = threading.Event()
 
-        def ask() -> None:
+        def ask() -> bool:
             try:
                 with _open(root, {}, None, timeout):
-                    answered.set()
+                    return True
             except HTTPError as error:
                 error.close()
-                answered.set()
-            except (OSError, HTTPException):
-                return
+                return True
 
-        thread = threading.Thread(target=ask, name="pilotfish-reach", daemon=True)
-        thread.start()
-        deadline = time.monotonic() + timeout
-        while thread.is_alive() and not answered.is_set() and time.monotonic() < deadline:
-            thread.join(0.01)
-        _reachable[root] = answered.is_set()
+        asked = in_time(ask, timeout)
+        _reachable[root] = asked.done() and asked.exception() is None
     return _reachable[root]
+
+
+def in_time(ask: Callable[[], T], timeout: float) -> Future[T]:
+    """Ask something of the network; the future is not done where no answer came within ``timeout`` seconds.
+
+    It is asked on a thread of its own, because looking a name up knows no time-out; one that does not come back does
+    not keep the process from ending.
+
+    Examples
+    --------
+    >>> in_time(lambda: 1, 60).result(0)
+    1
+    """
+    asked: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            asked.set_result(ask())
+        except Exception as error:  # noqa: BLE001 - whoever asked is told
+            asked.set_exception(error)
+
+    threading.Thread(target=run, name="pilotfish-reach", daemon=True).start()
+    wait([asked], timeout)
+    return asked
 
 
 class _Links(HTMLParser):

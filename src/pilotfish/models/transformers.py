@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError, missing_extra
-from pilotfish.models import catalog
+from pilotfish.models import catalog, download
 from pilotfish.models.packed import is_packed, packed
 from pilotfish.models.sessions import TorchSession
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
@@ -22,6 +22,7 @@ from pilotfish.types import Reply, Request, TokenLogProb, Usage
 __all__ = ["TransformersModel", "answer_loss", "first_layers", "low_rank", "pretrained"]
 
 _RUNNING = "Running transformers models"
+_HUB_TIMEOUT = 5.0
 
 
 class TransformersModel:
@@ -263,18 +264,42 @@ def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any
         When nothing can be loaded from there.
     """
     transformers = _library(why)
+    looks: dict[str, Any] = {}
     if Path(source).exists() or str(source) in catalog.NAMES:
         source = catalog.resolve(str(source))
         if Path(source).suffix == ".gguf":
             source = _converted(Path(source))
+    else:
+        looks["local_files_only"] = not _at_hub(str(source))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        return tokenizer, getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **how).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **looks)
+        network = getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **looks, **how)
+        return tokenizer, network.eval()
     except (OSError, ValueError) as error:
         why = str(error).strip().split("\n")[0].rstrip(".")
         raise ModelError(
             f"transformers could not load {source} ({why}): give a name of the catalog, a folder, or one of the hub."
         ) from error
+
+
+def _at_hub(name: str) -> bool:
+    """Whether the hub answers, asked once: what looks for files there tries again for most of a minute.
+
+    Raises
+    ------
+    ModelError
+        When it answers that it has no model of that name.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    asked = download.in_time(lambda: HfApi().model_info(name, timeout=_HUB_TIMEOUT), _HUB_TIMEOUT)
+    error = asked.exception() if asked.done() else None
+    if isinstance(error, RepositoryNotFoundError):
+        raise ModelError(
+            f"The hub shows no model {name}: mend the name, log in to the hub where it is private, or give a folder."
+        ) from None
+    return asked.done() and (error is None or isinstance(error, HfHubHTTPError))
 
 
 def _library(why: str) -> Any:

@@ -14,7 +14,7 @@ from pilotfish.route.certify import Certificate, certify
 from pilotfish.route.curves import Curve, average_quality, hull, mean_interval
 from pilotfish.route.policies import AlwaysPolicy, OraclePolicy, Policy, RandomPolicy, RoutePolicy
 from pilotfish.scorers.quality import NeighbourQuality
-from pilotfish.traffic.table import ReplyTable, refuse_shared_queries
+from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 
 __all__ = ["Report", "Row", "baselines", "compare"]
 
@@ -34,7 +34,7 @@ class Row:
     low, high : float
         95 % bootstrap interval of the quality.
     aiq : float
-        Mean height of the hull between the cheapest model's and the dearest model's cost.
+        Mean height of the hull between the cheapest model's and the dearest model's cost; NaN when all cost the same.
     recovered : float
         APGR over cost: mean share of the quality gap between the cheapest and the best model that the hull recovers;
         NaN without a gap.
@@ -155,7 +155,8 @@ def compare(
     Parameters
     ----------
     table : ReplyTable
-        Replies to learn from; cut 60 : 20 : 20 by query text unless ``calibrate`` and ``test`` are given.
+        Replies to learn from; cut 60 : 20 : 20 by query text unless ``calibrate`` and ``test`` are given. Queries that
+        some model has no score for are left out, and counted in the warnings.
     policies : sequence of Policy
         What to compare; their names must differ.
     budget : float
@@ -170,16 +171,24 @@ def compare(
     Raises
     ------
     InputError
-        When there is one model only, the budget is below the cheapest model, tables share queries, every score is the
-        same, or names repeat.
+        When there is nothing to choose (one model only, fewer than 4 queries, every score the same, a budget below the
+        cheapest model), tables share queries, or names repeat.
     """
     if (calibrate is None) != (test is None):
         raise InputError("calibrate and test: give both tables or neither.")
+    names = [policy.name for policy in policies]
+    if len(set(names)) < len(names):
+        raise InputError(f"policies repeats a name among {', '.join(names)}: give each its own.")
+    given = [part for part in (table, calibrate, test) if part is not None]
     if calibrate is None or test is None:
-        table, calibrate, test = table.complete().split((0.6, 0.2, 0.2), seed=seed)
+        table = table.complete()
+        refuse_no_choice(table, budget)
+        table, calibrate, test = table.split((0.6, 0.2, 0.2), seed=seed)
+    else:
+        refuse_no_choice(table, budget)
     refuse_shared_queries(fit=table, calibrate=calibrate, test=test)
     calibrate, test = calibrate.complete(), test.complete()
-    _check(table, policies, budget)
+    n_left_out = sum(part.n_queries for part in given) - sum(part.n_queries for part in (table, calibrate, test))
     quality, cost = np.nanmean(table.scores, axis=0), np.nanmean(table.costs, axis=0)
     best, cheapest = int(quality.argmax()), int(cost.argmin())
     own = baselines(table)
@@ -201,22 +210,8 @@ def compare(
         best_quality=float(test.scores[:, best].mean()),
         n_test=test.n_queries,
         recommendation=_recommend(rows, budget, test, best, table.models[best], level),
-        warnings=tuple(_warnings(table, test, rows)),
+        warnings=tuple(_warnings(table, test, rows, n_left_out)),
     )
-
-
-def _check(table: ReplyTable, policies: Sequence[Policy], budget: float) -> None:
-    if table.n_models < 2:
-        raise InputError(f"The table has one model only, {table.models[0]!r}: give replies of at least two.")
-    names = [policy.name for policy in policies]
-    if len(set(names)) < len(names):
-        raise InputError(f"policies repeats a name among {', '.join(names)}: give each its own.")
-    known = table.scores[np.isfinite(table.scores)]
-    if known.size == 0 or np.ptp(known) == 0:
-        raise InputError("Every score in the table is the same: there is nothing to choose by.")
-    least = float(np.nanmean(table.costs, axis=0).min())
-    if budget < least - 1e-12:
-        raise InputError(f"budget is {budget:g} but the cheapest model costs {least:g} per query: raise the budget.")
 
 
 def _row(
@@ -246,7 +241,8 @@ def _row(
     single_costs, single = test.costs.mean(axis=0), test.scores.mean(axis=0)
     b = test.column(best)
     top = hull(curve)
-    aiq = average_quality(curve, float(single_costs.min()), float(single_costs.max()))
+    alike = np.ptp(single_costs) == 0
+    aiq = float("nan") if alike else average_quality(curve, float(single_costs.min()), float(single_costs.max()))
     gap = float(single[b] - single[cheapest])
     recovered = float("nan")
     if gap > 0 and single_costs[b] > single_costs[cheapest]:
@@ -294,8 +290,10 @@ def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, 
     return " ".join(said)
 
 
-def _warnings(table: ReplyTable, test: ReplyTable, rows: Sequence[Row]) -> list[str]:
+def _warnings(table: ReplyTable, test: ReplyTable, rows: Sequence[Row], n_left_out: int) -> list[str]:
     said = []
+    if n_left_out:
+        said.append(f"Left out {n_left_out} queries that some model has no score for.")
     if table.n_queries < 200 or test.n_queries < 100:
         said.append(
             f"Only {table.n_queries} queries were learned from and {test.n_queries} tested on: intervals are wide."

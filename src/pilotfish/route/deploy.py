@@ -17,7 +17,7 @@ from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Po
 from pilotfish.route.router import Candidate, Router
 from pilotfish.rules import Threshold
 from pilotfish.scorers.answers import StatedConfidence
-from pilotfish.traffic.table import ReplyTable, refuse_shared_queries
+from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 from pilotfish.types import Reply, Request
 
 __all__ = ["Gate", "deploy", "serve", "setting_within"]
@@ -169,5 +169,7 @@ def deploy(
     live queries come one at a time.
     """
     refuse_shared_queries(fit=table, calibrate=calibrate)
+    if not isinstance(policy, HeadPolicy):
+        refuse_no_choice(table, budget)
     policy = in_service(policy).fit(table)
     return serve(policy, setting_within(policy, calibrate, budget), models, candidates)

@@ -116,7 +116,7 @@ def _line(row: Row, report: Report) -> list[str]:
         f"{row.quality:.3f}",
         f"{row.low:.3f} to {row.high:.3f}",
         _dollars(row.cost),
-        f"{row.aiq:.3f}",
+        f"{row.aiq:.3f}" if math.isfinite(row.aiq) else "-",
         f"{row.recovered:.2f}" if math.isfinite(row.recovered) else "-",
         at_best,
     ]

@@ -15,6 +15,7 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.files import ArrayFile
 from pilotfish.models.embedder import StaticEmbedder
 from pilotfish.protocols import Embedder, FloatArray, IntArray
+from pilotfish.vectors import unit_rows
 
 __all__ = ["ProxyLM", "leave_one_out", "task_similarity", "text_features"]
 
@@ -74,7 +75,7 @@ def task_similarity(
     embedder = embedder or StaticEmbedder()
     mean = np.array([embedder.embed([q[:_CHARACTERS] for q in part[:_N_QUERIES]]).mean(axis=0) for part in queries])
     mean -= mean.mean(axis=0)
-    unit = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
+    unit = unit_rows(mean)
     near = np.clip(unit @ unit.T, -1, 1).astype(np.float64)
     np.fill_diagonal(near, 1.0)
     if metrics is None:

@@ -13,6 +13,7 @@ from pilotfish.protocols import FloatArray, IntArray
 from pilotfish.scorers.answers import answer_form
 from pilotfish.scorers.prompts import PromptFeatures
 from pilotfish.scorers.quality import checked_scores
+from pilotfish.vectors import unit_rows
 
 __all__ = ["MatrixFactorisation", "PairRanker", "SimilarityElo", "battles", "bradley_terry"]
 
@@ -113,8 +114,7 @@ class SimilarityElo:
         y = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
         self.features_ = (self.features or PromptFeatures()).fit(prompts)
-        rows = self.features_.transform(prompts)
-        self.rows_ = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        self.rows_ = unit_rows(self.features_.transform(prompts))
         m = len(models)
         self.wins_ = np.zeros((len(prompts), m * m))
         query, a, b, won = battles(y)
@@ -126,9 +126,7 @@ class SimilarityElo:
         """Chance of each model to beat an average one on each prompt, (n, m), in [0, 1]."""
         if not hasattr(self, "wins_"):
             raise NotFittedError("SimilarityElo was used before fit: call fit(prompts, scores, models) first.")
-        rows = self.features_.transform(prompts)
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        similar = rows @ self.rows_.T
+        similar = unit_rows(self.features_.transform(prompts)) @ self.rows_.T
         similar /= np.maximum(similar.max(axis=1, keepdims=True), 1e-12)
         weights = self.base ** (1 + similar)
         weights *= weights.shape[1] / weights.sum(axis=1, keepdims=True)

@@ -191,7 +191,12 @@ class PromptFeatures:
             token_pattern=None,
             lowercase=True,
         )
-        counts = words.fit_transform(prompts)
+        try:
+            counts = words.fit_transform(prompts)
+        except ValueError:  # no word occurs, or none in as many prompts as it must
+            return
+        if counts.shape[1] < 2:  # what every prompt has in common tells none from another
+            return
         n = min(self.n_topics, min(counts.shape) - 1)
         svd = TruncatedSVD(max(n, 1), n_iter=3, random_state=self.seed).fit(counts)
         self.terms_ = {term: int(i) for term, i in words.vocabulary_.items()}

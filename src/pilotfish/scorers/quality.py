@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.prompts import PromptFeatures
+from pilotfish.vectors import unit_rows
 
 __all__ = [
     "Column",
@@ -293,7 +294,7 @@ class NeighbourQuality:
         self.scores_ = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
         self.features_ = (self.features or PromptFeatures()).fit(prompts)
-        self.rows_ = _unit(self.features_.transform(prompts))
+        self.rows_ = unit_rows(self.features_.transform(prompts))
         self.mean_ = np.nanmean(self.scores_, axis=0)
         return self
 
@@ -301,7 +302,7 @@ class NeighbourQuality:
         """Predict scores (n, m); a model none of whose neighbours were asked gets its mean."""
         if not hasattr(self, "rows_"):
             raise NotFittedError("NeighbourQuality was used before fit: call fit(prompts, scores, models) first.")
-        similar = _unit(self.features_.transform(prompts)) @ self.rows_.T
+        similar = unit_rows(self.features_.transform(prompts)) @ self.rows_.T
         k = min(self.k, similar.shape[1])
         nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
         known = np.isfinite(self.scores_)[nearest]
@@ -396,7 +397,3 @@ class MeanQuality:
         if not hasattr(self, "models_"):
             raise NotFittedError("MeanQuality was used before fit: call fit(prompts, scores, models) first.")
         return np.asarray(np.mean([scorer.predict(prompts) for scorer in self.scorers], axis=0))
-
-
-def _unit(rows: FloatArray) -> FloatArray:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))

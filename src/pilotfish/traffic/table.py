@@ -18,9 +18,11 @@ from pilotfish.protocols import FloatArray, IntArray
 from pilotfish.traffic.calls import UPSTREAM, Call
 from pilotfish.traffic.log import TrafficLog
 
-__all__ = ["ReplyTable", "refuse_shared_queries"]
+__all__ = ["ReplyTable", "refuse_no_choice", "refuse_shared_queries"]
 
 _NUMBERS = ("score", "cost", "latency")
+# Fewer cannot be cut into queries to fit on, to choose a setting on and to test on.
+_FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -423,6 +425,42 @@ def refuse_shared_queries(**tables: ReplyTable) -> None:
                 raise InputError(
                     f"{n_shared} queries are in both {first} and {second}: split by query text, with ReplyTable.split."
                 )
+
+
+def refuse_no_choice(table: ReplyTable, budget: float) -> None:
+    """Refuse a table that leaves nothing to choose between its models, or nothing to choose for a budget.
+
+    Parameters
+    ----------
+    table : ReplyTable
+        Recorded replies.
+    budget : float
+        Dollars per query.
+
+    Raises
+    ------
+    InputError
+        When there are fewer than 4 queries or two models, every score is the same, or the budget is below what the
+        cheapest model costs.
+
+    Examples
+    --------
+    >>> asked = ["a", "b", "c", "d"]
+    >>> refuse_no_choice(ReplyTable.of(asked, {"s": [1] * 4, "l": [1] * 4}, {"s": 1.0, "l": 2.0}), 1.5)
+    Traceback (most recent call last):
+    pilotfish.errors.InputError: Every score in the table is 1: there is nothing to choose by, give scores that differ.
+    """
+    if table.n_models < 2:
+        raise InputError(f"The table has one model only, {table.models[0]!r}: give replies of at least two.")
+    if table.n_queries < _FEWEST:
+        raise InputError(f"The table has {table.n_queries} scored queries: give at least {_FEWEST}.")
+    known = table.scores[np.isfinite(table.scores)]
+    if known.size == 0 or np.ptp(known) == 0:
+        said = f"{known[0]:g}" if known.size else "missing"
+        raise InputError(f"Every score in the table is {said}: there is nothing to choose by, give scores that differ.")
+    least = float(np.nanmean(table.costs, axis=0).min())
+    if budget < least - 1e-12:
+        raise InputError(f"budget is {budget:g} but the cheapest model costs {least:g} per query: raise the budget.")
 
 
 def _number(row: Mapping[str, Any], name: str, number: int) -> float:

@@ -11,7 +11,7 @@ from scipy.linalg import cho_factor, cho_solve, lapack
 from scipy.optimize import minimize_scalar
 
 from pilotfish.errors import InputError
-from pilotfish.features import product
+from pilotfish.vectors import product, unit_rows
 
 __all__ = ["KernelHead", "LeaveOneOut", "MlpHead", "log_softmax"]
 
@@ -28,10 +28,6 @@ def log_softmax(scores: Array) -> Array:
     """
     shifted = scores - scores.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-def _unit(X: Array) -> Array:
-    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 class KernelHead:
@@ -89,7 +85,7 @@ class KernelHead:
 
     def remember(self, X: Array) -> Self:
         """Keep points (n, n_axes or more) to be compared with, and learn no weights."""
-        self.points_ = _unit(X[:, : self.n_axes])
+        self.points_ = unit_rows(X[:, : self.n_axes])
         return self
 
     def nearest(self, X: Array) -> Array:
@@ -120,7 +116,7 @@ class KernelHead:
         return self
 
     def _cosines(self, X: Array) -> Array:
-        return product(_unit(X[:, : self.n_axes]), self.points_.T)
+        return product(unit_rows(X[:, : self.n_axes]), self.points_.T)
 
     def _kernel(self, cosines: Array) -> Array:
         cosines -= 1
@@ -152,7 +148,7 @@ class LeaveOneOut:
 
     def __init__(self, head: KernelHead, X: Array) -> None:
         self.head = head
-        points = _unit(X[:, : head.n_axes])
+        points = unit_rows(X[:, : head.n_axes])
         gram = head._kernel(points @ points.T)
         gram[np.diag_indices(len(gram))] += head.ridge
         lower, _ = lapack.spotrf(gram, lower=1, overwrite_a=1, clean=1)
