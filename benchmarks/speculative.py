@@ -62,7 +62,7 @@ def main(run: Run) -> None:
         exact(run, model, groups)
     if run.wants("speed"):
         speed(run, "smollm2", model, groups)
-    if "speed_qwen" in run.only:
+    if run.wants_long("speed_qwen"):
         large = TransformersModel(TARGETS["qwen"])
         floor(large)
         speed(run, "qwen", large, groups)
