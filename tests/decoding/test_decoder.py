@@ -168,7 +168,7 @@ def test_drafters_of_other_vocabularies_are_lossless_and_accepted() -> None:
             assert stats.n_accepted >= 6
     with pytest.raises(InputError, match="share no token"):
         Decoder(target, [TokenIntersection(Scripted(small, Letters([b"x", b"y", b""])))]).generate([request])
-    with pytest.raises(InputError, match="vocabulary is not the target's"):
+    with pytest.raises(InputError, match="drafter Scripted has another vocabulary"):
         Decoder(target, [SmallModel(other)]).generate([request])
 
 
@@ -240,14 +240,45 @@ def test_bad_input_is_told() -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(ModelError, match="NaN"):
             Decoder(broken).generate([Request.of("a", temperature=temperature)])
-    with pytest.raises(InputError, match="no tokens"):
+    with pytest.raises(InputError, match="prompt is empty"):
         Decoder(short).generate([Request.of("", temperature=0)])
     with pytest.raises(InputError, match="early layer"):
         Decoder(short, [EarlyExit(2)]).generate([Request.of("a", temperature=0)])
     with pytest.raises(InputError, match="drafter has a int"):
         speculate(short, [3])
+    with pytest.raises(InputError, match="target is a str"):
+        speculate("smollm2-135m-instruct")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="needs expert, amateur"):
         fuse(fusion=Contrastive(), expert=short)
+    with pytest.raises(InputError, match="'amateur' has a str"):
+        fuse(fusion=Contrastive(), expert=short, amateur="small")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="fusion is 'contrastive'"):
+        fuse(fusion="contrastive", expert=short, amateur=short)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="views has the role 'judge'"):
+        fuse(fusion=Contrastive(), expert=short, amateur=short, views={"judge": lambda request: request})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"max_tokens": -1}, "'max_tokens' is -1"), ({"stop": "end"}, "'stop' is 'end'")]
+)
+def test_a_field_of_a_request_that_cannot_be_is_named(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Request.of("a", **wrong)
+
+
+def test_a_choice_that_the_vocabulary_cannot_write_is_told_in_one_line() -> None:
+    pytest.importorskip("llguidance")
+    decoder = Decoder(random_model(0))
+    assert decoder.generate([Request.of("a", extra={"choices": ["abba"]})])[0].text == "abba"
+    with pytest.raises(ModelError, match="Field 'choices' could not be followed") as told:
+        decoder.generate([Request.of("a", extra={"choices": ["zebra"]})])
+    assert "\n" not in str(told.value)
+
+
+def test_negative_seeds_are_seeds() -> None:
+    decoder = Decoder(random_model(0))
+    one, again, other = (decoder.generate([Request.of("a", max_tokens=20, seed=seed)])[0].text for seed in (-1, -1, -2))
+    assert one == again != other
 
 
 def test_a_fused_model_can_be_speculated() -> None:

@@ -104,9 +104,17 @@ def test_a_grammar_is_kept_with_and_without_drafts(model: TransformersModel) -> 
     text = plain.generate([grammar])[0].text
     assert text.isdigit()
     assert len(text) == 3
-    for extra in ({"choices": []}, {"choices": ["a"], "grammar": "x"}, {"response_format": {"type": "xml"}}):
-        with pytest.raises(InputError, match=r"choices|response_format"):
+    stated = [{"type": "json_schema", "json_schema": wrong} for wrong in ("x", {"schema": {"type": "nope"}})]
+    for extra in (
+        {"choices": []},
+        {"choices": ["a"], "grammar": "x"},
+        {"response_format": {"type": "xml"}},
+        {"response_format": stated[0]},
+        {"response_format": stated[1]},
+    ):
+        with pytest.raises(InputError, match=r"Fields? '(choices|response_format)") as told:
             plain.generate([Request.of("x", extra=extra)])
+        assert "\n" not in str(told.value)
 
 
 def test_what_does_not_fit_is_told(model: TransformersModel) -> None:

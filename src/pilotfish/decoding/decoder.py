@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_acceptance
+from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_acceptance, seeded
 from pilotfish.decoding.constraints import constraint_of
 from pilotfish.decoding.controller import Costs, FixedLength, SpeedController
 from pilotfish.decoding.copying import Lookup
@@ -119,6 +119,8 @@ class Decoder:
             1.0 if request.temperature is None else request.temperature, 1.0 if request.top_p is None else request.top_p
         )
         session, prompt = begin(self.target, request)
+        if not prompt:
+            raise InputError("The prompt is empty, and the model needs a token to begin with: give some text.")
         room = self.target.window - len(prompt)
         if room < (request.max_tokens != 0):
             raise ContextLengthError(
@@ -127,7 +129,7 @@ class Decoder:
             )
         if request.max_tokens is not None:
             room = min(room, request.max_tokens)
-        rng = np.random.default_rng(request.seed)
+        rng = seeded(request.seed)
         context = Context(self.target, request, len(prompt), sampling, rng)
         proposers = [(f"{i} {type(d).__name__}", d.begin(context)) for i, d in enumerate(self.drafters)]
         text = TextStream(tokenizer, request.stop)
@@ -216,6 +218,8 @@ def speculate(target: WhiteBoxModel | Decoder, drafter: Drafter | WhiteBoxModel 
     >>> len(fast.drafters)
     2
     """
+    if not isinstance(target, Decoder) and not hasattr(target, "session"):
+        raise InputError(f"target is a {type(target).__name__}: give a white-box model, or what fuse made.")
     given: Sequence[Any] = drafter if isinstance(drafter, Sequence) else [drafter]
     made: list[Drafter] = []
     for one in given or [Lookup()]:

@@ -101,7 +101,11 @@ class SmallModel:
             When the vocabularies differ.
         """
         if not same_vocabulary(self.model.tokenizer, context.target.tokenizer):
-            raise InputError("The drafter's vocabulary is not the target's: use OtherVocabulary or TokenIntersection.")
+            name = getattr(self.model, "model", type(self.model).__name__)
+            raise InputError(
+                f"The drafter {name} has another vocabulary than the target: wrap it in OtherVocabulary or "
+                "TokenIntersection."
+            )
         prompt = self.model.tokenizer.encode_request(context.request)
         return _ModelProposer(self.model, context, self.least, "model", prompt)
 

@@ -124,7 +124,7 @@ class Fused:
     Raises
     ------
     InputError
-        When a role is missing or unknown.
+        When a role is missing, unknown or no white-box model.
     """
 
     def __init__(
@@ -135,10 +135,19 @@ class Fused:
         views: Mapping[str, View] | None = None,
         gate: float | None = None,
     ) -> None:
+        if not hasattr(fusion, "roles"):
+            raise InputError(f"fusion is {fusion!r}: give a fusion, such as Contrastive().")
         if set(models) != set(fusion.roles):
             raise InputError(
                 f"fuse has the roles {', '.join(sorted(models)) or 'none'}: {type(fusion).__name__} needs "
                 f"{', '.join(fusion.roles)}."
+            )
+        for role, model in models.items():
+            if not hasattr(model, "session"):
+                raise InputError(f"Role {role!r} has a {type(model).__name__}: give a white-box model.")
+        if unknown := sorted(set(views or {}) - set(fusion.roles)):
+            raise InputError(
+                f"views has the role {unknown[0]!r}: {type(fusion).__name__} has {', '.join(fusion.roles)}."
             )
         if gate is not None and not 0 < gate <= 1:
             raise InputError(f"gate is {gate}: give a probability above 0 and at most 1.")
