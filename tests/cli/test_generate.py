@@ -64,6 +64,9 @@ def test_fusion_choices_and_schema(folder, tmp_path):
     assert learned.stdout == run("say a.", "-t", folder, "-n", "8").stdout  # two of the same model are that model
     searched = run("say a.", "-t", folder, "-n", "8", "--search", f"tuned={folder},untuned={folder},n_draws=1")
     assert len(searched.stdout.strip()) > 0
+    pair = f"tuned={folder},untuned={folder}"
+    sought = [run("a.", "-t", folder, "-n", "8", "--search", pair, "--seed", seed) for seed in "12"]
+    assert sought[0].stdout != sought[1].stdout  # chunks are drawn, also where no temperature is given
     with pytest.raises(InputError, match="cannot be read"):
         run("say", "-t", folder, "--schema", str(tmp_path / "none.json"))
     (tmp_path / "s.json").write_text(json.dumps({"enum": ["ab"]}))

@@ -7,7 +7,7 @@ import pytest
 
 from pilotfish.decoding.copying import Lookup
 from pilotfish.decoding.search import BlackBoxSearch, ChunkSearch, LogRatio
-from pilotfish.errors import InputError
+from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.methods.adaptation import comblm, inference_policy_adapter, proxy_tuning
 from pilotfish.methods.repair import (
     contrastive_decoding,
@@ -27,7 +27,7 @@ from pilotfish.models.ngram import NGramModel
 from pilotfish.protocols import Model
 from pilotfish.training.combination import LearnedCombination, combination_features
 from pilotfish.types import Request
-from tests.decoding.small import random_model
+from tests.decoding.small import random_model, saying
 
 ASK = Request.of("abc", temperature=0, max_tokens=12)
 
@@ -59,7 +59,7 @@ def _combination() -> LearnedCombination:
 )
 def test_every_method_answers(made: Model) -> None:
     assert isinstance(made, Model)
-    (reply,) = made.generate([ASK])
+    (reply,) = made.generate([ASK.replace(temperature=1.0 if isinstance(made, ChunkSearch) else 0)])
     assert len(reply.text) == 12
     assert reply.finish_reason == "length"
 
@@ -84,6 +84,26 @@ def test_search_finds_what_the_small_pair_prefers() -> None:
     assert made["search", BlackBoxSearch] > made["plain", BlackBoxSearch]
     with pytest.raises(InputError, match="at least 1"):
         ChunkSearch(large, tuned, untuned, chunk=0).generate([request])
+
+
+def test_a_search_ends_at_a_stop_string_and_refuses_what_it_cannot_keep() -> None:
+    pytest.importorskip("llguidance")
+    search = ChunkSearch(saying([1, 2, 3, 4, 5, 0, 8], 9), random_model(1), random_model(2), chunk=3)
+    (reply,) = search.generate([Request.of("a", max_tokens=6)])
+    assert (reply.text, reply.finish_reason) == ("bcdefa", "length")
+    (reply,) = search.generate([Request.of("a", stop=("de",))])
+    assert (reply.text, reply.finish_reason) == ("bc", "stop")
+    search.model.window = 4
+    for request, error, told in (
+        (Request.of("a", temperature=0), InputError, "'temperature' is 0"),
+        (Request.of("", max_tokens=3), InputError, "prompt is empty"),
+        (Request.of("abcd", max_tokens=3), ContextLengthError, "4 tokens, but the window has 4"),
+        (Request.of("a", extra={"response_format": {"type": "json_object"}}), InputError, "keeps to no form"),
+    ):
+        with pytest.raises(error, match=told):
+            search.generate([request])
+    with pytest.raises(InputError, match="'temperature' is 0"):
+        BlackBoxSearch(random_model(0), random_model(1), random_model(2)).generate([Request.of("a", temperature=0)])
 
 
 def test_the_learned_combination_beats_both_models_and_one_weight() -> None:

@@ -31,7 +31,9 @@ def generate(
     schema: Annotated[Path | None, typer.Option("--schema", help="file of the JSON schema to follow")] = None,
     choice: Annotated[list[str] | None, typer.Option("--choice", help="answer only with one of these; repeat")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="longest reply")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0, the default, takes the likeliest token; 1 for a search")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="seed of the sampling")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16")] = "float32",
     stats: Annotated[bool, typer.Option("--stats", help="say what it took, on standard error")] = False,
@@ -60,6 +62,8 @@ def generate(
     if schema is not None:
         extra["response_format"] = {"type": "json_schema", "json_schema": {"schema": _read(schema)}}
     text = sys.stdin.read() if prompt == "-" else prompt
+    if temperature is None and not search:
+        temperature = 0.0
     request = Request.of(text, system, temperature=temperature, max_tokens=max_tokens, seed=seed, extra=extra)
     if search:
         if draft or fused or extra or stats:

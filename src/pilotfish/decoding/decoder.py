@@ -19,7 +19,7 @@ from pilotfish.decoding.fused import Fused, View, begin
 from pilotfish.decoding.fusion import Fusion
 from pilotfish.decoding.loop import Stats, decode
 from pilotfish.decoding.text import TextStream
-from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.errors import InputError
 from pilotfish.protocols import Tokenizer, WhiteBoxModel
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
@@ -118,17 +118,7 @@ class Decoder:
         sampling = Sampling(
             1.0 if request.temperature is None else request.temperature, 1.0 if request.top_p is None else request.top_p
         )
-        session, prompt = begin(self.target, request)
-        if not prompt:
-            raise InputError("The prompt is empty, and the model needs a token to begin with: give some text.")
-        room = self.target.window - len(prompt)
-        if room < (request.max_tokens != 0):
-            raise ContextLengthError(
-                f"Prompt and reply have {len(prompt) + 1} tokens, but the model's window has {self.target.window}: "
-                "shorten them."
-            )
-        if request.max_tokens is not None:
-            room = min(room, request.max_tokens)
+        session, prompt, room = begin(self.target, request)
         rng = seeded(request.seed)
         context = Context(self.target, request, len(prompt), sampling, rng)
         proposers = [(f"{i} {type(d).__name__}", d.begin(context)) for i, d in enumerate(self.drafters)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pilotfish.decoding.bridge import PROMPT, Bridged, in_vocabulary
 from pilotfish.decoding.fusion import Fusion
-from pilotfish.errors import InputError
+from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.models.sessions import ArrayLogits
 from pilotfish.protocols import Logits, LogProbs, Session, Tokenizer, WhiteBoxModel
 from pilotfish.types import Request
@@ -20,11 +20,29 @@ View = Callable[[Request], Request]
 Gate = Callable[[LogProbs], NDArray[np.bool_]]
 
 
-def begin(target: WhiteBoxModel, request: Request) -> tuple[Session, list[int]]:
-    """A session of a model for a request, and the tokens that it must read first."""
+def begin(target: WhiteBoxModel, request: Request) -> tuple[Session, list[int], int]:
+    """A session of a model for a request, the tokens that it must read first, and how many may follow.
+
+    Raises
+    ------
+    ContextLengthError
+        When the prompt leaves no room in the model's window.
+    InputError
+        When there is no prompt.
+    """
+    session: Session
     if isinstance(target, Fused):
-        return target.begin(request)
-    return target.session(), target.tokenizer.encode_request(request)
+        session, prompt = target.begin(request)
+    else:
+        session, prompt = target.session(), target.tokenizer.encode_request(request)
+    if not prompt:
+        raise InputError("The prompt is empty, and the model needs a token to begin with: give some text.")
+    room = target.window - len(prompt)
+    if room < (request.max_tokens != 0):
+        raise ContextLengthError(
+            f"The prompt has {len(prompt)} tokens, but the window has {target.window}, reply included: shorten it."
+        )
+    return session, prompt, room if request.max_tokens is None else min(room, request.max_tokens)
 
 
 class FusedSession:
