@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from pilotfish.decoding.copying import Lookup
+from pilotfish.decoding.fused import Fused
+from pilotfish.decoding.fusion import ContextAware
 from pilotfish.decoding.search import BlackBoxSearch, ChunkSearch, LogRatio
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.methods.adaptation import comblm, inference_policy_adapter, proxy_tuning
+from pilotfish.methods.build_decoder import without_context
 from pilotfish.methods.repair import (
     contrastive_decoding,
     contrastive_grounding,
@@ -24,6 +30,7 @@ from pilotfish.methods.speculative import (
 )
 from pilotfish.methods.weak_to_strong import weak_to_strong_search
 from pilotfish.models.ngram import NGramModel
+from pilotfish.models.sessions import ArrayLogits, FunctionSession
 from pilotfish.protocols import Model
 from pilotfish.training.combination import LearnedCombination, combination_features
 from pilotfish.types import Request
@@ -104,6 +111,28 @@ def test_a_search_ends_at_a_stop_string_and_refuses_what_it_cannot_keep() -> Non
             search.generate([request])
     with pytest.raises(InputError, match="'temperature' is 0"):
         BlackBoxSearch(random_model(0), random_model(1), random_model(2)).generate([Request.of("a", temperature=0)])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_search_reads_its_prompt_once(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_read: list[int] = []
+    whole = FunctionSession.extend
+
+    def counted(self: FunctionSession, tokens: Sequence[int], n_last: int | None = None) -> ArrayLogits:
+        n_read.append(len(tokens))
+        return whole(self, tokens, n_last)
+
+    large: Any = random_model(0)
+    if fused:
+        views = {"without_context": without_context}
+        models = {"with_context": large, "without_context": large}
+        large = Fused(ContextAware(1.0), models, views=views)
+    request = Request.of("abc" * 20, "h", max_tokens=4, seed=0)
+    monkeypatch.setattr(FunctionSession, "extend", counted)
+    (reply,) = ChunkSearch(large, random_model(1), random_model(2), chunk=4).generate([request])
+    assert len(reply.text) == 4
+    # Once by the large model or by both its roles, and once by each of the small pair.
+    assert sum(n > 30 for n in n_read) == 3 + fused
 
 
 def test_the_learned_combination_beats_both_models_and_one_weight() -> None:

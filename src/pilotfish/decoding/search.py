@@ -123,7 +123,10 @@ class ChunkSearch:
         session, prompt, room = begin(self.model, request)
         if request.max_tokens is None:
             room = min(room, self.max_tokens)
-        beams = [_Beam(session, [], prompt)]
+        # Read once for all draws, which fork the session: only the last token is read again, for what it expects.
+        session.extend(prompt, 1)
+        session.rewind(1)
+        beams = [_Beam(session, [], prompt[-1:])]
         while room > 0 and not all(beam.ended for beam in beams):
             drawn: list[_Beam] = []
             for beam in beams:
