@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -21,11 +22,12 @@ from pilotfish.decoding.drafting import (
 )
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import Contrastive
+from pilotfish.decoding.loop import Stats
 from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.ngram import NGramModel
-from pilotfish.types import Request
+from pilotfish.types import Reply, Request
 from tests.decoding.small import Letters, Scripted, random_model, saying
 
 
@@ -228,6 +230,29 @@ def test_leaving_a_stream_stops_the_model() -> None:
         next(stream)
     stream.close()
     assert n_calls < 20
+
+
+def test_a_stream_ends_with_the_reply_and_counts() -> None:
+    decoder = Decoder(random_model(5), [Lookup()])
+    request = Request.of("abc", temperature=0, max_tokens=20)
+    stats = Stats()
+    ended: list[Reply] = []
+
+    def whole() -> Iterator[str]:
+        ended.append((yield from decoder.stream(request, stats)))
+
+    pieces = list(whole())
+    (reply,), (alone,) = ended, decoder.generate([request])
+    assert reply.replace(usage=alone.usage) == alone
+    assert "".join(pieces) == alone.text
+    assert (reply.usage.completion_tokens, stats.n_tokens, reply.finish_reason) == (20, 20, "length")
+
+
+def test_loading_a_model_is_no_part_of_a_replys_time() -> None:
+    target = random_model(0)
+    begin = target.session
+    target.session = lambda: time.sleep(0.3) or begin()  # type: ignore[method-assign,func-returns-value]
+    assert Decoder(target).generate([Request.of("a", temperature=0, max_tokens=1)])[0].usage.latency < 0.3
 
 
 def test_bad_input_is_told() -> None:

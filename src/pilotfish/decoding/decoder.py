@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +92,7 @@ class Decoder:
     def answer(self, request: Request) -> tuple[Reply, Stats]:
         """Answer one request, and tell what it took."""
         stats = Stats()
-        run = self._run(request, stats)
+        run = self.stream(request, stats)
         while True:
             try:
                 next(run)
@@ -101,19 +100,29 @@ class Decoder:
                 reply: Reply = end.value
                 return reply, stats
 
-    def stream(self, request: Request) -> Iterator[str]:
-        """Yield the reply's text as it is written; leaving the iteration stops the model.
+    def stream(self, request: Request, stats: Stats | None = None) -> Generator[str, None, Reply]:
+        """Yield the reply's text as it is written, and return the reply; leaving the iteration stops the model.
+
+        Parameters
+        ----------
+        request : Request
+            What is asked.
+        stats : Stats, optional
+            Told what the reply takes.
 
         Raises
         ------
         ContextLengthError, InputError, ModelError
             As of :meth:`generate`.
-        """
-        with closing(self._run(request, Stats())) as run:
-            yield from run
 
-    def _run(self, request: Request, stats: Stats) -> Generator[str, None, Reply]:
-        start = time.perf_counter()
+        Examples
+        --------
+        >>> from pilotfish.models.ngram import NGramModel
+        >>> target = NGramModel(4, "char").fit(["where is my card, and where is my money? "] * 3)
+        >>> "".join(Decoder(target).stream(Request.of("where is my c", temperature=0, max_tokens=3)))
+        'ard'
+        """
+        stats = stats if stats is not None else Stats()
         tokenizer = self.target.tokenizer
         sampling = Sampling(
             1.0 if request.temperature is None else request.temperature, 1.0 if request.top_p is None else request.top_p
@@ -122,6 +131,7 @@ class Decoder:
         rng = seeded(request.seed)
         context = Context(self.target, request, len(prompt), sampling, rng)
         proposers = [(f"{i} {type(d).__name__}", d.begin(context)) for i, d in enumerate(self.drafters)]
+        start = time.perf_counter()  # models are loaded by now
         text = TextStream(tokenizer, request.stop)
         logs: list[TokenLogProb] = []
         pieces: list[str] = []
