@@ -114,6 +114,17 @@ def test_nothing_is_written_for_nobody(start, monkeypatch, how):
         assert model.ended.wait(5)
 
 
+def test_local_models_answer_while_the_endpoint_is_left_alone(start, upstream, monkeypatch):
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"plain": FakeModel("yes")})
+    upstream.replies(whole(b"{}", 503))
+    run = start(models={"plain": {"source": "any"}}, upstream={"breaker_failures": 2})
+    assert [run.chat(model="large").status for _ in range(2)] == [503, 503]
+    assert run.chat(model="plain").status == 200
+    n_before = len(upstream.received)
+    assert b"left alone" in run.chat(model="large").body  # a local answer says nothing about the endpoint
+    assert len(upstream.received) == n_before
+
+
 def test_a_wrong_field_is_named(run):
     reply = run.chat("odd", model="small")
     assert reply.status == 400

@@ -22,7 +22,7 @@ from pilotfish.gateway.wire import Headers
 from pilotfish.protocols import Model
 from pilotfish.types import Reply, Request
 
-__all__ = ["LocalTransport", "make_models"]
+__all__ = ["LocalModels", "make_models"]
 
 _JSON = ((b"content-type", b"application/json"),)
 _logger = logging.getLogger("pilotfish.gateway")
@@ -73,15 +73,15 @@ def _make_route(route: RouteConfig, models: Mapping[str, Model], config: Gateway
     return make_route(route.model_dump(), answering)
 
 
-class LocalTransport:
-    """Carries calls to local models by name, and all others to the endpoint.
+class LocalModels:
+    """Answers calls for local models by name, and leaves all others to the endpoint.
 
     Parameters
     ----------
     models : mapping of str to Model
         By the name clients ask for.
     beyond : Transport
-        Carries what is not for a local model.
+        The endpoint's: asked which models it has, to list them too.
     n_threads : int
         Calls answered at a time.
     """
@@ -92,8 +92,8 @@ class LocalTransport:
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="pilotfish-model")
         self._streams: weakref.WeakSet[_Streamed] = weakref.WeakSet()
 
-    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
-        """Answer a call from a local model, or send it on."""
+    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply | None:
+        """Answer a call from a local model; None where it is for none."""
         path = target.partition(b"?")[0]
         if method == "POST" and path.endswith(b"/chat/completions"):
             data = orjson.loads(body)
@@ -103,14 +103,13 @@ class LocalTransport:
                 return await self._complete(name, model, data)
         if method == "GET" and path.endswith(b"/models"):
             return await self._list(method, target, headers, body)
-        return await self.beyond.send(method, target, headers, body)
+        return None
 
     async def close(self) -> None:
-        """Let go of the models and the endpoint; what is being streamed ends."""
+        """Let go of the models; what is being streamed ends."""
         for stream in list(self._streams):
             stream.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await self.beyond.close()
 
     async def _complete(self, name: str, model: Model, data: Mapping[str, Any]) -> UpstreamReply:
         options = data.get("stream_options")
