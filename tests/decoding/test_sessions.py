@@ -10,6 +10,7 @@ import pytest
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.sessions import FunctionSession
 from pilotfish.models.transformers import TransformersModel
+from pilotfish.types import Request
 from tests.decoding.small import random_model, tiny_model
 
 
@@ -85,6 +86,28 @@ def test_a_pass_without_memory_leaves_the_state(tiny: TransformersModel, text: l
     assert session.n_tokens == len(text)
     after = session.extend([6, 7]).log_probs()
     assert after == pytest.approx(tiny.session().extend([*text, 6, 7], 2).log_probs(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("part", "told"), [("generate", "1 texts of 3 tokens"), ("from_pretrained", "weights of")])
+def test_a_want_of_memory_is_told(
+    tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch, part: str, told: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nat some place")
+
+    fresh, request = TransformersModel(tiny.model), Request.of("abc", max_tokens=2)
+    owner = type(tiny._parts()[1])
+    monkeypatch.setattr(owner, part, fail)
+    with pytest.raises(ModelError, match=rf"memory does not suffice for .*{told}.* \(.*allocate memory\): ") as error:
+        fresh.generate([request])
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    assert len(fresh.generate([request])[0].text) == 2
+
+
+def test_a_device_that_is_not_there_is_told(tiny: TransformersModel) -> None:
+    with pytest.raises(InputError, match="device is 'abacus'"):
+        TransformersModel(tiny.model, device="abacus").generate([Request.of("a")])
 
 
 def test_what_cannot_be_is_told(tiny: TransformersModel) -> None:

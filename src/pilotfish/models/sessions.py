@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,39 @@ from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.packed import new_cache, takes_trees
 from pilotfish.protocols import IntArray, LogProbs
 
-__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "n_common"]
+__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "memory_told", "n_common"]
+
+
+@contextmanager
+def memory_told(what: str, mend: str) -> Iterator[None]:
+    """Tell a want of memory as an error of ours; other errors pass.
+
+    Parameters
+    ----------
+    what, mend : str
+        What the memory was for, and what to do.
+
+    Raises
+    ------
+    ModelError
+        When the memory does not suffice.
+
+    Examples
+    --------
+    >>> with memory_told("the prompt", "shorten it"):
+    ...     raise MemoryError
+    Traceback (most recent call last):
+    ...
+    pilotfish.errors.ModelError: The memory does not suffice for the prompt: shorten it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Torch says it with a RuntimeError, on a GPU too.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(f"The memory does not suffice for {what}{f' ({why})' if why else ''}: {mend}.") from error
 
 
 class ArrayLogits:
@@ -154,21 +187,17 @@ class TorchSession:
                 f"The text has {self.n_tokens + len(tokens)} tokens, but the model's window has {self.window}: "
                 "shorten it."
             )
-        ids = torch.tensor([tokens], device=self.model.device)
-        try:
-            with torch.inference_mode():
+        with memory_told(f"{self.n_tokens + len(tokens)} tokens", "shorten the text"), torch.inference_mode():
+            ids = torch.tensor([tokens], device=self.model.device)
+            try:
                 if self._cache is None:
                     self._cache = new_cache(self.model)
                 logits = self.model(
                     ids, past_key_values=self._cache, use_cache=True, logits_to_keep=n_last, **how
                 ).logits[0]
-        except (RuntimeError, MemoryError) as error:
-            self._restore()
-            if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "memory" in str(error):
-                raise ModelError(
-                    f"The memory does not suffice for {self.n_tokens + len(tokens)} tokens ({error}): shorten the text."
-                ) from error
-            raise
+            except (RuntimeError, MemoryError):
+                self._restore()
+                raise
         self.n_tokens += len(tokens)
         return TorchLogits(logits)
 
