@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.ngram import NGramModel
+from pilotfish.models.sessions import ArrayLogits, FunctionSession
 from pilotfish.types import Reply, Request
 from tests.decoding.small import Letters, Scripted, random_model, saying
 
@@ -253,6 +255,42 @@ def test_loading_a_model_is_no_part_of_a_replys_time() -> None:
     begin = target.session
     target.session = lambda: time.sleep(0.3) or begin()  # type: ignore[method-assign,func-returns-value]
     assert Decoder(target).generate([Request.of("a", temperature=0, max_tokens=1)])[0].usage.latency < 0.3
+
+
+@pytest.mark.parametrize(("seconds", "drafts"), [(0.01, True), (5.0, False)])
+def test_a_drafter_slower_than_the_target_is_left_alone(
+    seconds: float, drafts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("pilotfish.decoding.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow:
+        """Right every time, and taking its time."""
+
+        def __init__(self) -> None:
+            self.exact = SmallModel(random_model(3), least=0.0)
+
+        def begin(self, context: Context) -> Proposer:
+            proposer = self.exact.begin(context)
+
+            def draft(prefix: Sequence[int], k: int) -> Draft:
+                now[0] += seconds * k
+                return proposer.draft(prefix, k)
+
+            return SimpleNamespace(draft=draft)
+
+    class Timed(FunctionSession):
+        def extend(self, tokens: Sequence[int], n_last: int | None = None) -> ArrayLogits:
+            now[0] += 0.9 + 0.1 * len(tokens)
+            return super().extend(tokens, n_last)
+
+    target = random_model(3)
+    alone = Decoder(target).generate([Request.of("ab", temperature=0, max_tokens=400)])[0].text
+    target.session = lambda: Timed(target.function)  # type: ignore[method-assign]
+    reply, stats = speculate(target, Slow()).answer(Request.of("ab", temperature=0, max_tokens=400))
+    assert reply.text == alone
+    assert (stats.n_passes < 150) == drafts
+    assert (stats.draft_seconds < 0.1 * stats.seconds) or drafts
 
 
 def test_bad_input_is_told() -> None:
