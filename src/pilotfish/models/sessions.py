@@ -84,22 +84,25 @@ class TorchLogits:
     ----------
     values : torch.Tensor, (n, n_vocabulary)
         As the model's last layer gives them.
+    name : str
+        The model's, for errors.
     """
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, name: str = "") -> None:
         self.values = values
+        self.name = name
 
     def best(self) -> IntArray:
         """The likeliest token at each position, (n,)."""
         top, at = self.values.max(dim=-1)
-        _check(float(top.sum()))
+        _check(float(top.sum()), self.name)
         best: IntArray = at.cpu().numpy()
         return best
 
     def log_probs(self) -> LogProbs:
         """Natural log-probabilities, (n, n_vocabulary)."""
         logs: LogProbs = self.values.float().log_softmax(dim=-1).cpu().numpy()
-        _check(float(logs.max(axis=1).sum()))
+        _check(float(logs.max(axis=1).sum()), self.name)
         return logs
 
 
@@ -199,7 +202,7 @@ class TorchSession:
                 self._restore()
                 raise
         self.n_tokens += len(tokens)
-        return TorchLogits(logits)
+        return TorchLogits(logits, str(getattr(self.model, "name_or_path", "")))
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens."""
@@ -309,9 +312,10 @@ def n_common(one: Sequence[int], other: Sequence[int]) -> int:
     return next(i for i in range(n) if one[i] != other[i])
 
 
-def _check(total: float) -> None:
+def _check(total: float, name: str = "") -> None:
     if total != total:
-        raise ModelError("The model gave NaN in place of probabilities: check its weights, or use dtype float32.")
+        who = f"The model {name}".rstrip()
+        raise ModelError(f"{who} gave NaN in place of probabilities: check its weights, or use dtype float32.")
 
 
 def _check_rewind(n: int, n_tokens: int) -> None:
