@@ -47,6 +47,18 @@ def test_a_drafted_and_fused_model_is_served(start, folder, fusion):
     assert last.usage.completion_tokens == same.usage.completion_tokens
 
 
+def test_sections_that_name_one_model_share_its_weights(folder):
+    fused = {"source": folder, "fusion": {**FUSION, "models": {"amateur": folder}}}
+    searched = {"source": folder, "search": {"tuned": folder, "untuned": folder}}
+    sections = {"a": {"source": folder, "draft": [folder]}, "b": fused, "c": searched}
+    sections["d"] = {"source": folder, "draft": ["lookup"], "dtype": "bfloat16"}
+    made = make_models(GatewayConfig.model_validate({"models": sections}))
+    model = made["a"].target
+    assert made["a"].drafters[0].model is model
+    assert {*made["b"].target.models.values(), made["c"].model, made["c"].tuned, made["c"].untuned} == {model}
+    assert made["d"].target is not model
+
+
 def test_a_search_is_served(start, folder):
     sizes = {"n_beams": 2, "n_draws": 1, "chunk": 4}
     search = {"tuned": folder, "untuned": folder, **sizes}

@@ -37,22 +37,24 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
     InputError
         When a route's policy or table is wrong, or its budget cannot be kept; when a model's draft or fusion is wrong.
     """
-    models: dict[str, Model] = {name: _make_model(name, c) for name, c in config.models.items()}
+    loaded: dict[Any, Any] = {}  # sections that name the same model share its weights
+    models: dict[str, Model] = {name: _make_model(name, c, loaded) for name, c in config.models.items()}
     made = dict(models)
     for name, route in config.routes.items():
         made[name] = _make_route(route, models, config)
     return made
 
 
-def _make_model(name: str, config: ModelConfig) -> Model:
+def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model:
     if config.decodes:
         from pilotfish.methods.build_decoder import make_decoder, make_search
 
         if config.search is not None:
             sizes = config.search.model_dump(include={"n_beams", "n_draws", "chunk"})
-            return make_search(config.source, config.search.tuned, config.search.untuned, sizes, dtype=config.dtype)
+            pair = config.search.tuned, config.search.untuned
+            return make_search(config.source, *pair, sizes, dtype=config.dtype, loaded=loaded)
         fusion = config.fusion.model_dump() if config.fusion is not None else None
-        return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name)
+        return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name, loaded=loaded)
     from pilotfish.models.gguf import GGUFModel
 
     return GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
