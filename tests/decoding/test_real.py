@@ -117,6 +117,19 @@ def test_a_grammar_is_kept_with_and_without_drafts(model: TransformersModel) -> 
         assert "\n" not in str(told.value)
 
 
+def test_characters_and_stop_strings_split_across_tokens(model: TransformersModel) -> None:
+    pytest.importorskip("llguidance")
+    text = "日本語 🙂 é — naïve 👩‍🚀!"
+    assert sum("\ufffd" in model.tokenizer.decode([token]) for token in model.tokenizer.encode(text)) > 6
+    asked = Request.of("Repeat.", temperature=1.0, seed=0, max_tokens=80, extra={"choices": [text]})
+    for decoder in (Decoder(model), Decoder(model, [Lookup()], k=4)):
+        pieces = list(decoder.stream(asked))
+        assert "".join(pieces) == text
+        assert not any("\ufffd" in piece for piece in pieces)
+        for stop in ("語 🙂 é", "🙂", "naïve", "!"):
+            assert decoder.generate([asked.replace(stop=(stop,))])[0].text == text[: text.index(stop)]
+
+
 def test_what_does_not_fit_is_told(model: TransformersModel) -> None:
     with pytest.raises(ContextLengthError):
         Decoder(model).generate([Request.of("word " * 9000, max_tokens=1)])

@@ -122,6 +122,19 @@ class SpeedController:
     References
     ----------
     Leviathan et al., arXiv:2211.17192, section 3.4, with measured costs in the place of constants.
+
+    Examples
+    --------
+    >>> costs = Costs()
+    >>> costs.add_pass(1, 1.0); costs.add_pass(5, 1.2); costs.add_draft("small", 4, 0.2)
+    >>> controller = SpeedController(costs)
+    >>> for _ in range(20):
+    ...     controller.observe("small", 8, 4, 4)
+    >>> controller.length("small") > 8
+    True
+    >>> costs.add_draft("slow", 4, 20.0)
+    >>> controller.length("slow")
+    0
     """
 
     def __init__(self, costs: Costs, k_max: int = _K_MAX) -> None:

@@ -143,6 +143,17 @@ class Fused:
     ------
     InputError
         When a role is missing, unknown or no white-box model.
+
+    Examples
+    --------
+    >>> from pilotfish.decoding.fusion import Contrastive
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["where is my card, and where is my money? "] * 3
+    >>> large, small = NGramModel(4, "char").fit(texts), NGramModel(2, "char").fit(texts)
+    >>> fused = Fused(Contrastive(), {"expert": large, "amateur": small})
+    >>> session = fused.session()
+    >>> fused.tokenizer.decode(session.extend(fused.tokenizer.encode("my c"), 1).best())
+    'a'
     """
 
     def __init__(

@@ -31,6 +31,16 @@ class LogRatio:
     References
     ----------
     Weak-to-strong search: Zhou et al., arXiv:2405.19262, eq. 4.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["good cards, good money. ", "bad cards, bad money. "] * 4
+    >>> untuned = NGramModel(4, "char").fit(texts)
+    >>> tuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1::2])
+    >>> good, bad = LogRatio(tuned, untuned).score(Request.of("My "), ["good money.", "bad money."])
+    >>> good > bad
+    True
     """
 
     def __init__(self, tuned: WhiteBoxModel, untuned: WhiteBoxModel) -> None:
@@ -79,6 +89,16 @@ class ChunkSearch:
     References
     ----------
     Zhou et al., arXiv:2405.19262, algorithm 1.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["good cards, good money. ", "bad cards, bad money. "] * 4
+    >>> large, untuned = NGramModel(5, "char").fit(texts), NGramModel(4, "char").fit(texts)
+    >>> tuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1::2])
+    >>> search = ChunkSearch(large, tuned, untuned, n_draws=4, chunk=6)
+    >>> len(search.generate([Request.of(", ", max_tokens=12, seed=0)])[0].text)
+    12
     """
 
     def __init__(
@@ -183,6 +203,16 @@ class BlackBoxSearch:
     References
     ----------
     Zhou et al., arXiv:2405.19262, section 4.2.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["good cards, good money. ", "bad cards, bad money. "] * 4
+    >>> large, untuned = NGramModel(5, "char").fit(texts), NGramModel(4, "char").fit(texts)
+    >>> tuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1::2])
+    >>> search = BlackBoxSearch(large, tuned, untuned, n_draws=4, chunk=6, n_chunks=2)
+    >>> len(search.generate([Request.of(", ", seed=0)])[0].text)
+    12
     """
 
     def __init__(
