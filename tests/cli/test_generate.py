@@ -108,6 +108,15 @@ def test_fusion_choices_and_schema(folder, tmp_path):
     assert sought[0].stdout != sought[1].stdout  # chunks are drawn, also where no temperature is given
     with pytest.raises(InputError, match="cannot be read"):
         run("say", "-t", folder, "--schema", str(tmp_path / "none.json"))
+    (tmp_path / "no.json").write_text("{")
+    for file, told in (
+        ("none.json", r"^The file .* cannot be read"),
+        ("no.json", r"^The schema .*give a file of JSON"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run("say", "-t", folder, "--schema", str(tmp_path / file))
+    with pytest.raises(InputError, match=r"has '\\udcff', which is no character"):
+        run("say \udcff", "-t", folder)
     (tmp_path / "s.json").write_text(json.dumps({"enum": ["a.b"]}))
     assert run("say", "-t", folder, "--choice", "ab", "--stats").stdout.strip() == "ab"
     for wrong, told in (

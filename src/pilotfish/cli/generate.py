@@ -76,7 +76,10 @@ def generate(
         if fused is None or fused["kind"] != "source_contrastive":
             raise InputError("wrong-source belongs to a fusion: give --fusion source_contrastive too.")
         extra["wrong_source"] = wrong_source
-    text = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"Standard input is no UTF-8 ({error}): give text.") from None
     if temperature is None and not search:
         temperature = 0.0
     request = Request.of(
@@ -156,8 +159,9 @@ def _size(name: str, text: str) -> int:
 def _json(path: Path) -> Any:
     import json
 
+    text = _text(path)
     try:
-        return json.loads(_text(path))
+        return json.loads(text)
     except ValueError as error:
         raise InputError(f"The schema {path} cannot be read ({error}): give a file of JSON.") from None
 
