@@ -31,10 +31,10 @@ from pilotfish.methods.speculative import (
 from pilotfish.methods.weak_to_strong import weak_to_strong_search
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.sessions import ArrayLogits, FunctionSession
-from pilotfish.protocols import Model
+from pilotfish.protocols import LogProbs, Model
 from pilotfish.training.combination import LearnedCombination, combination_features
 from pilotfish.types import Request
-from tests.decoding.small import random_model, saying
+from tests.decoding.small import Letters, Scripted, random_model, saying
 
 ASK = Request.of("abc", temperature=0, max_tokens=12)
 
@@ -111,6 +111,25 @@ def test_a_search_ends_at_a_stop_string_and_refuses_what_it_cannot_keep() -> Non
             search.generate([request])
     with pytest.raises(InputError, match="'temperature' is 0"):
         BlackBoxSearch(random_model(0), random_model(1), random_model(2)).generate([Request.of("a", temperature=0)])
+
+
+def test_the_large_model_is_never_shown_the_private_message() -> None:
+    class Whole(Letters):
+        def encode_request(self, request: Request) -> list[int]:
+            return self.encode("".join(message.text for message in request.messages))
+
+    seen: dict[str, set[int]] = {"local": set(), "large": set()}
+
+    def reading(name: str) -> Scripted:
+        def after(tokens: Sequence[int]) -> LogProbs:
+            seen[name].update(tokens)
+            return np.log(np.array([0.3, 0.5, 0.2, *[1e-9] * 6], dtype=np.float32))
+
+        return Scripted(after, Whole())
+
+    made = private_contrast(reading("local"), reading("large"))
+    made.generate([Request.of("abc", system="hhh", temperature=0, max_tokens=4)])
+    assert seen == {"local": {7, 0, 1, 2}, "large": {0, 1, 2}}
 
 
 @pytest.mark.parametrize("fused", [False, True])
