@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from pilotfish.cascade import Cascade as Cascade
     from pilotfish.cascade import Stage as Stage
     from pilotfish.curation import curate as curate
+    from pilotfish.decoding.branches import Branches as Branches
     from pilotfish.decoding.copying import Lookup as Lookup
+    from pilotfish.decoding.copying import Retrieval as Retrieval
     from pilotfish.decoding.decoder import Decoder as Decoder
     from pilotfish.decoding.decoder import fuse as fuse
     from pilotfish.decoding.decoder import speculate as speculate
+    from pilotfish.decoding.drafting import EarlyExit as EarlyExit
+    from pilotfish.decoding.drafting import OtherVocabulary as OtherVocabulary
+    from pilotfish.decoding.drafting import SmallModel as SmallModel
+    from pilotfish.decoding.drafting import TokenIntersection as TokenIntersection
     from pilotfish.decoding.fusion import ContextAware as ContextAware
     from pilotfish.decoding.fusion import Contrastive as Contrastive
+    from pilotfish.decoding.fusion import Mixture as Mixture
+    from pilotfish.decoding.fusion import Product as Product
     from pilotfish.decoding.fusion import ProxyTuning as ProxyTuning
     from pilotfish.decoding.fusion import SourceContrastive as SourceContrastive
     from pilotfish.methods.build import Route as Route
@@ -73,24 +81,32 @@ if TYPE_CHECKING:
     from pilotfish.types import Usage as Usage
 
 _PUBLIC = {
+    "Branches": "pilotfish.decoding.branches",
     "Call": "pilotfish.traffic.calls",
     "Cascade": "pilotfish.cascade",
     "Certificate": "pilotfish.takeover.certify",
     "ContextAware": "pilotfish.decoding.fusion",
     "Contrastive": "pilotfish.decoding.fusion",
     "Decoder": "pilotfish.decoding.decoder",
+    "EarlyExit": "pilotfish.decoding.drafting",
     "Exchange": "pilotfish.types",
     "Lookup": "pilotfish.decoding.copying",
     "Message": "pilotfish.types",
+    "Mixture": "pilotfish.decoding.fusion",
+    "OtherVocabulary": "pilotfish.decoding.drafting",
+    "Product": "pilotfish.decoding.fusion",
     "ProxyTuning": "pilotfish.decoding.fusion",
     "Reply": "pilotfish.types",
     "ReplyTable": "pilotfish.traffic.table",
     "Request": "pilotfish.types",
+    "Retrieval": "pilotfish.decoding.copying",
     "Route": "pilotfish.methods.build",
     "Router": "pilotfish.route.router",
+    "SmallModel": "pilotfish.decoding.drafting",
     "SourceContrastive": "pilotfish.decoding.fusion",
     "Stage": "pilotfish.cascade",
     "Target": "pilotfish.takeover.certify",
+    "TokenIntersection": "pilotfish.decoding.drafting",
     "TrafficLog": "pilotfish.traffic.log",
     "Usage": "pilotfish.types",
     "automix": "pilotfish.methods.cascades",
@@ -129,24 +145,32 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Branches",
     "Call",
     "Cascade",
     "Certificate",
     "ContextAware",
     "Contrastive",
     "Decoder",
+    "EarlyExit",
     "Exchange",
     "Lookup",
     "Message",
+    "Mixture",
+    "OtherVocabulary",
+    "Product",
     "ProxyTuning",
     "Reply",
     "ReplyTable",
     "Request",
+    "Retrieval",
     "Route",
     "Router",
+    "SmallModel",
     "SourceContrastive",
     "Stage",
     "Target",
+    "TokenIntersection",
     "TrafficLog",
     "Usage",
     "__version__",

@@ -119,6 +119,13 @@ class Request:
     def __post_init__(self) -> None:
         if not self.messages:
             raise InputError("Request messages are empty: give at least one message.")
+        for name in ("max_tokens", "log_probs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"Field '{name}' is {value}: give 0 or more.")
+        stop: Any = self.stop
+        if isinstance(stop, str):  # each of its characters would end the reply
+            raise InputError(f"Field 'stop' is {stop!r}: give a tuple of strings, such as ({stop!r},).")
 
     @classmethod
     def of(cls, prompt: str, system: str | None = None, **fields: Any) -> Request:

@@ -44,6 +44,12 @@ def test_near_the_best_length_and_never_slower(share: float, draft: float, slope
     assert speed >= 0.85 * best_fixed(share, draft, slope)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("draft", [1.0, 2.0, 5.0])
+def test_a_drafter_slower_than_the_target_costs_next_to_nothing(share: float, draft: float) -> None:
+    assert simulate(share, draft, 0.1, n_tokens=6000) >= 0.98
+
+
 def test_costs_lie_between_what_was_measured() -> None:
     costs = Costs()
     costs.add_pass(1, 1.0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +23,13 @@ from pilotfish.decoding.drafting import (
 )
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import Contrastive
+from pilotfish.decoding.loop import Stats
 from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.ngram import NGramModel
-from pilotfish.types import Request
+from pilotfish.models.sessions import ArrayLogits, FunctionSession
+from pilotfish.types import Reply, Request
 from tests.decoding.small import Letters, Scripted, random_model, saying
 
 
@@ -168,7 +172,7 @@ def test_drafters_of_other_vocabularies_are_lossless_and_accepted() -> None:
             assert stats.n_accepted >= 6
     with pytest.raises(InputError, match="share no token"):
         Decoder(target, [TokenIntersection(Scripted(small, Letters([b"x", b"y", b""])))]).generate([request])
-    with pytest.raises(InputError, match="vocabulary is not the target's"):
+    with pytest.raises(InputError, match="drafter Scripted has another vocabulary"):
         Decoder(target, [SmallModel(other)]).generate([request])
 
 
@@ -230,6 +234,65 @@ def test_leaving_a_stream_stops_the_model() -> None:
     assert n_calls < 20
 
 
+def test_a_stream_ends_with_the_reply_and_counts() -> None:
+    decoder = Decoder(random_model(5), [Lookup()])
+    request = Request.of("abc", temperature=0, max_tokens=20)
+    stats = Stats()
+    ended: list[Reply] = []
+
+    def whole() -> Iterator[str]:
+        ended.append((yield from decoder.stream(request, stats)))
+
+    pieces = list(whole())
+    (reply,), (alone,) = ended, decoder.generate([request])
+    assert reply.replace(usage=alone.usage) == alone
+    assert "".join(pieces) == alone.text
+    assert (reply.usage.completion_tokens, stats.n_tokens, reply.finish_reason) == (20, 20, "length")
+
+
+def test_loading_a_model_is_no_part_of_a_replys_time() -> None:
+    target = random_model(0)
+    begin = target.session
+    target.session = lambda: time.sleep(0.3) or begin()  # type: ignore[method-assign,func-returns-value]
+    assert Decoder(target).generate([Request.of("a", temperature=0, max_tokens=1)])[0].usage.latency < 0.3
+
+
+@pytest.mark.parametrize(("seconds", "drafts"), [(0.01, True), (5.0, False)])
+def test_a_drafter_slower_than_the_target_is_left_alone(
+    seconds: float, drafts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("pilotfish.decoding.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow:
+        """Right every time, and taking its time."""
+
+        def __init__(self) -> None:
+            self.exact = SmallModel(random_model(3), least=0.0)
+
+        def begin(self, context: Context) -> Proposer:
+            proposer = self.exact.begin(context)
+
+            def draft(prefix: Sequence[int], k: int) -> Draft:
+                now[0] += seconds * k
+                return proposer.draft(prefix, k)
+
+            return SimpleNamespace(draft=draft)
+
+    class Timed(FunctionSession):
+        def extend(self, tokens: Sequence[int], n_last: int | None = None) -> ArrayLogits:
+            now[0] += 0.9 + 0.1 * len(tokens)
+            return super().extend(tokens, n_last)
+
+    target = random_model(3)
+    alone = Decoder(target).generate([Request.of("ab", temperature=0, max_tokens=400)])[0].text
+    target.session = lambda: Timed(target.function)  # type: ignore[method-assign]
+    reply, stats = speculate(target, Slow()).answer(Request.of("ab", temperature=0, max_tokens=400))
+    assert reply.text == alone
+    assert (stats.n_passes < 150) == drafts
+    assert (stats.draft_seconds < 0.1 * stats.seconds) or drafts
+
+
 def test_bad_input_is_told() -> None:
     short = random_model(0)
     short.window = 4
@@ -240,14 +303,45 @@ def test_bad_input_is_told() -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(ModelError, match="NaN"):
             Decoder(broken).generate([Request.of("a", temperature=temperature)])
-    with pytest.raises(InputError, match="no tokens"):
+    with pytest.raises(InputError, match="prompt is empty"):
         Decoder(short).generate([Request.of("", temperature=0)])
     with pytest.raises(InputError, match="early layer"):
         Decoder(short, [EarlyExit(2)]).generate([Request.of("a", temperature=0)])
     with pytest.raises(InputError, match="drafter has a int"):
         speculate(short, [3])
+    with pytest.raises(InputError, match="target is a str"):
+        speculate("smollm2-135m-instruct")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="needs expert, amateur"):
         fuse(fusion=Contrastive(), expert=short)
+    with pytest.raises(InputError, match="'amateur' has a str"):
+        fuse(fusion=Contrastive(), expert=short, amateur="small")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="fusion is 'contrastive'"):
+        fuse(fusion="contrastive", expert=short, amateur=short)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="views has the role 'judge'"):
+        fuse(fusion=Contrastive(), expert=short, amateur=short, views={"judge": lambda request: request})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"max_tokens": -1}, "'max_tokens' is -1"), ({"stop": "end"}, "'stop' is 'end'")]
+)
+def test_a_field_of_a_request_that_cannot_be_is_named(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Request.of("a", **wrong)
+
+
+def test_a_choice_that_the_vocabulary_cannot_write_is_told_in_one_line() -> None:
+    pytest.importorskip("llguidance")
+    decoder = Decoder(random_model(0))
+    assert decoder.generate([Request.of("a", extra={"choices": ["abba"]})])[0].text == "abba"
+    with pytest.raises(ModelError, match="Field 'choices' could not be followed") as told:
+        decoder.generate([Request.of("a", extra={"choices": ["zebra"]})])
+    assert "\n" not in str(told.value)
+
+
+def test_negative_seeds_are_seeds() -> None:
+    decoder = Decoder(random_model(0))
+    one, again, other = (decoder.generate([Request.of("a", max_tokens=20, seed=seed)])[0].text for seed in (-1, -1, -2))
+    assert one == again != other
 
 
 def test_a_fused_model_can_be_speculated() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from pilotfish.decoding.copying import Lookup
+from pilotfish.decoding.fused import Fused
+from pilotfish.decoding.fusion import ContextAware
 from pilotfish.decoding.search import BlackBoxSearch, ChunkSearch, LogRatio
-from pilotfish.errors import InputError
+from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.methods.adaptation import comblm, inference_policy_adapter, proxy_tuning
+from pilotfish.methods.build_decoder import without_context
 from pilotfish.methods.repair import (
     contrastive_decoding,
     contrastive_grounding,
@@ -24,10 +30,11 @@ from pilotfish.methods.speculative import (
 )
 from pilotfish.methods.weak_to_strong import weak_to_strong_search
 from pilotfish.models.ngram import NGramModel
-from pilotfish.protocols import Model
+from pilotfish.models.sessions import ArrayLogits, FunctionSession
+from pilotfish.protocols import LogProbs, Model
 from pilotfish.training.combination import LearnedCombination, combination_features
 from pilotfish.types import Request
-from tests.decoding.small import random_model
+from tests.decoding.small import Letters, Scripted, random_model, saying
 
 ASK = Request.of("abc", temperature=0, max_tokens=12)
 
@@ -59,7 +66,7 @@ def _combination() -> LearnedCombination:
 )
 def test_every_method_answers(made: Model) -> None:
     assert isinstance(made, Model)
-    (reply,) = made.generate([ASK])
+    (reply,) = made.generate([ASK.replace(temperature=1.0 if isinstance(made, ChunkSearch) else 0)])
     assert len(reply.text) == 12
     assert reply.finish_reason == "length"
 
@@ -84,6 +91,67 @@ def test_search_finds_what_the_small_pair_prefers() -> None:
     assert made["search", BlackBoxSearch] > made["plain", BlackBoxSearch]
     with pytest.raises(InputError, match="at least 1"):
         ChunkSearch(large, tuned, untuned, chunk=0).generate([request])
+
+
+def test_a_search_ends_at_a_stop_string_and_refuses_what_it_cannot_keep() -> None:
+    pytest.importorskip("llguidance")
+    search = ChunkSearch(saying([1, 2, 3, 4, 5, 0, 8], 9), random_model(1), random_model(2), chunk=3)
+    (reply,) = search.generate([Request.of("a", max_tokens=6)])
+    assert (reply.text, reply.finish_reason) == ("bcdefa", "length")
+    (reply,) = search.generate([Request.of("a", stop=("de",))])
+    assert (reply.text, reply.finish_reason) == ("bc", "stop")
+    search.model.window = 4
+    for request, error, told in (
+        (Request.of("a", temperature=0), InputError, "'temperature' is 0"),
+        (Request.of("", max_tokens=3), InputError, "prompt is empty"),
+        (Request.of("abcd", max_tokens=3), ContextLengthError, "4 tokens, but the window has 4"),
+        (Request.of("a", extra={"response_format": {"type": "json_object"}}), InputError, "keeps to no form"),
+    ):
+        with pytest.raises(error, match=told):
+            search.generate([request])
+    with pytest.raises(InputError, match="'temperature' is 0"):
+        BlackBoxSearch(random_model(0), random_model(1), random_model(2)).generate([Request.of("a", temperature=0)])
+
+
+def test_the_large_model_is_never_shown_the_private_message() -> None:
+    class Whole(Letters):
+        def encode_request(self, request: Request) -> list[int]:
+            return self.encode("".join(message.text for message in request.messages))
+
+    seen: dict[str, set[int]] = {"local": set(), "large": set()}
+
+    def reading(name: str) -> Scripted:
+        def after(tokens: Sequence[int]) -> LogProbs:
+            seen[name].update(tokens)
+            return np.log(np.array([0.3, 0.5, 0.2, *[1e-9] * 6], dtype=np.float32))
+
+        return Scripted(after, Whole())
+
+    made = private_contrast(reading("local"), reading("large"))
+    made.generate([Request.of("abc", system="hhh", temperature=0, max_tokens=4)])
+    assert seen == {"local": {7, 0, 1, 2}, "large": {0, 1, 2}}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_search_reads_its_prompt_once(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_read: list[int] = []
+    whole = FunctionSession.extend
+
+    def counted(self: FunctionSession, tokens: Sequence[int], n_last: int | None = None) -> ArrayLogits:
+        n_read.append(len(tokens))
+        return whole(self, tokens, n_last)
+
+    large: Any = random_model(0)
+    if fused:
+        views = {"without_context": without_context}
+        models = {"with_context": large, "without_context": large}
+        large = Fused(ContextAware(1.0), models, views=views)
+    request = Request.of("abc" * 20, "h", max_tokens=4, seed=0)
+    monkeypatch.setattr(FunctionSession, "extend", counted)
+    (reply,) = ChunkSearch(large, random_model(1), random_model(2), chunk=4).generate([request])
+    assert len(reply.text) == 4
+    # Once by the large model or by both its roles, and once by each of the small pair.
+    assert sum(n > 30 for n in n_read) == 3 + fused
 
 
 def test_the_learned_combination_beats_both_models_and_one_weight() -> None:

@@ -104,9 +104,30 @@ def test_a_grammar_is_kept_with_and_without_drafts(model: TransformersModel) -> 
     text = plain.generate([grammar])[0].text
     assert text.isdigit()
     assert len(text) == 3
-    for extra in ({"choices": []}, {"choices": ["a"], "grammar": "x"}, {"response_format": {"type": "xml"}}):
-        with pytest.raises(InputError, match=r"choices|response_format"):
+    stated = [{"type": "json_schema", "json_schema": wrong} for wrong in ("x", {"schema": {"type": "nope"}})]
+    for extra in (
+        {"choices": []},
+        {"choices": ["a"], "grammar": "x"},
+        {"response_format": {"type": "xml"}},
+        {"response_format": stated[0]},
+        {"response_format": stated[1]},
+    ):
+        with pytest.raises(InputError, match=r"Fields? '(choices|response_format)") as told:
             plain.generate([Request.of("x", extra=extra)])
+        assert "\n" not in str(told.value)
+
+
+def test_characters_and_stop_strings_split_across_tokens(model: TransformersModel) -> None:
+    pytest.importorskip("llguidance")
+    text = "日本語 🙂 é — naïve 👩‍🚀!"
+    assert sum("\ufffd" in model.tokenizer.decode([token]) for token in model.tokenizer.encode(text)) > 6
+    asked = Request.of("Repeat.", temperature=1.0, seed=0, max_tokens=80, extra={"choices": [text]})
+    for decoder in (Decoder(model), Decoder(model, [Lookup()], k=4)):
+        pieces = list(decoder.stream(asked))
+        assert "".join(pieces) == text
+        assert not any("\ufffd" in piece for piece in pieces)
+        for stop in ("語 🙂 é", "🙂", "naïve", "!"):
+            assert decoder.generate([asked.replace(stop=(stop,))])[0].text == text[: text.index(stop)]
 
 
 def test_what_does_not_fit_is_told(model: TransformersModel) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pilotfish.decoding.decoder import Decoder, fuse, speculate
+from pilotfish.decoding.drafting import EarlyExit
+from pilotfish.decoding.fusion import Contrastive
 from pilotfish.errors import ContextLengthError, InputError, ModelError
-from pilotfish.models.sessions import FunctionSession
+from pilotfish.models.sessions import FunctionSession, TorchSession
 from pilotfish.models.transformers import TransformersModel
+from pilotfish.types import Request
 from tests.decoding.small import random_model, tiny_model
 
 
@@ -85,6 +92,67 @@ def test_a_pass_without_memory_leaves_the_state(tiny: TransformersModel, text: l
     assert session.n_tokens == len(text)
     after = session.extend([6, 7]).log_probs()
     assert after == pytest.approx(tiny.session().extend([*text, 6, 7], 2).log_probs(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("part", "told"), [("generate", "1 texts of 3 tokens"), ("from_pretrained", "weights of")])
+def test_a_want_of_memory_is_told(
+    tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch, part: str, told: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nat some place")
+
+    fresh, request = TransformersModel(tiny.model), Request.of("abc", max_tokens=2)
+    owner = type(tiny._parts()[1])
+    monkeypatch.setattr(owner, part, fail)
+    with pytest.raises(ModelError, match=rf"memory does not suffice for .*{told}.* \(.*allocate memory\): ") as error:
+        fresh.generate([request])
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    assert len(fresh.generate([request])[0].text) == 2
+
+
+def test_a_model_that_gives_nan_is_named(tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = TransformersModel(tiny.model)
+    network = fresh._parts()[1]
+    nothing = network.lm_head.forward
+    monkeypatch.setattr(network.lm_head, "forward", lambda x: nothing(x) * float("nan"))
+    fused = fuse(fusion=Contrastive(), expert=tiny, amateur=fresh)
+    for decoder in (Decoder(fresh), speculate(tiny, fresh), fused):
+        with pytest.raises(ModelError, match=rf"{tiny.model} gave NaN.*float32\.$"):
+            decoder.generate([Request.of("abc", temperature=0, max_tokens=9)])
+
+
+@pytest.mark.parametrize("how", ["left", "failed", "ended"])
+def test_no_session_outlives_its_reply(tiny: TransformersModel, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    sessions: list[weakref.ref[Any]] = []
+    whole = TorchSession.__init__
+
+    def noted(self: TorchSession, *given: Any) -> None:
+        sessions.append(weakref.ref(self))
+        whole(self, *given)
+
+    monkeypatch.setattr(TorchSession, "__init__", noted)
+    n_threads = threading.active_count()
+    gc.disable()  # what is let go of only by a collection of garbage would keep its cache until then
+    try:
+        stream = speculate(tiny, EarlyExit(1)).stream(Request.of("abc", temperature=0, max_tokens=30))
+        next(stream)
+        if how == "ended":
+            list(stream)
+        elif how == "failed":
+            with pytest.raises(KeyboardInterrupt):
+                stream.throw(KeyboardInterrupt)
+        stream.close()
+        assert len(sessions) >= 2
+        assert [ref for ref in sessions if ref() is not None] == []
+        assert threading.active_count() == n_threads
+    finally:
+        gc.enable()
+
+
+def test_a_device_that_is_not_there_is_told(tiny: TransformersModel) -> None:
+    with pytest.raises(InputError, match="device is 'abacus'"):
+        TransformersModel(tiny.model, device="abacus").generate([Request.of("a")])
 
 
 def test_what_cannot_be_is_told(tiny: TransformersModel) -> None:

@@ -38,9 +38,25 @@ def test_a_drafted_and_fused_model_is_served(start, folder, fusion):
 
     with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0) as client:
         messages = [{"role": "user", "content": "say a."}]
-        with client.chat.completions.create(model="fast", messages=messages, stream=True, **asked) as stream:
-            got = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-    assert got == same.text
+        more = {"stream": True, "stream_options": {"include_usage": True}}
+        with client.chat.completions.create(model="fast", messages=messages, **more, **asked) as stream:
+            *chunks, last = stream
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == same.text
+    assert chunks[-1].choices[0].finish_reason == same.finish_reason == "length"
+    assert last.choices == []
+    assert last.usage.completion_tokens == same.usage.completion_tokens
+
+
+def test_sections_that_name_one_model_share_its_weights(folder):
+    fused = {"source": folder, "fusion": {**FUSION, "models": {"amateur": folder}}}
+    searched = {"source": folder, "search": {"tuned": folder, "untuned": folder}}
+    sections = {"a": {"source": folder, "draft": [folder]}, "b": fused, "c": searched}
+    sections["d"] = {"source": folder, "draft": ["lookup"], "dtype": "bfloat16"}
+    made = make_models(GatewayConfig.model_validate({"models": sections}))
+    model = made["a"].target
+    assert made["a"].drafters[0].model is model
+    assert {*made["b"].target.models.values(), made["c"].model, made["c"].tuned, made["c"].untuned} == {model}
+    assert made["d"].target is not model
 
 
 def test_a_search_is_served(start, folder):
@@ -53,9 +69,21 @@ def test_a_search_is_served(start, folder):
     assert reply.data["choices"][0]["message"]["content"] == same.text
 
 
-def test_a_prompt_past_the_window_is_refused(start, folder):
-    run = start(models={"fast": {"source": folder, "draft": ["lookup"]}})
-    assert run.chat("a" * 500, model="fast").status == 400
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_decoded_is_refused(start, folder, stream):
+    search = {"source": folder, "search": {"tuned": folder, "untuned": folder}}
+    run = start(models={"fast": {"source": folder, "draft": ["lookup"]}, "good": search})
+    for model, fields, told in (
+        ("fast", {"prompt": "a" * 500}, "The prompt has 500 tokens, but the window has 128"),
+        ("good", {"prompt": "a" * 500}, "The prompt has 500 tokens, but the window has 128"),
+        ("fast", {"max_tokens": -1}, "'max_tokens' is -1"),
+        ("fast", {"choices": "yes"}, "'choices' is 'yes'"),
+        ("good", {"temperature": 0}, "'temperature' is 0"),
+    ):
+        reply = run.chat(model=model, stream=stream, **fields)
+        assert reply.status == 400, reply.body
+        assert told in reply.data["error"]["message"]
+    assert run.chat("a", model="fast", seed=-1, max_tokens=2, stream=stream).status == 200
 
 
 def test_what_cannot_be_is_told(folder, tmp_path):

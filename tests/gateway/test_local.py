@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.fake import FakeModel
 from pilotfish.types import Reply, Request
 from tests.gateway.rig import answer, whole
+
+
+class Endless:
+    """Streams without end."""
+
+    def __init__(self):
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def generate(self, requests):
+        return [Reply("never asked") for _ in requests]
+
+    def stream(self, request: Request):
+        try:
+            while True:
+                yield "on "
+                self.begun.set()
+                time.sleep(0.001)
+        finally:
+            self.ended.set()
 
 
 class Small(FakeModel):
@@ -23,6 +45,7 @@ def scripted(request: Request) -> str | Reply | Exception:
         "long": ContextLengthError("The prompt has 9 tokens, the window 4: shorten it."),
         "odd": InputError("Field 'grammar' is 3: give text."),
         "broken": ModelError("The model failed."),
+        "odder": RuntimeError("a secret of the model's"),
     }
     return errors.get(request.prompt, f"you said {request.prompt}")
 
@@ -57,13 +80,49 @@ def test_streams_reach_the_openai_client(run, model, text):
     assert names[:2] == ["small", "plain"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("prompt", "status", "code"), [("long", 400, "context_length_exceeded"), ("broken", 500, "model_failed")]
+    ("prompt", "status", "code"),
+    [("long", 400, "context_length_exceeded"), ("broken", 500, "model_failed"), ("odder", 500, "model_failed")],
 )
-def test_failures_have_the_shape_of_an_endpoints(run, prompt, status, code):
-    reply = run.chat(prompt, model="small")
+def test_failures_have_the_shape_of_an_endpoints(run, prompt, status, code, stream, caplog):
+    reply = run.chat(prompt, model="small", stream=stream)
     assert reply.status == status
     assert reply.data["error"]["code"] == code
+    assert b"secret" not in reply.body
+    assert ("secret" in caplog.text) == (prompt == "odder")
+    assert run.chat("hello", model="small").status == 200
+    assert [call.status for call in run.calls(2)] == [status, 200]
+
+
+@pytest.mark.parametrize("how", ["the client leaves", "the gateway stops"])
+def test_nothing_is_written_for_nobody(start, monkeypatch, how):
+    import openai
+
+    model = Endless()
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"endless": model})
+    run = start(models={"endless": {"source": "any"}}, server={"shutdown_timeout_s": 1})
+    with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0) as client:
+        messages = [{"role": "user", "content": "hello"}]
+        stream = client.chat.completions.create(model="endless", messages=messages, stream=True)  # type: ignore[call-overload]
+        assert next(iter(stream)).choices[0].delta.content == ""
+        assert model.begun.wait(5)
+        if how == "the client leaves":
+            stream.close()
+        else:
+            run.stop()
+        assert model.ended.wait(5)
+
+
+def test_local_models_answer_while_the_endpoint_is_left_alone(start, upstream, monkeypatch):
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"plain": FakeModel("yes")})
+    upstream.replies(whole(b"{}", 503))
+    run = start(models={"plain": {"source": "any"}}, upstream={"breaker_failures": 2})
+    assert [run.chat(model="large").status for _ in range(2)] == [503, 503]
+    assert run.chat(model="plain").status == 200
+    n_before = len(upstream.received)
+    assert b"left alone" in run.chat(model="large").body  # a local answer says nothing about the endpoint
+    assert len(upstream.received) == n_before
 
 
 def test_a_wrong_field_is_named(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from pilotfish.errors import InputError
 
 if TYPE_CHECKING:
     from pilotfish.decoding.search import ChunkSearch
+    from pilotfish.types import Reply
 
 __all__ = ["generate"]
 
@@ -30,13 +32,22 @@ def generate(
     system: Annotated[str | None, typer.Option("--system", "-s", help="system message")] = None,
     schema: Annotated[Path | None, typer.Option("--schema", help="file of the JSON schema to follow")] = None,
     choice: Annotated[list[str] | None, typer.Option("--choice", help="answer only with one of these; repeat")] = None,
+    grammar: Annotated[Path | None, typer.Option("--grammar", help="file of the GBNF or Lark grammar to keep")] = None,
+    wrong_source: Annotated[
+        str | None, typer.Option("--wrong-source", help="what source_contrastive holds the system message against")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="end the reply before this; repeat")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="longest reply")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0, the default, takes the likeliest token; 1 for a search")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="draw from the likeliest tokens of this share")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="seed of the sampling")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16")] = "float32",
     stats: Annotated[bool, typer.Option("--stats", help="say what it took, on standard error")] = False,
 ) -> None:
-    """Answer a prompt with a local model, faster by drafts or changed by fusion with other models."""
+    """Answer a prompt with a local model, faster by drafts or changed by fusion; what is written is shown at once."""
+    from pilotfish.decoding.loop import Stats
     from pilotfish.methods.build_decoder import make_decoder
     from pilotfish.types import Request
 
@@ -58,17 +69,37 @@ def generate(
         raise InputError("model and gate belong to a fusion: give --fusion too.")
     extra: dict[str, Any] = {"choices": choice} if choice else {}
     if schema is not None:
-        extra["response_format"] = {"type": "json_schema", "json_schema": {"schema": _read(schema)}}
-    text = sys.stdin.read() if prompt == "-" else prompt
-    request = Request.of(text, system, temperature=temperature, max_tokens=max_tokens, seed=seed, extra=extra)
+        extra["response_format"] = {"type": "json_schema", "json_schema": {"schema": _json(schema)}}
+    if grammar is not None:
+        extra["grammar"] = _text(grammar)
+    if wrong_source is not None:
+        if fused is None or fused["kind"] != "source_contrastive":
+            raise InputError("wrong-source belongs to a fusion: give --fusion source_contrastive too.")
+        extra["wrong_source"] = wrong_source
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"Standard input is no UTF-8 ({error}): give text.") from None
+    if temperature is None and not search:
+        temperature = 0.0
+    request = Request.of(
+        text,
+        system,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        seed=seed,
+        extra=extra,
+    )
     if search:
         if draft or fused or extra or stats:
-            raise InputError("search goes without draft, fusion, schema, choice and stats: leave them out.")
+            raise InputError("search goes without draft, fusion, schema, choice, grammar and stats: leave them out.")
         print(_searched(target, search, dtype).generate([request])[0].text)
         return
     decoder = make_decoder(target, draft or [], fusion=fused, dtype=dtype)  # type: ignore[arg-type]
-    reply, took = decoder.answer(request)
-    print(reply.text)
+    took = Stats()
+    reply = _shown(decoder.stream(request, took))
     if stats:
         rate = took.n_tokens / max(reply.usage.latency, 1e-9)
         print(
@@ -78,6 +109,17 @@ def generate(
         )
         for source, (n_drafted, n_accepted) in took.sources.items():
             print(f"{source}: {n_accepted} of {n_drafted} drafted tokens stood", file=sys.stderr)
+
+
+def _shown(texts: Generator[str, None, Reply]) -> Reply:
+    """Print a reply as it is written."""
+    while True:
+        try:
+            print(next(texts), end="", flush=True)
+        except StopIteration as end:
+            print()
+            reply: Reply = end.value
+            return reply
 
 
 def _searched(target: str, search: str, dtype: Any) -> ChunkSearch:
@@ -114,10 +156,18 @@ def _size(name: str, text: str) -> int:
     return int(text)
 
 
-def _read(path: Path) -> Any:
+def _json(path: Path) -> Any:
     import json
 
+    text = _text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(text)
+    except ValueError as error:
         raise InputError(f"The schema {path} cannot be read ({error}): give a file of JSON.") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"The file {path} cannot be read ({error}): give a file of text.") from None

@@ -11,7 +11,7 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, Logits, LogProbs
 
-__all__ = ["Acceptance", "Draft", "Greedy", "Lossless", "Sampling", "Typical", "choose_acceptance"]
+__all__ = ["Acceptance", "Draft", "Greedy", "Lossless", "Sampling", "Typical", "choose_acceptance", "seeded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +232,11 @@ class Typical:
 def choose_acceptance(sampling: Sampling) -> Acceptance:
     """The acceptance that changes nothing: greedy at temperature 0, else lossless sampling."""
     return Greedy() if sampling.temperature == 0 else Lossless(sampling)
+
+
+def seeded(seed: int | None) -> np.random.Generator:
+    """What draws the tokens of a reply; the OpenAI interface takes negative seeds too."""
+    return np.random.default_rng(None if seed is None else seed % 2**64)
 
 
 def _draw(weights: FloatArray, rng: np.random.Generator) -> int:

@@ -30,6 +30,8 @@ class GrammarConstraint:
         Of the model.
     grammar : str
         In llguidance's form.
+    field : str
+        Of the request that states it, for errors.
 
     Raises
     ------
@@ -37,14 +39,15 @@ class GrammarConstraint:
         When the grammar is wrong.
     """
 
-    def __init__(self, tokenizer: Tokenizer, grammar: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, grammar: str, field: str = "grammar") -> None:
         from llguidance import LLMatcher
 
         self._n_vocabulary = tokenizer.n_vocabulary
         self._ends = tokenizer.end_tokens
         self._matcher = LLMatcher(_of_llguidance(tokenizer), grammar, log_level=0)
         if self._matcher.is_error():
-            raise InputError(f"The grammar is wrong ({self._matcher.get_error()}): mend it.")
+            raise InputError(f"Field {field!r} is wrong ({_first_line(self._matcher)}): mend it.")
+        self._field = field
 
     def allowed(self, tokens: Sequence[int]) -> int:
         """How many of some further tokens may be written."""
@@ -82,7 +85,10 @@ class GrammarConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ModelError(f"The grammar could not be followed ({self._matcher.get_error()}): simplify it.")
+            raise ModelError(
+                f"Field {self._field!r} could not be followed ({_first_line(self._matcher)}): simplify it, and "
+                "ask only for what the model's tokens can write."
+            )
 
 
 def constraint_of(request: Request, tokenizer: Tokenizer) -> GrammarConstraint | None:
@@ -114,7 +120,7 @@ def constraint_of(request: Request, tokenizer: Tokenizer) -> GrammarConstraint |
         if not isinstance(choices, list | tuple) or not choices or not all(isinstance(c, str) and c for c in choices):
             raise InputError(f"Field 'choices' is {choices!r}: give a list of texts.")
         lark = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-        return GrammarConstraint(tokenizer, LLMatcher.grammar_from_lark(lark))
+        return GrammarConstraint(tokenizer, LLMatcher.grammar_from_lark(lark), "choices")
     if given == ["grammar"]:
         text = str(request.extra["grammar"])
         try:
@@ -124,12 +130,18 @@ def constraint_of(request: Request, tokenizer: Tokenizer) -> GrammarConstraint |
         return GrammarConstraint(tokenizer, LLMatcher.grammar_from_lark(lark))
     schema: Any = {"type": "object"}
     if kind == "json_schema" and isinstance(form, dict):
-        schema = (form.get("json_schema") or {}).get("schema")
+        stated = form.get("json_schema")
+        schema = stated.get("schema") if isinstance(stated, dict) else None
         if not isinstance(schema, dict):
             raise InputError("Field 'response_format.json_schema.schema' is missing: give the schema as an object.")
     # Without a bound on white space a small model may write nothing else to the end of its window.
     grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": r"[ \n]?"})
-    return GrammarConstraint(tokenizer, grammar)
+    return GrammarConstraint(tokenizer, grammar, "response_format")
+
+
+def _first_line(matcher: Any) -> str:
+    """What went wrong; after it llguidance shows its own state."""
+    return str(matcher.get_error()).strip().partition("\n")[0]
 
 
 class _Wrapped:

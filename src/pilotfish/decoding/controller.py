@@ -72,7 +72,8 @@ class Costs:
                 counts = self.accepted[key]
                 counts[0] = _MEMORY * counts[0] + n_accepted
                 counts[1] = _MEMORY * counts[1] + n_accepted + (n_accepted < n_drafted)
-            if n_accepted == n_drafted:
+            # What drafts slower than the target writes cannot pay, however right it is.
+            if n_accepted == n_drafted and self.drafts.get(source, 0.0) < self.passes.get(1, 0.0):
                 self._waits.pop(source, None)
 
     def pass_seconds(self, n_tokens: int) -> float:
@@ -121,6 +122,19 @@ class SpeedController:
     References
     ----------
     Leviathan et al., arXiv:2211.17192, section 3.4, with measured costs in the place of constants.
+
+    Examples
+    --------
+    >>> costs = Costs()
+    >>> costs.add_pass(1, 1.0); costs.add_pass(5, 1.2); costs.add_draft("small", 4, 0.2)
+    >>> controller = SpeedController(costs)
+    >>> for _ in range(20):
+    ...     controller.observe("small", 8, 4, 4)
+    >>> controller.length("small") > 8
+    True
+    >>> costs.add_draft("slow", 4, 20.0)
+    >>> controller.length("slow")
+    0
     """
 
     def __init__(self, costs: Costs, k_max: int = _K_MAX) -> None:
@@ -154,7 +168,11 @@ class SpeedController:
             rate = expected / (k * each + costs.pass_seconds(k + 1))
             if rate > best_rate:
                 best, best_rate = k, rate
-        return best or (min(_K_FIRST, _K_FIRST if depths is None else len(depths)) if costs.may_try(source) else 0)
+        if best or not costs.may_try(source):
+            return best
+        if each >= plain:  # one token is enough to see whether it has become faster
+            return 1
+        return min(_K_FIRST, _K_FIRST if depths is None else len(depths))
 
     def observe(self, source: str, strength: int, n_drafted: int, n_accepted: int) -> None:
         """Note how a draft ended."""

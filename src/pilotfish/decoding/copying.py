@@ -35,6 +35,16 @@ class Lookup:
     References
     ----------
     Prompt look-up decoding; Xia et al., A survey of speculative decoding, arXiv:2401.07851.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> target = NGramModel(4, "char").fit(["where is my card, and where is my money? "] * 3)
+    >>> from pilotfish.decoding.decoder import Decoder
+    >>> from pilotfish.types import Request
+    >>> ask = Request.of("where is my card, and where is my c", temperature=0, max_tokens=12)
+    >>> Decoder(target, [Lookup()], k=4).answer(ask)[1].n_accepted > 0
+    True
     """
 
     def __init__(self, n_max: int = 4, n_branches: int = 3) -> None:
@@ -106,6 +116,17 @@ class Retrieval:
     References
     ----------
     REST, He et al., arXiv:2311.08252.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> target = NGramModel(4, "char").fit(["where is my card, and where is my money? "] * 3)
+    >>> from pilotfish.decoding.decoder import Decoder
+    >>> from pilotfish.types import Request
+    >>> ask = Request.of("where is my c", temperature=0, max_tokens=12)
+    >>> replies = ["where is my card, and where are my coins? "]
+    >>> Decoder(target, [Retrieval(replies)], k=4).answer(ask)[1].n_accepted > 0
+    True
     """
 
     def __init__(self, texts: Iterable[str], n_max: int = 8) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_acceptance
+from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_acceptance, seeded
 from pilotfish.decoding.constraints import constraint_of
 from pilotfish.decoding.controller import Costs, FixedLength, SpeedController
 from pilotfish.decoding.copying import Lookup
@@ -19,7 +18,7 @@ from pilotfish.decoding.fused import Fused, View, begin
 from pilotfish.decoding.fusion import Fusion
 from pilotfish.decoding.loop import Stats, decode
 from pilotfish.decoding.text import TextStream
-from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.errors import InputError
 from pilotfish.protocols import Tokenizer, WhiteBoxModel
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
@@ -93,7 +92,7 @@ class Decoder:
     def answer(self, request: Request) -> tuple[Reply, Stats]:
         """Answer one request, and tell what it took."""
         stats = Stats()
-        run = self._run(request, stats)
+        run = self.stream(request, stats)
         while True:
             try:
                 next(run)
@@ -101,35 +100,38 @@ class Decoder:
                 reply: Reply = end.value
                 return reply, stats
 
-    def stream(self, request: Request) -> Iterator[str]:
-        """Yield the reply's text as it is written; leaving the iteration stops the model.
+    def stream(self, request: Request, stats: Stats | None = None) -> Generator[str, None, Reply]:
+        """Yield the reply's text as it is written, and return the reply; leaving the iteration stops the model.
+
+        Parameters
+        ----------
+        request : Request
+            What is asked.
+        stats : Stats, optional
+            Told what the reply takes.
 
         Raises
         ------
         ContextLengthError, InputError, ModelError
             As of :meth:`generate`.
-        """
-        with closing(self._run(request, Stats())) as run:
-            yield from run
 
-    def _run(self, request: Request, stats: Stats) -> Generator[str, None, Reply]:
-        start = time.perf_counter()
+        Examples
+        --------
+        >>> from pilotfish.models.ngram import NGramModel
+        >>> target = NGramModel(4, "char").fit(["where is my card, and where is my money? "] * 3)
+        >>> "".join(Decoder(target).stream(Request.of("where is my c", temperature=0, max_tokens=3)))
+        'ard'
+        """
+        stats = stats if stats is not None else Stats()
         tokenizer = self.target.tokenizer
         sampling = Sampling(
             1.0 if request.temperature is None else request.temperature, 1.0 if request.top_p is None else request.top_p
         )
-        session, prompt = begin(self.target, request)
-        room = self.target.window - len(prompt)
-        if room < (request.max_tokens != 0):
-            raise ContextLengthError(
-                f"Prompt and reply have {len(prompt) + 1} tokens, but the model's window has {self.target.window}: "
-                "shorten them."
-            )
-        if request.max_tokens is not None:
-            room = min(room, request.max_tokens)
-        rng = np.random.default_rng(request.seed)
+        session, prompt, room = begin(self.target, request)
+        rng = seeded(request.seed)
         context = Context(self.target, request, len(prompt), sampling, rng)
         proposers = [(f"{i} {type(d).__name__}", d.begin(context)) for i, d in enumerate(self.drafters)]
+        start = time.perf_counter()  # models are loaded by now
         text = TextStream(tokenizer, request.stop)
         logs: list[TokenLogProb] = []
         pieces: list[str] = []
@@ -216,6 +218,8 @@ def speculate(target: WhiteBoxModel | Decoder, drafter: Drafter | WhiteBoxModel 
     >>> len(fast.drafters)
     2
     """
+    if not isinstance(target, Decoder) and not hasattr(target, "session"):
+        raise InputError(f"target is a {type(target).__name__}: give a white-box model, or what fuse made.")
     given: Sequence[Any] = drafter if isinstance(drafter, Sequence) else [drafter]
     made: list[Drafter] = []
     for one in given or [Lookup()]:

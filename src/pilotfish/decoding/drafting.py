@@ -86,6 +86,20 @@ class SmallModel:
     References
     ----------
     Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["where is my card, and where is my money? "] * 3
+    >>> target, small = NGramModel(4, "char").fit(texts), NGramModel(2, "char").fit(texts)
+    >>> from pilotfish.decoding.decoder import Decoder
+    >>> from pilotfish.types import Request
+    >>> ask = Request.of("where is my c", temperature=0, max_tokens=12)
+    >>> reply, stats = Decoder(target, [SmallModel(small)], k=4).answer(ask)
+    >>> reply.text == Decoder(target).generate([ask])[0].text
+    True
+    >>> stats.n_accepted > 0
+    True
     """
 
     def __init__(self, model: WhiteBoxModel, least: float = 0.4) -> None:
@@ -101,7 +115,11 @@ class SmallModel:
             When the vocabularies differ.
         """
         if not same_vocabulary(self.model.tokenizer, context.target.tokenizer):
-            raise InputError("The drafter's vocabulary is not the target's: use OtherVocabulary or TokenIntersection.")
+            name = getattr(self.model, "model", type(self.model).__name__)
+            raise InputError(
+                f"The drafter {name} has another vocabulary than the target: wrap it in OtherVocabulary or "
+                "TokenIntersection."
+            )
         prompt = self.model.tokenizer.encode_request(context.request)
         return _ModelProposer(self.model, context, self.least, "model", prompt)
 
@@ -119,6 +137,14 @@ class EarlyExit:
     References
     ----------
     Layer skip and early exit: Xia et al., arXiv:2401.07851, section 5.
+
+    Examples
+    --------
+    >>> from pilotfish.decoding.decoder import Decoder
+    >>> from pilotfish.models.transformers import TransformersModel
+    >>> fast = Decoder(TransformersModel("smollm2-135m-instruct"), [EarlyExit(8)])
+    >>> fast.drafters[0].n_layers
+    8
     """
 
     def __init__(self, n_layers: int, least: float = 0.4) -> None:
@@ -177,6 +203,20 @@ class OtherVocabulary:
     References
     ----------
     String-level exact match (SLEM): Timor et al., arXiv:2502.05202, algorithm 2.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["where is my card, and where is my money? "] * 3
+    >>> target, small = NGramModel(4, "char").fit(texts), NGramModel(2, "char").fit(texts)
+    >>> from pilotfish.decoding.decoder import Decoder
+    >>> from pilotfish.types import Request
+    >>> ask = Request.of("where is my c", temperature=0, max_tokens=12)
+    >>> reply, stats = Decoder(target, [OtherVocabulary(small)], k=4).answer(ask)
+    >>> reply.text == Decoder(target).generate([ask])[0].text
+    True
+    >>> stats.n_accepted > 0
+    True
     """
 
     def __init__(self, model: WhiteBoxModel) -> None:
@@ -232,6 +272,20 @@ class TokenIntersection:
     References
     ----------
     Token-level intersection (TLI): Timor et al., arXiv:2502.05202, algorithm 4.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["where is my card, and where is my money? "] * 3
+    >>> target, small = NGramModel(4, "char").fit(texts), NGramModel(2, "char").fit(texts)
+    >>> from pilotfish.decoding.decoder import Decoder
+    >>> from pilotfish.types import Request
+    >>> ask = Request.of("where is my c", temperature=0, max_tokens=12)
+    >>> reply, stats = Decoder(target, [TokenIntersection(small)], k=4).answer(ask)
+    >>> reply.text == Decoder(target).generate([ask])[0].text
+    True
+    >>> stats.n_accepted > 0
+    True
     """
 
     def __init__(self, model: WhiteBoxModel, least: float = 0.4) -> None:

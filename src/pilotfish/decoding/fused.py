@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pilotfish.decoding.bridge import PROMPT, Bridged, in_vocabulary
 from pilotfish.decoding.fusion import Fusion
-from pilotfish.errors import InputError
+from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.models.sessions import ArrayLogits
 from pilotfish.protocols import Logits, LogProbs, Session, Tokenizer, WhiteBoxModel
 from pilotfish.types import Request
@@ -20,11 +20,29 @@ View = Callable[[Request], Request]
 Gate = Callable[[LogProbs], NDArray[np.bool_]]
 
 
-def begin(target: WhiteBoxModel, request: Request) -> tuple[Session, list[int]]:
-    """A session of a model for a request, and the tokens that it must read first."""
+def begin(target: WhiteBoxModel, request: Request) -> tuple[Session, list[int], int]:
+    """A session of a model for a request, the tokens that it must read first, and how many may follow.
+
+    Raises
+    ------
+    ContextLengthError
+        When the prompt leaves no room in the model's window.
+    InputError
+        When there is no prompt.
+    """
+    session: Session
     if isinstance(target, Fused):
-        return target.begin(request)
-    return target.session(), target.tokenizer.encode_request(request)
+        session, prompt = target.begin(request)
+    else:
+        session, prompt = target.session(), target.tokenizer.encode_request(request)
+    if not prompt:
+        raise InputError("The prompt is empty, and the model needs a token to begin with: give some text.")
+    room = target.window - len(prompt)
+    if room < (request.max_tokens != 0):
+        raise ContextLengthError(
+            f"The prompt has {len(prompt)} tokens, but the window has {target.window}, reply included: shorten it."
+        )
+    return session, prompt, room if request.max_tokens is None else min(room, request.max_tokens)
 
 
 class FusedSession:
@@ -124,7 +142,18 @@ class Fused:
     Raises
     ------
     InputError
-        When a role is missing or unknown.
+        When a role is missing, unknown or no white-box model.
+
+    Examples
+    --------
+    >>> from pilotfish.decoding.fusion import Contrastive
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["where is my card, and where is my money? "] * 3
+    >>> large, small = NGramModel(4, "char").fit(texts), NGramModel(2, "char").fit(texts)
+    >>> fused = Fused(Contrastive(), {"expert": large, "amateur": small})
+    >>> session = fused.session()
+    >>> fused.tokenizer.decode(session.extend(fused.tokenizer.encode("my c"), 1).best())
+    'a'
     """
 
     def __init__(
@@ -135,10 +164,19 @@ class Fused:
         views: Mapping[str, View] | None = None,
         gate: float | None = None,
     ) -> None:
+        if not hasattr(fusion, "roles"):
+            raise InputError(f"fusion is {fusion!r}: give a fusion, such as Contrastive().")
         if set(models) != set(fusion.roles):
             raise InputError(
                 f"fuse has the roles {', '.join(sorted(models)) or 'none'}: {type(fusion).__name__} needs "
                 f"{', '.join(fusion.roles)}."
+            )
+        for role, model in models.items():
+            if not hasattr(model, "session"):
+                raise InputError(f"Role {role!r} has a {type(model).__name__}: give a white-box model.")
+        if unknown := sorted(set(views or {}) - set(fusion.roles)):
+            raise InputError(
+                f"views has the role {unknown[0]!r}: {type(fusion).__name__} has {', '.join(fusion.roles)}."
             )
         if gate is not None and not 0 < gate <= 1:
             raise InputError(f"gate is {gate}: give a probability above 0 and at most 1.")

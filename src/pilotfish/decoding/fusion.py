@@ -128,7 +128,7 @@ class ContextAware:
     >>> told = np.log(np.array([[0.6, 0.39, 0.01]], dtype=np.float32))
     >>> memory = np.log(np.array([[0.98, 0.0199, 0.0001]], dtype=np.float32))
     >>> fused = ContextAware(1.0, adaptive=False, plausible=0.1).fuse({"with_context": told, "without_context": memory})
-    >>> np.exp(fused).round(2).tolist()
+    >>> np.exp(fused).astype(float).round(2).tolist()
     [[0.0..., 0.9..., 0.0]]
 
     References
@@ -183,6 +183,13 @@ class SourceContrastive:
     References
     ----------
     Sennrich et al., arXiv:2309.07098, eq. 3.
+
+    Examples
+    --------
+    >>> even, odd = (np.log(np.array([row], dtype=np.float32)) for row in ([0.5, 0.5], [0.8, 0.2]))
+    >>> fused = SourceContrastive(0.25).fuse({"source": odd, "wrong_source": even})
+    >>> np.exp(fused).astype(float).round(2).tolist()
+    [[0.9, 0.1]]
     """
 
     roles: ClassVar[tuple[str, ...]] = ("source", "wrong_source")
@@ -216,6 +223,13 @@ class ProxyTuning:
     References
     ----------
     Liu et al., arXiv:2401.08565, eq. 1; DExperts: Liu et al., arXiv:2105.03023, eq. 1.
+
+    Examples
+    --------
+    >>> even, odd = (np.log(np.array([row], dtype=np.float32)) for row in ([0.5, 0.5], [0.8, 0.2]))
+    >>> fused = ProxyTuning(1.0).fuse({"base": odd, "expert": odd, "anti_expert": even})
+    >>> np.exp(fused).astype(float).round(2).tolist()
+    [[0.94, 0.06]]
     """
 
     roles: ClassVar[tuple[str, ...]] = ("base", "expert", "anti_expert")
@@ -243,6 +257,12 @@ class Product:
     References
     ----------
     Inference-time policy adapters: Lu et al., arXiv:2305.15065, eq. 2.
+
+    Examples
+    --------
+    >>> even, odd = (np.log(np.array([row], dtype=np.float32)) for row in ([0.5, 0.5], [0.8, 0.2]))
+    >>> np.exp(Product(1.0).fuse({"base": odd, "adapter": odd})).astype(float).round(2).tolist()
+    [[0.94, 0.06]]
     """
 
     roles: ClassVar[tuple[str, ...]] = ("base", "adapter")
@@ -270,6 +290,12 @@ class Mixture:
     References
     ----------
     CoGenesis: Zhang et al., arXiv:2403.03129, section 3.2.
+
+    Examples
+    --------
+    >>> even, odd = (np.log(np.array([row], dtype=np.float32)) for row in ([0.5, 0.5], [0.8, 0.2]))
+    >>> np.exp(Mixture(0.5, linear=True).fuse({"base": odd, "other": even})).astype(float).round(2).tolist()
+    [[0.65, 0.35]]
     """
 
     roles: ClassVar[tuple[str, ...]] = ("base", "other")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pilotfish.decoding.acceptance import Lossless, Sampling
+from pilotfish.decoding.acceptance import Lossless, Sampling, seeded
+from pilotfish.decoding.constraints import constraint_of
 from pilotfish.decoding.drafting import Follower
 from pilotfish.decoding.fused import begin
 from pilotfish.decoding.loop import decode
@@ -30,6 +31,16 @@ class LogRatio:
     References
     ----------
     Weak-to-strong search: Zhou et al., arXiv:2405.19262, eq. 4.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["good cards, good money. ", "bad cards, bad money. "] * 4
+    >>> untuned = NGramModel(4, "char").fit(texts)
+    >>> tuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1::2])
+    >>> good, bad = LogRatio(tuned, untuned).score(Request.of("My "), ["good money.", "bad money."])
+    >>> good > bad
+    True
     """
 
     def __init__(self, tuned: WhiteBoxModel, untuned: WhiteBoxModel) -> None:
@@ -52,12 +63,15 @@ class _Beam:
     session: Session
     tokens: list[int]
     unread: list[int]
+    text: str = ""
     ended: bool = False
     score: float = 0.0
 
 
 class ChunkSearch:
     """Chunk-level beam search: from each of W beams K chunks are drawn, and the W best by the ratio go on.
+
+    Chunks are drawn at the request's temperature, 1 unless it states one; at 0 they would all be the same.
 
     W = 1 is chunk-wise best-of-K; a chunk as long as the reply is best-of-(W K).
 
@@ -75,6 +89,16 @@ class ChunkSearch:
     References
     ----------
     Zhou et al., arXiv:2405.19262, algorithm 1.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["good cards, good money. ", "bad cards, bad money. "] * 4
+    >>> large, untuned = NGramModel(5, "char").fit(texts), NGramModel(4, "char").fit(texts)
+    >>> tuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1::2])
+    >>> search = ChunkSearch(large, tuned, untuned, n_draws=4, chunk=6)
+    >>> len(search.generate([Request.of(", ", max_tokens=12, seed=0)])[0].text)
+    12
     """
 
     def __init__(
@@ -101,21 +125,28 @@ class ChunkSearch:
 
         Raises
         ------
+        ContextLengthError
+            When a prompt is longer than the model's window.
         InputError
-            When a size is below 1.
+            When a size is below 1, or a request has temperature 0, a form to keep or no prompt.
         """
         _check_sizes(self.n_beams, self.n_draws, self.chunk)
         return [self._reply(request) for request in requests]
 
     def _reply(self, request: Request) -> Reply:
         start = time.perf_counter()
-        tokenizer, rng = self.model.tokenizer, np.random.default_rng(request.seed)
+        _check_drawn(request)
+        tokenizer, rng = self.model.tokenizer, seeded(request.seed)
+        if constraint_of(request, tokenizer) is not None:
+            raise InputError("A search keeps to no form: leave out choices, grammar and response_format.")
         ratio = LogRatio(self.tuned, self.untuned)
-        session, prompt = begin(self.model, request)
-        room = min(
-            self.model.window - len(prompt), self.max_tokens if request.max_tokens is None else request.max_tokens
-        )
-        beams = [_Beam(session, [], prompt)]
+        session, prompt, room = begin(self.model, request)
+        if request.max_tokens is None:
+            room = min(room, self.max_tokens)
+        # Read once for all draws, which fork the session: only the last token is read again, for what it expects.
+        session.extend(prompt, 1)
+        session.rewind(1)
+        beams = [_Beam(session, [], prompt[-1:])]
         while room > 0 and not all(beam.ended for beam in beams):
             drawn: list[_Beam] = []
             for beam in beams:
@@ -123,16 +154,14 @@ class ChunkSearch:
                 drawn += (
                     [beam] if beam.ended else [self._draw(beam, request, min(room, self.chunk), rng) for _ in range(n)]
                 )
-            for beam, score in zip(
-                drawn, ratio.score(request, [tokenizer.decode(beam.tokens) for beam in drawn]), strict=True
-            ):
+            for beam, score in zip(drawn, ratio.score(request, [beam.text for beam in drawn]), strict=True):
                 beam.score = score
             drawn.sort(key=lambda beam: -beam.score)
             beams = drawn[: self.n_beams]
             room -= self.chunk
         best = beams[0]
         return Reply(
-            tokenizer.decode(best.tokens),
+            best.text,
             model=str(getattr(self.model, "model", "search")),
             usage=Usage(len(prompt), len(best.tokens), latency=time.perf_counter() - start),
             finish_reason="stop" if best.ended else "length",
@@ -146,10 +175,12 @@ class ChunkSearch:
         unread = beam.unread
         for step in decode(session, beam.unread, acceptance, rng=rng, room=n):
             if step.tokens[0] in ends:
-                return _Beam(session, tokens, unread, ended=True)
+                return _Beam(session, tokens, unread, self.model.tokenizer.decode(tokens), ended=True)
             tokens += step.tokens
             unread = step.tokens
-        return _Beam(session, tokens, unread)
+        text = self.model.tokenizer.decode(tokens)
+        stops = [at for stop in request.stop if stop and (at := text.find(stop)) >= 0]
+        return _Beam(session, tokens, unread, text[: min(stops)] if stops else text, ended=bool(stops))
 
 
 class BlackBoxSearch:
@@ -172,6 +203,16 @@ class BlackBoxSearch:
     References
     ----------
     Zhou et al., arXiv:2405.19262, section 4.2.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> texts = ["good cards, good money. ", "bad cards, bad money. "] * 4
+    >>> large, untuned = NGramModel(5, "char").fit(texts), NGramModel(4, "char").fit(texts)
+    >>> tuned = NGramModel(4, "char").fit(texts[::2] * 3 + texts[1::2])
+    >>> search = BlackBoxSearch(large, tuned, untuned, n_draws=4, chunk=6, n_chunks=2)
+    >>> len(search.generate([Request.of(", ", seed=0)])[0].text)
+    12
     """
 
     def __init__(
@@ -196,11 +237,18 @@ class BlackBoxSearch:
         self.go_on = go_on
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Answer a batch: one reply per request, in order."""
+        """Answer a batch: one reply per request, in order.
+
+        Raises
+        ------
+        InputError
+            When a size is below 1, or a request has temperature 0.
+        """
         _check_sizes(self.n_beams, self.n_draws, self.chunk)
         return [self._reply(request) for request in requests]
 
     def _reply(self, request: Request) -> Reply:
+        _check_drawn(request)
         ratio = LogRatio(self.tuned, self.untuned)
         go_on = self.go_on or _continued
         beams: list[tuple[str, bool]] = [("", False)]
@@ -231,6 +279,11 @@ def _continued(request: Request, text: str) -> Request:
         return request
     asked = f"{request.prompt}\n\nGo on with this answer exactly where it ends, and write only what follows:\n{text}"
     return request.replace(messages=(*request.messages[:-1], Message("user", asked)))
+
+
+def _check_drawn(request: Request) -> None:
+    if request.temperature == 0:
+        raise InputError("Field 'temperature' is 0, where all chunks are the same: give more, or leave it out.")
 
 
 def _check_sizes(*sizes: int) -> None:

@@ -31,6 +31,14 @@ class TextStream:
         Whether a stop string was met.
     n_tokens : int
         Tokens taken, those of a stop string left out.
+
+    Examples
+    --------
+    >>> from pilotfish.models.ngram import NGramModel
+    >>> tokenizer = NGramModel(2, "char").fit(["where is my card?"]).tokenizer
+    >>> stream = TextStream(tokenizer, stops=["card"])
+    >>> "".join(stream.write(token) for token in tokenizer.encode("my card"))
+    'my '
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:

@@ -17,11 +17,11 @@ from pilotfish.gateway.checks import Checks, make_checks
 from pilotfish.gateway.config import GatewayConfig, UpstreamConfig
 from pilotfish.gateway.feedback import give_feedback
 from pilotfish.gateway.keys import REFRESH_SECONDS
-from pilotfish.gateway.local import LocalTransport, make_models
+from pilotfish.gateway.local import LocalModels, make_models
 from pilotfish.gateway.metrics import CONTENT_TYPE, Metrics
 from pilotfish.gateway.proxy import Proxy
 from pilotfish.gateway.shapes import error_body
-from pilotfish.gateway.upstream import Transport, Upstream
+from pilotfish.gateway.upstream import Near, Transport, Upstream
 from pilotfish.traffic import Answerer, PatternMasker, TrafficLog
 
 __all__ = ["Gateway"]
@@ -94,7 +94,7 @@ class Gateway:
             mask=PatternMasker() if config.log.mask else None,
             on_written=self._written if self._make_answerer is not None or config.checks is not None else None,
         )
-        upstream = Upstream(config.upstream, lambda: self.metrics.add("upstream_retries_total"), self._around())
+        upstream = Upstream(config.upstream, lambda: self.metrics.add("upstream_retries_total"), self._near())
         upstream.open()
         fallback = None
         if config.fallback is not None:
@@ -143,11 +143,11 @@ class Gateway:
         if self._proxy.fallback is not None:
             await self._proxy.fallback.close()
 
-    def _around(self) -> Callable[[Transport], Transport] | None:
+    def _near(self) -> Callable[[Transport], Near] | None:
         if not self.config.models and not self.config.routes:
             return None
         models = make_models(self.config)
-        return lambda beyond: LocalTransport(models, beyond)
+        return lambda beyond: LocalModels(models, beyond)
 
     def _written(self, calls: Any) -> None:
         if self._proxy is not None and self._proxy.students is not None:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
 
-from pilotfish.errors import ContextLengthError, InputError, PilotfishError, UpstreamError
+from pilotfish.errors import ContextLengthError, InputError, ModelError, PilotfishError, UpstreamError
 from pilotfish.gateway.config import GatewayConfig, ModelConfig, RouteConfig
-from pilotfish.gateway.shapes import completion, error_body
+from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_body
 from pilotfish.gateway.upstream import Transport, UpstreamReply
 from pilotfish.gateway.wire import Headers
 from pilotfish.protocols import Model
 from pilotfish.types import Reply, Request
 
-__all__ = ["LocalTransport", "make_models"]
+__all__ = ["LocalModels", "make_models"]
 
 _JSON = ((b"content-type", b"application/json"),)
+_logger = logging.getLogger("pilotfish.gateway")
 _SSE = ((b"content-type", b"text/event-stream; charset=utf-8"),)
 
 
@@ -34,22 +37,24 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
     InputError
         When a route's policy or table is wrong, or its budget cannot be kept; when a model's draft or fusion is wrong.
     """
-    models: dict[str, Model] = {name: _make_model(name, c) for name, c in config.models.items()}
+    loaded: dict[Any, Any] = {}  # sections that name the same model share its weights
+    models: dict[str, Model] = {name: _make_model(name, c, loaded) for name, c in config.models.items()}
     made = dict(models)
     for name, route in config.routes.items():
         made[name] = _make_route(route, models, config)
     return made
 
 
-def _make_model(name: str, config: ModelConfig) -> Model:
+def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model:
     if config.decodes:
         from pilotfish.methods.build_decoder import make_decoder, make_search
 
         if config.search is not None:
             sizes = config.search.model_dump(include={"n_beams", "n_draws", "chunk"})
-            return make_search(config.source, config.search.tuned, config.search.untuned, sizes, dtype=config.dtype)
+            pair = config.search.tuned, config.search.untuned
+            return make_search(config.source, *pair, sizes, dtype=config.dtype, loaded=loaded)
         fusion = config.fusion.model_dump() if config.fusion is not None else None
-        return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name)
+        return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name, loaded=loaded)
     from pilotfish.models.gguf import GGUFModel
 
     return GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
@@ -70,15 +75,15 @@ def _make_route(route: RouteConfig, models: Mapping[str, Model], config: Gateway
     return make_route(route.model_dump(), answering)
 
 
-class LocalTransport:
-    """Carries calls to local models by name, and all others to the endpoint.
+class LocalModels:
+    """Answers calls for local models by name, and leaves all others to the endpoint.
 
     Parameters
     ----------
     models : mapping of str to Model
         By the name clients ask for.
     beyond : Transport
-        Carries what is not for a local model.
+        The endpoint's: asked which models it has, to list them too.
     n_threads : int
         Calls answered at a time.
     """
@@ -87,9 +92,10 @@ class LocalTransport:
         self.models = models
         self.beyond = beyond
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="pilotfish-model")
+        self._streams: weakref.WeakSet[_Streamed] = weakref.WeakSet()
 
-    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
-        """Answer a call from a local model, or send it on."""
+    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply | None:
+        """Answer a call from a local model; None where it is for none."""
         path = target.partition(b"?")[0]
         if method == "POST" and path.endswith(b"/chat/completions"):
             data = orjson.loads(body)
@@ -99,30 +105,32 @@ class LocalTransport:
                 return await self._complete(name, model, data)
         if method == "GET" and path.endswith(b"/models"):
             return await self._list(method, target, headers, body)
-        return await self.beyond.send(method, target, headers, body)
+        return None
 
     async def close(self) -> None:
-        """Let go of the models and the endpoint."""
+        """Let go of the models; what is being streamed ends."""
+        for stream in list(self._streams):
+            stream.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await self.beyond.close()
 
     async def _complete(self, name: str, model: Model, data: Mapping[str, Any]) -> UpstreamReply:
-        loop = asyncio.get_running_loop()
+        options = data.get("stream_options")
+        with_usage = isinstance(options, dict) and options.get("include_usage") is True
         try:
             request = Request.from_json(data)
             if data.get("stream") and hasattr(model, "stream"):
-                made = _Streamed(loop)
-                self._threads.submit(made.run, name, model.stream(request))
-                return made
+                made = _Streamed(name, model.stream(request), with_usage)
+                self._streams.add(made)
+                self._threads.submit(made.run)
+                return await made.begun()
+            loop = asyncio.get_running_loop()
             (reply,) = await loop.run_in_executor(self._threads, model.generate, [request])
-        except PilotfishError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a model fails with is told in the form of an endpoint
             return _Whole(*_refusal(error))
         reply = reply.replace(model=name)
         call_id, now = secrets.token_hex(12), time.time()
         if data.get("stream"):
-            chunks = [_chunk(call_id, now, name, {"role": "assistant", "content": reply.text}, None)]
-            chunks.append(_chunk(call_id, now, name, {}, reply.finish_reason))
-            return _Whole(200, b"".join([*chunks, b"data: [DONE]\n\n"]), _SSE)
+            return _Whole(200, completion_stream(call_id, now, name, reply, with_usage), _SSE)
         body = completion(call_id, now, name, reply)
         if reply.log_probs:
             body["choices"][0]["logprobs"] = {"content": _log_probs(reply)}
@@ -161,49 +169,96 @@ class _Whole:
 
 
 class _Streamed:
-    """A reply whose tokens come from a thread."""
+    """A reply whose text comes from a thread. Its head waits for the first text, so that a refusal has its own status.
+
+    Parameters
+    ----------
+    name : str
+        The model's, as clients ask for it.
+    texts : iterator of str
+        A generator that returns the reply says also why it ended and what it took.
+    with_usage : bool
+        Whether the client asked for what it took.
+    """
 
     status = 200
     raw_headers = _SSE
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._parts: asyncio.Queue[bytes] = asyncio.Queue()
+    def __init__(self, name: str, texts: Iterator[str], with_usage: bool) -> None:
+        self._texts = texts
+        self._with_usage = with_usage
+        self._loop = asyncio.get_running_loop()
+        self._parts: asyncio.Queue[bytes | _Whole] = asyncio.Queue()
         self._left = threading.Event()
+        self._first = b""
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": name,
+        }
 
-    def run(self, name: str, texts: Iterator[str]) -> None:
+    def run(self) -> None:
         """Pass on the texts as events, until the client leaves."""
-        call_id, now = secrets.token_hex(12), time.time()
-        self._put(_chunk(call_id, now, name, {"role": "assistant", "content": ""}, None))
+        begun = False
         try:
-            for text in texts:
-                if self._left.is_set():
-                    break
-                self._put(_chunk(call_id, now, name, {"content": text}, None))
-            self._put(_chunk(call_id, now, name, {}, "stop") + b"data: [DONE]\n\n")
-        except PilotfishError as error:
-            self._put(b"data: " + _refusal(error)[1] + b"\n\n")
+            for event in self._events():
+                self._put(event)
+                begun = True
+        except Exception as error:  # noqa: BLE001 - told to the client, as in a reply that is not streamed
+            status, body = _refusal(error)
+            self._put(b"data: " + body + b"\n\n" if begun else _Whole(status, body))
         finally:
-            close = getattr(texts, "close", None)
+            close = getattr(self._texts, "close", None)
             if close is not None:
                 close()
             self._put(b"")
 
+    async def begun(self) -> UpstreamReply:
+        """This reply once its first text is there, or the refusal in its place."""
+        try:
+            first = await self._parts.get()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if isinstance(first, _Whole):
+            return first
+        self._first = first
+        return self
+
     async def read_some(self) -> bytes:
-        return await self._parts.get()
+        first, self._first = self._first, b""
+        part = first or await self._parts.get()
+        assert isinstance(part, bytes), "a refusal comes first"
+        return part
 
     def close(self) -> None:
         self._left.set()
 
-    def _put(self, part: bytes) -> None:
+    def _events(self) -> Iterator[bytes]:
+        before = self._event({"role": "assistant", "content": ""})
+        while not self._left.is_set():
+            try:
+                text = next(self._texts)
+            except StopIteration as end:
+                reply = end.value if isinstance(end.value, Reply) else None
+                yield before + self._event({}, reply.finish_reason if reply is not None else "stop")
+                if self._with_usage and reply is not None:
+                    body = {**self._head, "choices": [], "usage": usage_body(reply)}
+                    yield b"data: " + orjson.dumps(body) + b"\n\n"
+                yield b"data: [DONE]\n\n"
+                return
+            yield before + self._event({"content": text})
+            before = b""
+
+    def _event(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        usage = {"usage": None} if self._with_usage else {}
+        return b"data: " + orjson.dumps({**self._head, "choices": [choice], **usage}) + b"\n\n"
+
+    def _put(self, part: bytes | _Whole) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
-
-
-def _chunk(call_id: str, now: float, name: str, delta: dict[str, Any], finish_reason: str | None) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-    head = {"id": f"chatcmpl-{call_id}", "object": "chat.completion.chunk", "created": int(now), "model": name}
-    return b"data: " + orjson.dumps({**head, "choices": [choice]}) + b"\n\n"
 
 
 def _log_probs(reply: Reply) -> list[dict[str, Any]]:
@@ -213,9 +268,12 @@ def _log_probs(reply: Reply) -> list[dict[str, Any]]:
     ]
 
 
-def _refusal(error: PilotfishError) -> tuple[int, bytes]:
+def _refusal(error: Exception) -> tuple[int, bytes]:
     if isinstance(error, ContextLengthError):
         return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
     if isinstance(error, InputError):
         return 400, error_body(str(error), "invalid_request_error", None)
+    if not isinstance(error, PilotfishError):
+        _logger.error("A local model failed.", exc_info=error)
+        error = ModelError(f"The model failed with {type(error).__name__}: the gateway's log says more.")
     return 500, error_body(str(error), "server_error", "model_failed")

@@ -14,6 +14,7 @@ __all__ = [
     "completion",
     "completion_stream",
     "error_body",
+    "usage_body",
     "usage_of",
     "why_not_local",
 ]
@@ -109,7 +110,7 @@ def completion(call_id: str, created: float, asked: str, reply: Reply) -> dict[s
         "created": int(created),
         "model": reply.model or asked,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}],
-        "usage": _usage(reply),
+        "usage": usage_body(reply),
     }
 
 
@@ -132,7 +133,7 @@ def completion_stream(call_id: str, created: float, asked: str, reply: Reply, wi
     ]
     if with_usage:
         events = [{**event, "usage": None} for event in events]
-        events.append({**head, "choices": [], "usage": _usage(reply)})
+        events.append({**head, "choices": [], "usage": usage_body(reply)})
     return b"".join([b"data: " + orjson.dumps(event) + b"\n\n" for event in events]) + b"data: [DONE]\n\n"
 
 
@@ -240,7 +241,8 @@ def _events(stream: bytes) -> Iterator[bytes]:
             yield b"\n".join(lines)
 
 
-def _usage(reply: Reply) -> dict[str, int]:
+def usage_body(reply: Reply) -> dict[str, int]:
+    """Write what a reply took."""
     n_prompt, n_completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
     return {"prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion}
 

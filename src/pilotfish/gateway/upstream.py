@@ -56,6 +56,18 @@ class Transport(Protocol):
         ...
 
 
+class Near(Protocol):
+    """What answers some calls itself, with no regard to how the endpoint fares."""
+
+    async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply | None:
+        """Answer a call; None for one that is the endpoint's."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what answers."""
+        ...
+
+
 class Breaker:
     """Leave an endpoint alone after failures in a row, then let one call through to see.
 
@@ -121,15 +133,15 @@ class Upstream:
         Its address, time-outs and retries.
     on_retry : callable or None
         Told of each further try.
-    around : callable or None
-        Puts something before the endpoint's transport: local models.
+    near : callable or None
+        From the endpoint's transport to what answers some calls itself: local models.
     """
 
     def __init__(
         self,
         config: UpstreamConfig,
         on_retry: Callable[[], None] | None = None,
-        around: Callable[[Transport], Transport] | None = None,
+        near: Callable[[Transport], Near] | None = None,
     ) -> None:
         self.config = config
         self.authorization = (
@@ -137,7 +149,8 @@ class Upstream:
         )
         self.breaker = Breaker(config.breaker_failures, config.breaker_open_s)
         self.on_retry = on_retry
-        self._around = around
+        self._make_near = near
+        self._near: Near | None = None
         self._transport: Transport | None = None
 
     def open(self) -> None:
@@ -150,11 +163,13 @@ class Upstream:
             self._transport = Proxied(config.base_url, *timeouts)
         else:
             self._transport = Wire(config.base_url, *timeouts)
-        if self._around is not None:
-            self._transport = self._around(self._transport)
+        if self._make_near is not None:
+            self._near = self._make_near(self._transport)
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._near is not None:
+            await self._near.close()
         if self._transport is not None:
             await self._transport.close()
 
@@ -182,6 +197,10 @@ class Upstream:
             When the endpoint could not be reached, sent garbage or is left alone.
         """
         target = path.removeprefix(b"/v1") + (b"?" + query if query else b"")
+        if self._near is not None:
+            reply = await self._near.send(method, target, headers, body)
+            if reply is not None:
+                return reply
         for attempt in range(self.config.retries + 1):
             if not self.breaker.allows():
                 raise UpstreamError(

@@ -33,6 +33,10 @@ from pilotfish.types import Message, Request
 __all__ = ["FUSIONS", "make_decoder", "make_fusion", "make_search", "without_context", "wrong_source"]
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+Loaded = dict[tuple[str, str], TransformersModel]
+
+
 def _learned(file: str) -> Fusion:
     return LearnedCombination.load(file)
 
@@ -146,8 +150,9 @@ def make_decoder(
     draft: Sequence[str] = (),
     *,
     fusion: Mapping[str, Any] | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     name: str = "",
+    loaded: Loaded | None = None,
 ) -> Decoder:
     """Make a decoder from names; model files are read at the first call.
 
@@ -164,6 +169,8 @@ def make_decoder(
         Of all weights.
     name : str
         Stated in replies.
+    loaded : dict, optional
+        Models made before by source and dtype, used again and added to: decoders share weights.
 
     Raises
     ------
@@ -175,11 +182,7 @@ def make_decoder(
     >>> len(make_decoder("smollm2-135m-instruct", ["lookup", "exit:6"]).drafters)
     2
     """
-    loaded: dict[str, TransformersModel] = {}
-
-    def model(source: str) -> TransformersModel:
-        return loaded.setdefault(source, TransformersModel(source, dtype=dtype))
-
+    model = _sharing(loaded, dtype)
     whole: WhiteBoxModel = model(target)
     if fusion is not None:
         made = make_fusion(fusion["kind"], fusion.get("options"))
@@ -202,7 +205,8 @@ def make_search(
     untuned: str,
     sizes: Mapping[str, int] | None = None,
     *,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
+    loaded: Loaded | None = None,
 ) -> ChunkSearch:
     """Make a weak-to-strong search from names; model files are read at the first call.
 
@@ -216,6 +220,8 @@ def make_search(
         ``n_beams``, ``n_draws`` and ``chunk`` of :class:`ChunkSearch`.
     dtype : str
         Of all weights.
+    loaded : dict, optional
+        As of :func:`make_decoder`.
 
     Raises
     ------
@@ -230,8 +236,14 @@ def make_search(
     for name in sizes or {}:
         if name not in ("n_beams", "n_draws", "chunk"):
             raise InputError(f"Search has no option {name!r}: it takes tuned, untuned, n_beams, n_draws and chunk.")
-    large, *small = (TransformersModel(source, dtype=dtype) for source in (target, tuned, untuned))
-    return ChunkSearch(large, small[0], small[1], **(sizes or {}))
+    model = _sharing(loaded, dtype)
+    return ChunkSearch(model(target), model(tuned), model(untuned), **(sizes or {}))
+
+
+def _sharing(loaded: Loaded | None, dtype: Dtype) -> Callable[[str], TransformersModel]:
+    """Makes each model once."""
+    made: Loaded = {} if loaded is None else loaded
+    return lambda source: made.setdefault((source, dtype), TransformersModel(source, dtype=dtype))
 
 
 def _drafter(text: str, model: Callable[[str], TransformersModel]) -> Drafter:

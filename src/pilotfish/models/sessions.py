@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,39 @@ from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.packed import new_cache, takes_trees
 from pilotfish.protocols import IntArray, LogProbs
 
-__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "n_common"]
+__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "memory_told", "n_common"]
+
+
+@contextmanager
+def memory_told(what: str, mend: str) -> Iterator[None]:
+    """Tell a want of memory as an error of ours; other errors pass.
+
+    Parameters
+    ----------
+    what, mend : str
+        What the memory was for, and what to do.
+
+    Raises
+    ------
+    ModelError
+        When the memory does not suffice.
+
+    Examples
+    --------
+    >>> with memory_told("the prompt", "shorten it"):
+    ...     raise MemoryError
+    Traceback (most recent call last):
+    ...
+    pilotfish.errors.ModelError: The memory does not suffice for the prompt: shorten it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Torch says it with a RuntimeError, on a GPU too.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(f"The memory does not suffice for {what}{f' ({why})' if why else ''}: {mend}.") from error
 
 
 class ArrayLogits:
@@ -51,22 +84,25 @@ class TorchLogits:
     ----------
     values : torch.Tensor, (n, n_vocabulary)
         As the model's last layer gives them.
+    name : str
+        The model's, for errors.
     """
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, name: str = "") -> None:
         self.values = values
+        self.name = name
 
     def best(self) -> IntArray:
         """The likeliest token at each position, (n,)."""
         top, at = self.values.max(dim=-1)
-        _check(float(top.sum()))
+        _check(float(top.sum()), self.name)
         best: IntArray = at.cpu().numpy()
         return best
 
     def log_probs(self) -> LogProbs:
         """Natural log-probabilities, (n, n_vocabulary)."""
         logs: LogProbs = self.values.float().log_softmax(dim=-1).cpu().numpy()
-        _check(float(logs.max(axis=1).sum()))
+        _check(float(logs.max(axis=1).sum()), self.name)
         return logs
 
 
@@ -154,23 +190,19 @@ class TorchSession:
                 f"The text has {self.n_tokens + len(tokens)} tokens, but the model's window has {self.window}: "
                 "shorten it."
             )
-        ids = torch.tensor([tokens], device=self.model.device)
-        try:
-            with torch.inference_mode():
+        with memory_told(f"{self.n_tokens + len(tokens)} tokens", "shorten the text"), torch.inference_mode():
+            ids = torch.tensor([tokens], device=self.model.device)
+            try:
                 if self._cache is None:
                     self._cache = new_cache(self.model)
                 logits = self.model(
                     ids, past_key_values=self._cache, use_cache=True, logits_to_keep=n_last, **how
                 ).logits[0]
-        except (RuntimeError, MemoryError) as error:
-            self._restore()
-            if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "memory" in str(error):
-                raise ModelError(
-                    f"The memory does not suffice for {self.n_tokens + len(tokens)} tokens ({error}): shorten the text."
-                ) from error
-            raise
+            except (RuntimeError, MemoryError):
+                self._restore()
+                raise
         self.n_tokens += len(tokens)
-        return TorchLogits(logits)
+        return TorchLogits(logits, str(getattr(self.model, "name_or_path", "")))
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens."""
@@ -280,9 +312,10 @@ def n_common(one: Sequence[int], other: Sequence[int]) -> int:
     return next(i for i in range(n) if one[i] != other[i])
 
 
-def _check(total: float) -> None:
+def _check(total: float, name: str = "") -> None:
     if total != total:
-        raise ModelError("The model gave NaN in place of probabilities: check its weights, or use dtype float32.")
+        who = f"The model {name}".rstrip()
+        raise ModelError(f"{who} gave NaN in place of probabilities: check its weights, or use dtype float32.")
 
 
 def _check_rewind(n: int, n_tokens: int) -> None:

@@ -76,8 +76,14 @@ def encode_request(tokenizer: Any, request: Request) -> list[int]:
     Raises
     ------
     InputError
-        When the messages do not fit the template.
+        When the messages do not fit the template, or are no text.
     """
+    try:
+        for message in request.messages:
+            message.text.encode()
+    except UnicodeEncodeError as error:
+        wrong = error.object[error.start]
+        raise InputError(f"A message has {wrong!a}, which is no character: give text that was read as UTF-8.") from None
     if tokenizer.chat_template is None:
         return list(tokenizer(request.prompt)["input_ids"]) or [tokenizer.eos_token_id]
     messages = [{"role": m.role, "content": m.text} for m in request.messages]

@@ -9,13 +9,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError, missing_extra
 from pilotfish.models import catalog, download
 from pilotfish.models.packed import is_packed, packed
-from pilotfish.models.sessions import TorchSession
+from pilotfish.models.sessions import TorchSession, memory_told
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
@@ -73,7 +74,9 @@ class TransformersModel:
         ContextLengthError
             When a prompt and its reply are longer than the model's window.
         InputError
-            When a prompt does not fit the chat template.
+            When a prompt does not fit the chat template, or torch does not run the device here.
+        ModelError
+            When the model cannot be loaded, or the memory does not suffice.
         """
         if not requests:
             return []
@@ -167,7 +170,8 @@ class TransformersModel:
                 "top_p": first.top_p or 1.0,
                 "top_k": 0,
             }
-        with torch.inference_mode(), torch.random.fork_rng(enabled=first.seed is not None):
+        memory = memory_told(f"{len(rows)} texts of {longest} tokens", "shorten them, or give a smaller batch_size")
+        with memory, torch.inference_mode(), torch.random.fork_rng(enabled=first.seed is not None):
             if first.seed is not None:
                 torch.manual_seed(first.seed)
             made = model.generate(
@@ -227,7 +231,8 @@ class TransformersModel:
         with self._lock:
             if self._loaded is None:
                 tokenizer, network = self._trained or self._load()
-                self._loaded = (tokenizer, packed(network))
+                with self._memory():
+                    self._loaded = (tokenizer, packed(network))
             return self._loaded
 
     def _trainable(self) -> tuple[Any, Any]:
@@ -238,8 +243,20 @@ class TransformersModel:
             return self._trained or self._load()
 
     def _load(self) -> tuple[Any, Any]:
-        tokenizer, model = pretrained("AutoModelForCausalLM", self.model, _RUNNING, dtype=self.dtype)
-        return tokenizer, model.to(self.device).requires_grad_(False)
+        _library(_RUNNING)
+        import torch
+
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).strip().partition("\n")[0].rstrip(".")
+            raise InputError(f"device is {self.device!r}, which torch does not run here ({why}): give cpu.") from None
+        with self._memory():
+            tokenizer, model = pretrained("AutoModelForCausalLM", self.model, _RUNNING, dtype=self.dtype)
+            return tokenizer, model.to(self.device).requires_grad_(False)
+
+    def _memory(self) -> AbstractContextManager[None]:
+        return memory_told(f"the weights of {self.model}", "free some, or use a smaller model or dtype bfloat16")
 
 
 def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any, Any]:
