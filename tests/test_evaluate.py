@@ -104,8 +104,9 @@ def test_labels_bring_baselines_calibration_and_matched_length():
     assert done.majority == pytest.approx(max(labels.mean(), 1 - labels.mean()))
     assert by_name["good"].auroc.value > 0.8
     assert by_name["copy of length"].auroc.value == by_name["length"].auroc.value > 0.7
-    assert by_name["copy of length"].auroc_matched < 0.6 < by_name["good"].auroc_matched
-    assert by_name["good"].error < 0.1
+    assert by_name["copy of length"].auroc_matched.value < 0.6 < by_name["good"].auroc_matched.low
+    assert by_name["good"].error.value < 0.1
+    assert 0 <= by_name["good"].error.low <= by_name["good"].error.value <= by_name["good"].error.high < 0.15
     page = evaluation_page(done, "A <title>")
     for said in ("A &lt;title&gt;", "Reliability", "Worst by good", "length (baseline)", "majority baseline"):
         assert said in page

@@ -21,9 +21,11 @@ from pilotfish.statistics import (
     PairedTest,
     auroc,
     auroc_interval,
+    bootstrap_interval,
     length_matched,
     mean_interval,
     paired_test,
+    spearman_interval,
 )
 from pilotfish.types import Exchange, Message, Reply, Request, TokenLogProb
 
@@ -194,13 +196,13 @@ class MetricRow:
     auroc : Interval or None
         Chance to rank a right answer above a wrong one, where labels of both classes are known; length counts in its
         better direction.
-    auroc_matched : float or None
+    auroc_matched : Interval or None
         The same among right and wrong answers of like length.
-    error : float or None
+    error : Interval or None
         Expected calibration error of the score as a probability, calibrated on other halves of the labelled answers.
     probabilities : ndarray (n,) or None
         Those probabilities, NaN where there are none.
-    human : float or None
+    human : Interval or None
         Spearman correlation with the human scores.
     grouping : tuple of two floats, or None
         Grouping loss of the probabilities over the outputs' groups, before and after re-confidencing by them.
@@ -210,10 +212,10 @@ class MetricRow:
     mean: Interval | None
     n_missing: int
     auroc: Interval | None = None
-    auroc_matched: float | None = None
-    error: float | None = None
+    auroc_matched: Interval | None = None
+    error: Interval | None = None
     probabilities: FloatArray | None = None
-    human: float | None = None
+    human: Interval | None = None
     grouping: tuple[float, float] | None = None
 
 
@@ -315,20 +317,19 @@ def _row(name: str, scores: FloatArray, outputs: Outputs, lengths: FloatArray, s
         found["auroc"] = auroc_interval(turned, y, seed=seed)
         matched = length_matched(lengths[labelled], y, seed=seed)
         if matched.size >= _FEW_LABELS:
-            found["auroc_matched"] = auroc(turned[matched], y[matched])
+            found["auroc_matched"] = auroc_interval(turned[matched], y[matched], seed=seed)
         if y.size >= 2 * _FEW_LABELS:
             p = np.full(scores.size, np.nan)
             p[labelled] = _cross_calibrated(turned, y, seed)
-            found["probabilities"], found["error"] = p, calibration_error(p[labelled], y)
+            found["probabilities"] = p
+            found["error"] = bootstrap_interval(calibration_error, p[labelled], y, n_resamples=200, seed=seed)
             if len(set(outputs.groups)) > 1:
                 own = [outputs.groups[i] for i in labelled]
                 regrouped = _cross_calibrated(turned, y, seed, own)
                 found["grouping"] = (grouping_loss(p[labelled], y, own), grouping_loss(regrouped, y, own))
     judged = has & np.isfinite(outputs.human)
     if judged.sum() > 2 and np.ptp(scores[judged]) > 0 and np.ptp(outputs.human[judged]) > 0:
-        from scipy.stats import spearmanr
-
-        found["human"] = float(spearmanr(scores[judged], outputs.human[judged])[0])
+        found["human"] = spearman_interval(scores[judged], outputs.human[judged], seed=seed)
     return MetricRow(name, mean, int((~has).sum()), **found)
 
 

@@ -50,11 +50,7 @@ def evaluation_page(done: Evaluation, title: str) -> str:
 
 
 def _interval(found: Interval | None) -> str:
-    return "-" if found is None else f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if found is None else f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
 def _table(rows: list[MetricRow]) -> str:
@@ -74,9 +70,9 @@ def _table(rows: list[MetricRow]) -> str:
             _interval(row.mean),
             str(row.n_missing),
             _interval(row.auroc),
-            _number(row.auroc_matched),
-            _number(row.error),
-            _number(row.human),
+            _interval(row.auroc_matched),
+            _interval(row.error),
+            _interval(row.human),
             "-" if row.grouping is None else "{:.4f} \u2192 {:.4f}".format(*row.grouping),
         ]
         for row in rows
@@ -84,8 +80,8 @@ def _table(rows: list[MetricRow]) -> str:
     note = (
         "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
         "learned how long answers are; length counts in its better direction. Calibration errors are measured on "
-        "halves that the calibration has not seen; grouping loss is how far the truth differs between groups of equal "
-        "confidence, before and after confidences are calibrated by group."
+        "halves that the calibration has not seen, and few labels drive them up; grouping loss is how far the truth "
+        "differs between groups of equal confidence, before and after confidences are calibrated by group."
     )
     return page.section("Metrics", page.table(headers, body, numeric=range(1, 8)), note=note)
 

@@ -234,8 +234,9 @@ grid-template-columns:repeat(auto-fit,minmax(150px,1fr));margin-top:10px}
 .value{font-size:25px;font-weight:650;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
 .note{color:var(--soft);font-size:13px}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}
 th{font-weight:600;color:var(--soft);text-align:left;font-size:13px}th,td{padding:7px 10px 7px 0;vertical-align:top;
-border-bottom:1px solid var(--line)}td:last-child:not(.num){overflow-wrap:anywhere}
-tr:last-child td{border-bottom:0}.num{text-align:right;
+border-bottom:1px solid var(--line)}td.num{white-space:nowrap}
+td:last-child:not(.num){overflow-wrap:anywhere}
+tr:last-child td{border-bottom:0}.num{text-align:right;padding-left:12px;
 font-variant-numeric:tabular-nums}figure{margin:8px 0 0}svg{width:100%;height:auto;max-width:820px;display:block}
 svg text{fill:var(--soft);font-size:11.5px;font-family:inherit}svg text.axis{font-size:12.5px}
 svg .grid{stroke:var(--line);stroke-width:1}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}

@@ -13,6 +13,7 @@ from pilotfish.files import replacing
 if TYPE_CHECKING:
     from pilotfish.evaluate import Evaluation
     from pilotfish.protocols import Model
+    from pilotfish.statistics import Interval
 
 __all__ = ["compare", "evaluate", "forecast"]
 
@@ -74,7 +75,7 @@ def evaluate(
             "-" if mean is None else f"{mean.low:.4g}",
             "-" if mean is None else f"{mean.high:.4g}",
             str(row.n_missing),
-            "-" if row.auroc is None else f"{row.auroc.value:.3f}",
+            _shown(row.auroc),
             _shown(row.auroc_matched),
             _shown(row.error),
             _shown(row.human),
@@ -82,7 +83,10 @@ def evaluate(
     console.print(grid)
     if done.majority is not None:
         console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
-    console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    console.print(
+        "Low, high: 95 % interval of the mean; \u00b1 half of the others'. "
+        "Matched: AUROC among right and wrong answers of like length."
+    )
     grouped = [f"{r.name} {r.grouping[0]:.4f} to {r.grouping[1]:.4f}" for r in done.rows if r.grouping is not None]
     if grouped:
         console.print(f"Grouping loss before and after confidences are calibrated by group: {', '.join(grouped)}.")
@@ -167,8 +171,8 @@ def forecast(
     console.print(done.note)
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _shown(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.value:.3f} \u00b1{(found.high - found.low) / 2:.3f}"
 
 
 def _names(text: str) -> list[str]:
