@@ -138,6 +138,25 @@ def test_compare_reports_and_draws(table):
         report.row("x")
 
 
+def test_a_cheaper_policy_is_advised_only_where_the_same_queries_do_not_tell_it_is_worse():
+    at = np.arange(200)
+    cheap = (at < 120).astype(float)
+    better = (at < 130).astype(float)  # never worse, and yet inside the other's interval
+    alike = ((at > 0) & (at < 122)).astype(float)
+    policies = [AlwaysPolicy("cheap", "always cheap"), AlwaysPolicy("dear", "always dear")]
+    for dear, told in ((better, True), (alike, False)):
+        fit, calibrate, test = (
+            ReplyTable.of([f"{part} {i}" for i in at], {"cheap": cheap, "dear": dear}, {"cheap": 1.0, "dear": 1.5})
+            for part in ("fit", "calibrate", "test")
+        )
+        report = compare(fit, policies, budget=2.0, calibrate=calibrate, test=test)
+        row = report.row("always cheap")
+        assert row.low < report.row("always dear").quality < row.high
+        assert report.recommendation.startswith("Use always cheap") is not told
+    assert "on the same queries the difference may be none" in report.recommendation
+    assert row.scores.mean() == pytest.approx(row.quality)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
