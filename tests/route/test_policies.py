@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.page import Series, chart
 from pilotfish.route.certify import certify, loss_p_value, spend_upper
 from pilotfish.route.compare import compare
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy, TableGate
@@ -127,13 +129,15 @@ def test_compare_reports_and_draws(table):
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert {r["name"] for r in plain["rows"]} >= {"kernel", "random", "nearest neighbours", "oracle"}
     page = report.to_html()
-    assert page.count("<svg") == 2
+    assert page.count("<figure>") == 2
     assert page.count("<polygon") == 1
     values = table.split((0.6, 0.2, 0.2), seed=0)[2].scores[:, 1]
     [always] = report.row("best single (large)").curve.errors
     assert always == pytest.approx(values.std() / len(values) ** 0.5)
     assert "http" not in page
     assert "kernel" in page
+    many = chart([Series(str(i), [0, 1], [i, i + 1]) for i in range(20)], x_label="x", y_label="y")
+    assert len(set(re.findall(r"stroke=\"[^\"]+\"(?: stroke-dasharray=\"[^\"]+\")?/></svg>", many))) == 20
     with pytest.raises(InputError, match="no policy 'x'"):
         report.row("x")
 
