@@ -114,6 +114,22 @@ def test_labels_bring_baselines_calibration_and_matched_length():
     assert "<script" not in page
 
 
+def test_unsupported_sentences_are_told_with_their_places():
+    context = ("Lima lies in Peru. It was founded in 1535.",)
+    texts = ["Lima lies in Peru. It was <sold> in 1999.", "Lima lies in Peru. " * 40 + "It was sold in 1999. " * 20, ""]
+    items = [Exchange(Request.of("Lima?"), Reply(text), context=context) for text in texts]
+    done = evaluate(Outputs.of(items), make_metrics(["hallucination_detector", "mean_log_prob"]))
+    assert list(done.sentences) == ["hallucination_detector"]
+    first, second, none = (row["hallucination_detector_sentences"] for row in done.to_rows())
+    worst = min(first, key=lambda s: s["support"])
+    assert texts[0][worst["start"] : worst["end"]] == "It was <sold> in 1999."
+    assert (len(second), none) == (60, [])
+    page = evaluation_page(done, "x")
+    assert "Lima lies in Peru. <mark>It was &lt;sold&gt; in 1999.</mark>" in page
+    assert "... <mark>It was sold in 1999.</mark> It was" in page
+    assert page.count("is marked") == 1
+
+
 def test_groups_say_what_calibrating_by_them_gains(tmp_path):
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 2, 800)
@@ -274,7 +290,9 @@ def test_the_command_scores_and_writes_everything(files):
     assert "Majority baseline: 90.0%" in done.stdout
     table = parquet.read_table(out)
     assert table.num_rows == 30
-    assert set(table.column_names) == {"id", *names.split(","), "length"}
+    assert set(table.column_names) == {"id", *names.split(","), "length", "selfcheck_sentences"}
+    [place] = table["selfcheck_sentences"][0].as_py()
+    assert (place["start"], place["end"]) == (0, len("The number is 0."))
     assert "Worst by rouge" in report.read_text(encoding="utf-8")
     for suffix in ("csv", "jsonl"):
         target = files / f"scores.{suffix}"
@@ -292,7 +310,7 @@ def test_every_metric_that_needs_no_language_model_runs_from_the_command(files):
     out = files / "scores.jsonl"
     words = ("--metrics", ",".join(names), "--encoder", encoder, "-o", out)
     assert run("evaluate", files / "a.jsonl", *words).exit_code == 0
-    assert set(json.loads(out.read_text().splitlines()[0])) == {"id", *names, "length"}
+    assert set(json.loads(out.read_text().splitlines()[0])) == {"id", *names, "length", "selfcheck_sentences"}
 
 
 def test_the_command_compares(files):

@@ -15,6 +15,7 @@ from pilotfish.protocols import FloatArray, Scorer
 from pilotfish.scorers.calibration import GroupCalibration, calibration_error, grouping_loss
 from pilotfish.scorers.confidence import calibrator_for
 from pilotfish.scorers.judges import JudgePanel, PairJudge
+from pilotfish.scorers.passages import Support
 from pilotfish.scorers.reference import Length
 from pilotfish.statistics import (
     Interval,
@@ -235,6 +236,8 @@ class Evaluation:
         Share of right answers of the class seen most: what saying the same of every answer would reach.
     failures : dict of str to str
         Metrics that could not be run, and why.
+    sentences : dict of str to list of list of Support
+        By metric that scores sentences: those of each output.
     """
 
     outputs: Outputs
@@ -242,13 +245,27 @@ class Evaluation:
     rows: list[MetricRow]
     majority: float | None
     failures: dict[str, str] = field(default_factory=dict)
+    sentences: dict[str, list[list[Support]]] = field(default_factory=dict)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row per output: its id and scores, None where there is none."""
-        return [
-            {"id": name, **{m: float(s[i]) if np.isfinite(s[i]) else None for m, s in self.scores.items()}}
-            for i, name in enumerate(self.outputs.ids)
-        ]
+        """One row per output: its id and scores, None where there is none, and places and support of its sentences."""
+        rows: list[dict[str, Any]] = []
+        for i, name in enumerate(self.outputs.ids):
+            scored = {m: float(s[i]) if np.isfinite(s[i]) else None for m, s in self.scores.items()}
+            places = {f"{m}_sentences": [_place(s) for s in found[i]] for m, found in self.sentences.items()}
+            rows.append({"id": name, **scored, **places})
+        return rows
+
+
+def _place(sentence: Support) -> dict[str, float]:
+    return {"start": sentence.start, "end": sentence.end, "support": sentence.support}
+
+
+def _sentences(scorer: Scorer[Exchange]) -> list[list[Support]]:
+    """What a scorer that scores sentences found in its last call; nothing for any other."""
+    detail = getattr(getattr(scorer, "scorer", scorer), "detail_", None)
+    rows = detail if isinstance(detail, list) else []
+    return rows if any(rows) and all(isinstance(s, Support) for row in rows for s in row) else []
 
 
 def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed: int = 0) -> Evaluation:
@@ -282,6 +299,7 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         raise InputError("There are no outputs to score: give at least one.")
     scores: dict[str, FloatArray] = {}
     failed: dict[str, PilotfishError] = {}
+    sentences: dict[str, list[list[Support]]] = {}
     for name, scorer in scorers.items():
         try:
             found = np.asarray(scorer.score(outputs.items), dtype=np.float64)
@@ -291,6 +309,8 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         if found.shape != (len(outputs.items),):
             raise InputError(f"Scorer {name!r} gave shape {found.shape} for {len(outputs.items)} outputs: one each.")
         scores[name] = np.where(np.isfinite(found), found, np.nan)
+        if places := _sentences(scorer):
+            sentences[name] = places
     if failed and not scores:
         raise next(iter(failed.values()))
     scores["length"] = Length().score(outputs.items)
@@ -302,6 +322,7 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         [_row(name, s, outputs, scores["length"], seed) for name, s in scores.items()],
         None if share is None else max(share, 1 - share),
         {name: str(error) for name, error in failed.items()},
+        sentences,
     )
 
 

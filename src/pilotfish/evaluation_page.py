@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pilotfish.scorers.calibration import reliability
 if TYPE_CHECKING:
     from pilotfish.evaluate import Evaluation, MetricRow
     from pilotfish.protocols import FloatArray
+    from pilotfish.scorers.passages import Support
     from pilotfish.statistics import Interval
 
 __all__ = ["evaluation_page"]
@@ -119,17 +121,31 @@ def _reliability(rows: list[MetricRow], labels: FloatArray) -> str:
 def _worst(done: Evaluation, name: str) -> str:
     scores = done.scores[name]
     order = [int(i) for i in np.argsort(scores) if np.isfinite(scores[i])][:_N_WORST]
-    rows = []
+    rows, places = [], done.sentences.get(name)
     for i in order:
         item, label = done.outputs.items[i], done.outputs.labels[i]
         right = "" if not np.isfinite(label) else ("right" if label else "wrong")
         reference = item.references[0] if item.references else ""
-        rows.append(
-            [done.outputs.ids[i], f"{scores[i]:.4g}", right]
-            + [_short(text) for text in (item.request.prompt, item.reply.text, reference)]
-        )
+        said = _marked(item.reply.text, places[i]) if places else _short(item.reply.text)
+        asked = _short(item.request.prompt)
+        rows.append([done.outputs.ids[i], f"{scores[i]:.4g}", right, asked, said, _short(reference)])
     headers = ["id", "score", "label", "prompt", "output", "reference"]
-    return page.section(f"Worst by {name}", page.table(headers, rows, numeric=[1]))
+    note = "The least supported sentence of each output is marked." if places else ""
+    return page.section(f"Worst by {name}", page.table(headers, rows, numeric=[1]), note=note)
+
+
+def _marked(text: str, sentences: Sequence[Support]) -> str:
+    """The output around its least supported sentence, which is marked."""
+    if not sentences:
+        return _short(text)
+    worst = min(sentences, key=lambda s: s.support)
+    start = 0 if worst.end <= _N_SHOWN else worst.start
+    stop = max(worst.start, min(worst.end, start + _N_SHOWN))
+    before, inside = text[start : worst.start], text[worst.start : stop]
+    after = text[stop : max(stop, start + _N_SHOWN)]
+    ends = ("... " if start else "", " ..." if stop + len(after) < len(text) else "")
+    marked = f"{escape(before)}<mark>{escape(inside)}</mark>{escape(after)}"
+    return page.Markup(ends[0] + marked + ends[1])
 
 
 def _short(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Mark", "Series", "cards", "chart", "dollars", "page", "section", "table"]
+__all__ = ["Mark", "Markup", "Series", "cards", "chart", "dollars", "page", "section", "table"]
 
 _COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -191,12 +191,17 @@ def cards(items: Sequence[tuple[str, str, str]]) -> str:
     )
 
 
+class Markup(str):
+    """Text that is HTML already, for a cell of a table."""
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
     """Lay out a table; the columns in ``numeric`` are aligned to the right."""
     right = set(numeric)
 
     def cell(tag: str, i: int, text: str) -> str:
-        return f"<{tag}{' class=num' if i in right else ''}>{escape(text)}</{tag}>"
+        inner = text if isinstance(text, Markup) else escape(text)
+        return f"<{tag}{' class=num' if i in right else ''}>{inner}</{tag}>"
 
     head = "".join(cell("th", i, h) for i, h in enumerate(headers))
     body = "".join("<tr>" + "".join(cell("td", i, c) for i, c in enumerate(row)) + "</tr>" for row in rows)
@@ -250,5 +255,7 @@ svg text{fill:var(--soft);font-size:11.5px;font-family:inherit}svg text.axis{fon
 svg .grid{stroke:var(--line);stroke-width:1}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}
 svg text.mark{stroke:none;fill:var(--ink)}.legend{display:flex;flex-wrap:wrap;gap:4px 18px;color:var(--soft);
 font-size:13px;padding-left:58px}.legend svg{display:inline-block;width:26px;height:10px;
-margin-right:6px}.empty{color:var(--soft)}.two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
+margin-right:6px}.empty{color:var(--soft)}
+mark{background:rgba(217,115,13,.22);color:inherit;border-radius:3px;padding:1px 2px}
+.two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
 """

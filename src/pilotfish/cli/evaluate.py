@@ -228,7 +228,8 @@ def _write_scores(path: Path, done: Evaluation) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        # A cell of the table holds no list: sentences are written as JSON.
+        writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
         write_text(path, text.getvalue())
     else:
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
