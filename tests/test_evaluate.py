@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli import app
+from pilotfish.comparison_page import comparison_page
 from pilotfish.errors import InputError, MissingExtraError, ModelError, PilotfishError
 from pilotfish.evaluate import Outputs, compare_outputs, evaluate, read_outputs
 from pilotfish.evaluation_page import evaluation_page
@@ -320,6 +321,33 @@ def test_the_command_compares(files):
     for words, said in ((("--interval", "9"), "--interval is 9"), ((), "nothing to compare by")):
         with pytest.raises(InputError, match=said):
             run("compare", files / "a.jsonl", files / "b.jsonl", *words)
+
+
+def test_the_page_of_a_comparison(files):
+    words = ("--metrics", "chrf,mean_log_prob", "--report", files / "c.html")
+    done = run("compare", files / "b.jsonl", files / "a.jsonl", *words)
+    assert done.exit_code == 0
+    page = (files / "c.html").read_text(encoding="utf-8")
+    for said in ("length (baseline)", "first is better", "b.jsonl minus a.jsonl", "Widest apart by chrf"):
+        assert said in page
+    assert "mean_log_prob" not in page  # no output has a score by it
+    same = compare_outputs(outputs(5), outputs(5), {"length again": Length()})
+    assert "Widest apart" not in comparison_page(same, "one", "two")
+    assert "http" not in page
+
+
+def test_agreement_with_people_stands_beside_that_of_length():
+    lengths = np.arange(60) % 7 - 3
+    first = Outputs.of([Exchange(Request.of("q"), Reply("x" * int(5 + d))) for d in lengths])
+    second = Outputs.of([Exchange(Request.of("q"), Reply("x" * 5)) for _ in lengths])
+    people = np.where(np.arange(60) < 40, np.sign(lengths) * -1.0, np.nan)  # people like the shorter
+    judged = replace(first, human=people), replace(second, human=np.zeros(60))
+    done = compare_outputs(*judged, {"shorter": iter_scores(-lengths, np.zeros(60)), "same": Given([1.0] * 60)})
+    n = int((people[:40] != 0).sum())
+    assert (done.agreement["shorter"].value, done.agreement["shorter"].n) == (1.0, n)
+    assert (done.agreement["length"].value, done.agreement["same"].value) == (0.0, 0.5)
+    assert "100% [100%, 100%]" in comparison_page(done, "a", "b")
+    assert compare_outputs(first, second, {"same": Given([1.0] * 60)}).agreement == {}
 
 
 def test_the_command_forecasts(tmp_path):

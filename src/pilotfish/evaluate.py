@@ -386,12 +386,22 @@ class Comparison:
         Prompts without a score of both, by metric.
     level : float
         Confidence of the intervals.
+    differences : dict of str to ndarray (n,)
+        By metric: the first output's score minus the second's, NaN where one is missing.
+    pairs : list of (str, Exchange, Exchange)
+        The ids and outputs they belong to.
+    agreement : dict of str to Interval
+        By metric, the length among them: share of the pairs that people judged on which it prefers the same output, a
+        tie for half; empty where people judged none.
     """
 
     tests: dict[str, PairedTest]
     n: int
     n_left_out: dict[str, int]
     level: float
+    differences: dict[str, FloatArray] = field(default_factory=dict)
+    pairs: list[tuple[str, Exchange, Exchange]] = field(default_factory=list)
+    agreement: dict[str, Interval] = field(default_factory=dict)
 
     def verdict(self, name: str) -> str:
         """Say in words what one metric shows: a difference where both the interval and the test do."""
@@ -453,12 +463,12 @@ def compare_outputs(
     found: dict[str, tuple[FloatArray, FloatArray]] = {
         name: (scorer.score(a), scorer.score(b)) for name, scorer in {**scorers, "length": Length()}.items()
     }
+    gold = _preferred(first, second, pairs)
     if judges:
         verdicts = np.array([judge.compare(a, b) for judge in judges])
         counted = np.isfinite(verdicts)
         mean = np.where(counted, verdicts, 0).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)
         found["judge"] = (mean, np.full(len(pairs), 0.5))
-        gold = _preferred(first, second, pairs)
         known = np.flatnonzero(np.isfinite(gold) & counted.any(axis=0))
         if len(judges) > 1 and known.size >= _LEAST_GOLD:
             panel = JudgePanel().fit(verdicts.T, known, gold[known])
@@ -466,12 +476,17 @@ def compare_outputs(
             # What the panel has learned from is no test of the two systems.
             joined[known] = np.nan
             found["panel"] = (np.where(counted.any(axis=0), joined, np.nan), np.full(len(pairs), 0.5))
-    tests, left_out = {}, {}
+    tests, left_out, differences, agreement = {}, {}, {}, {}
     for name, (x, y) in found.items():
         both = np.isfinite(x) & np.isfinite(y)
         left_out[name] = int((~both).sum())
         if both.any():
             tests[name] = paired_test(x[both], y[both], level, seed=seed)
+            differences[name] = np.where(both, x - y, np.nan)
+        if (both & np.isfinite(gold)).any():
+            same = 0.5 + np.sign(x - y) * (gold - 0.5)
+            agreement[name] = mean_interval(same[both & np.isfinite(gold)], level, seed=seed)
     if set(tests) == {"length"} and found.keys() != {"length"}:
         raise InputError("No pair has a score of both outputs: check the references, or that the judge answers.")
-    return Comparison(tests, len(pairs), left_out, level)
+    outputs = [(first.ids[i], x, y) for (i, _), x, y in zip(pairs, a, b, strict=True)]
+    return Comparison(tests, len(pairs), left_out, level, differences, outputs, agreement)

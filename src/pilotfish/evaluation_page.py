@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pilotfish.scorers.passages import Support
     from pilotfish.statistics import Interval
 
-__all__ = ["evaluation_page"]
+__all__ = ["evaluation_page", "shortened", "spread"]
 
 _N_WORST = 10
 _N_SHOWN = 280
@@ -38,7 +38,7 @@ def evaluation_page(done: Evaluation, title: str) -> str:
         note = f"length alone, either way {length.auroc.value:.3f}" if length.auroc else "length tells nothing"
         headline.append((f"best AUROC: {best.name}", f"{best.auroc.value:.3f}" if best.auroc else "-", note))
     parts = [page.section("At a glance", page.cards(headline)), _table(rows)]
-    spreads = [_spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None]
+    spreads = [spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None]
     parts.append(page.section("Distributions", f'<div class="two">{"".join(spreads)}</div>'))
     drawn = [row for row in rows if row.probabilities is not None and row.name != "length"]
     if drawn:
@@ -88,7 +88,8 @@ def _table(rows: list[MetricRow]) -> str:
     return page.section("Metrics", page.table(headers, body, numeric=range(1, 8)), note=note)
 
 
-def _spread(name: str, scores: FloatArray) -> str:
+def spread(name: str, scores: FloatArray) -> str:
+    """Draw how one metric's numbers are spread; those that are NaN are left out."""
     known = scores[np.isfinite(scores)]
     head = f"<div><h3>{escape(name)}</h3>"
     if np.ptp(known) == 0:
@@ -126,9 +127,9 @@ def _worst(done: Evaluation, name: str) -> str:
         item, label = done.outputs.items[i], done.outputs.labels[i]
         right = "" if not np.isfinite(label) else ("right" if label else "wrong")
         reference = item.references[0] if item.references else ""
-        said = _marked(item.reply.text, places[i]) if places else _short(item.reply.text)
-        asked = _short(item.request.prompt)
-        rows.append([done.outputs.ids[i], f"{scores[i]:.4g}", right, asked, said, _short(reference)])
+        said = _marked(item.reply.text, places[i]) if places else shortened(item.reply.text)
+        asked = shortened(item.request.prompt)
+        rows.append([done.outputs.ids[i], f"{scores[i]:.4g}", right, asked, said, shortened(reference)])
     headers = ["id", "score", "label", "prompt", "output", "reference"]
     note = "The least supported sentence of each output is marked." if places else ""
     return page.section(f"Worst by {name}", page.table(headers, rows, numeric=[1]), note=note)
@@ -137,7 +138,7 @@ def _worst(done: Evaluation, name: str) -> str:
 def _marked(text: str, sentences: Sequence[Support]) -> str:
     """The output around its least supported sentence, which is marked."""
     if not sentences:
-        return _short(text)
+        return shortened(text)
     worst = min(sentences, key=lambda s: s.support)
     start = 0 if worst.end <= _N_SHOWN else worst.start
     stop = max(worst.start, min(worst.end, start + _N_SHOWN))
@@ -148,5 +149,6 @@ def _marked(text: str, sentences: Sequence[Support]) -> str:
     return page.Markup(ends[0] + marked + ends[1])
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
+    """The beginning of a text, as a table shows it."""
     return text if len(text) <= _N_SHOWN else text[:_N_SHOWN] + " ..."

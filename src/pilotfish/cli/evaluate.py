@@ -117,12 +117,14 @@ def compare(
     reader: Reader = "",
     embedder: Vectors = "",
     rubric: Rubric = "",
+    report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
     seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
 ) -> None:
     """Say whether one system's outputs are better than another's, by metrics and judges, with intervals."""
     from rich.table import Table as Grid
 
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import console, write_text
+    from pilotfish.comparison_page import comparison_page
     from pilotfish.evaluate import compare_outputs, read_outputs
     from pilotfish.methods.build import make_metrics
     from pilotfish.scorers.judges import PairJudge
@@ -147,7 +149,12 @@ def compare(
     console.print(grid)
     console.print(f"{done.n} prompts that both answered; first minus second, with {interval:g} % intervals.")
     for name in done.tests:
-        console.print(f"{name}: {done.verdict(name)}{' (baseline)' if name == 'length' else ''}.")
+        agreed = done.agreement.get(name)
+        people = "" if agreed is None else f", agrees with people on {agreed.value:.0%} of {agreed.n} pairs"
+        console.print(f"{name}: {done.verdict(name)}{people}{' (baseline)' if name == 'length' else ''}.")
+    if report is not None:
+        write_text(report, comparison_page(done, first.name, second.name))
+        console.print(f"Wrote {report}.")
 
 
 def forecast(
