@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli import app
+from pilotfish.comparison_page import comparison_page
 from pilotfish.errors import InputError, MissingExtraError, ModelError, PilotfishError
 from pilotfish.evaluate import Outputs, compare_outputs, evaluate, read_outputs
 from pilotfish.evaluation_page import evaluation_page
@@ -104,13 +105,30 @@ def test_labels_bring_baselines_calibration_and_matched_length():
     assert done.majority == pytest.approx(max(labels.mean(), 1 - labels.mean()))
     assert by_name["good"].auroc.value > 0.8
     assert by_name["copy of length"].auroc.value == by_name["length"].auroc.value > 0.7
-    assert by_name["copy of length"].auroc_matched < 0.6 < by_name["good"].auroc_matched
-    assert by_name["good"].error < 0.1
+    assert by_name["copy of length"].auroc_matched.value < 0.6 < by_name["good"].auroc_matched.low
+    assert by_name["good"].error.value < 0.1
+    assert 0 <= by_name["good"].error.low <= by_name["good"].error.value <= by_name["good"].error.high < 0.15
     page = evaluation_page(done, "A <title>")
     for said in ("A &lt;title&gt;", "Reliability", "Worst by good", "length (baseline)", "majority baseline"):
         assert said in page
     assert "http" not in page
     assert "<script" not in page
+
+
+def test_unsupported_sentences_are_told_with_their_places():
+    context = ("Lima lies in Peru. It was founded in 1535.",)
+    texts = ["Lima lies in Peru. It was <sold> in 1999.", "Lima lies in Peru. " * 40 + "It was sold in 1999. " * 20, ""]
+    items = [Exchange(Request.of("Lima?"), Reply(text), context=context) for text in texts]
+    done = evaluate(Outputs.of(items), make_metrics(["hallucination_detector", "mean_log_prob"]))
+    assert list(done.sentences) == ["hallucination_detector"]
+    first, second, none = (row["hallucination_detector_sentences"] for row in done.to_rows())
+    worst = min(first, key=lambda s: s["support"])
+    assert texts[0][worst["start"] : worst["end"]] == "It was <sold> in 1999."
+    assert (len(second), none) == (60, [])
+    page = evaluation_page(done, "x")
+    assert "Lima lies in Peru. <mark>It was &lt;sold&gt; in 1999.</mark>" in page
+    assert "... <mark>It was sold in 1999.</mark> It was" in page
+    assert page.count("is marked") == 1
 
 
 def test_groups_say_what_calibrating_by_them_gains(tmp_path):
@@ -273,7 +291,9 @@ def test_the_command_scores_and_writes_everything(files):
     assert "Majority baseline: 90.0%" in done.stdout
     table = parquet.read_table(out)
     assert table.num_rows == 30
-    assert set(table.column_names) == {"id", *names.split(","), "length"}
+    assert set(table.column_names) == {"id", *names.split(","), "length", "selfcheck_sentences"}
+    [place] = table["selfcheck_sentences"][0].as_py()
+    assert (place["start"], place["end"]) == (0, len("The number is 0."))
     assert "Worst by rouge" in report.read_text(encoding="utf-8")
     for suffix in ("csv", "jsonl"):
         target = files / f"scores.{suffix}"
@@ -291,7 +311,7 @@ def test_every_metric_that_needs_no_language_model_runs_from_the_command(files):
     out = files / "scores.jsonl"
     words = ("--metrics", ",".join(names), "--encoder", encoder, "-o", out)
     assert run("evaluate", files / "a.jsonl", *words).exit_code == 0
-    assert set(json.loads(out.read_text().splitlines()[0])) == {"id", *names, "length"}
+    assert set(json.loads(out.read_text().splitlines()[0])) == {"id", *names, "length", "selfcheck_sentences"}
 
 
 def test_the_command_compares(files):
@@ -301,6 +321,33 @@ def test_the_command_compares(files):
     for words, said in ((("--interval", "9"), "--interval is 9"), ((), "nothing to compare by")):
         with pytest.raises(InputError, match=said):
             run("compare", files / "a.jsonl", files / "b.jsonl", *words)
+
+
+def test_the_page_of_a_comparison(files):
+    words = ("--metrics", "chrf,mean_log_prob", "--report", files / "c.html")
+    done = run("compare", files / "b.jsonl", files / "a.jsonl", *words)
+    assert done.exit_code == 0
+    page = (files / "c.html").read_text(encoding="utf-8")
+    for said in ("length (baseline)", "first is better", "b.jsonl minus a.jsonl", "Widest apart by chrf"):
+        assert said in page
+    assert "mean_log_prob" not in page  # no output has a score by it
+    same = compare_outputs(outputs(5), outputs(5), {"length again": Length()})
+    assert "Widest apart" not in comparison_page(same, "one", "two")
+    assert "http" not in page
+
+
+def test_agreement_with_people_stands_beside_that_of_length():
+    lengths = np.arange(60) % 7 - 3
+    first = Outputs.of([Exchange(Request.of("q"), Reply("x" * int(5 + d))) for d in lengths])
+    second = Outputs.of([Exchange(Request.of("q"), Reply("x" * 5)) for _ in lengths])
+    people = np.where(np.arange(60) < 40, np.sign(lengths) * -1.0, np.nan)  # people like the shorter
+    judged = replace(first, human=people), replace(second, human=np.zeros(60))
+    done = compare_outputs(*judged, {"shorter": iter_scores(-lengths, np.zeros(60)), "same": Given([1.0] * 60)})
+    n = int((people[:40] != 0).sum())
+    assert (done.agreement["shorter"].value, done.agreement["shorter"].n) == (1.0, n)
+    assert (done.agreement["length"].value, done.agreement["same"].value) == (0.0, 0.5)
+    assert "100% [100%, 100%]" in comparison_page(done, "a", "b")
+    assert compare_outputs(first, second, {"same": Given([1.0] * 60)}).agreement == {}
 
 
 def test_the_command_forecasts(tmp_path):

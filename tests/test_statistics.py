@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pilotfish.errors import InputError
+from pilotfish.scorers.calibration import calibration_error
 from pilotfish.statistics import (
     auroc,
     auroc_interval,
+    bootstrap_interval,
     length_matched,
     mean_interval,
     paired_test,
     segment_correlation,
+    spearman_interval,
     system_correlation,
     wmt_kendall,
 )
@@ -62,6 +65,31 @@ def test_auroc_is_the_share_of_ordered_pairs(rows):
     assert found.low <= found.high
 
 
+def test_spearman_is_scipys_and_its_interval_covers_the_truth():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(60):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 80).T
+        found = spearman_interval(x, y, seed=seed)
+        assert found.value == pytest.approx(stats.spearmanr(x, y)[0])
+        hits += found.low <= 6 / np.pi * np.arcsin(0.3) <= found.high
+    assert 52 <= hits <= 60
+    few = spearman_interval([1, 1, 2], [3, 4, 5])  # many resamples of three are constant
+    assert -1 <= few.low <= few.value <= few.high <= 1
+
+
+def test_any_statistic_has_an_interval_that_holds_it():
+    rng = np.random.default_rng(0)
+    p = rng.random(300)
+    off = (rng.random(300) < p**4).astype(float)
+    found = bootstrap_interval(calibration_error, p, off, n_resamples=200)
+    assert 0.15 < found.low < found.value == calibration_error(p, off) < found.high < 0.5
+    largest = bootstrap_interval(np.max, np.arange(40.0))  # no resample is above it
+    assert largest.value == largest.high == 39.0
+    undefined = bootstrap_interval(lambda x: 1.0 if x.sum() == 3 else np.nan, [1.0, 2.0])
+    assert (undefined.low, undefined.high) == (1.0, 1.0)
+
+
 def test_wmt_kendall_counts_ties_as_discordant():
     assert wmt_kendall([1, 1, 1, 1], [0, 0, 1, 2]) == 0.0
     assert wmt_kendall([1.0], [1.0]) == -1.0
@@ -97,6 +125,8 @@ def test_length_matching_takes_the_length_out():
         (lambda: mean_interval([1.0], level=95), "level is 95"),
         (lambda: paired_test([1.0], [1.0, 2.0]), "a has 1 scores and b 2"),
         (lambda: auroc([1.0, 2.0], [0, 2]), "one label of 0 or 1"),
+        (lambda: bootstrap_interval(auroc, [1.0, 2.0], [1.0]), "columns have 2, 1 values"),
+        (lambda: spearman_interval([1.0, 1.0], [1.0, 2.0]), "nothing to correlate"),
         (lambda: wmt_kendall([1.0], [float("inf")]), "worse are NaN or infinite"),
         (lambda: segment_correlation([[1.0, 1.0]], [[1.0, 2.0]]), "nothing to correlate"),
         (lambda: segment_correlation([[1.0, np.nan]], [[1.0, 2.0]]), "NaN or infinite"),

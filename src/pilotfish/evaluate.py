@@ -15,15 +15,18 @@ from pilotfish.protocols import FloatArray, Scorer
 from pilotfish.scorers.calibration import GroupCalibration, calibration_error, grouping_loss
 from pilotfish.scorers.confidence import calibrator_for
 from pilotfish.scorers.judges import JudgePanel, PairJudge
+from pilotfish.scorers.passages import Support
 from pilotfish.scorers.reference import Length
 from pilotfish.statistics import (
     Interval,
     PairedTest,
     auroc,
     auroc_interval,
+    bootstrap_interval,
     length_matched,
     mean_interval,
     paired_test,
+    spearman_interval,
 )
 from pilotfish.types import Exchange, Message, Reply, Request, TokenLogProb
 
@@ -194,13 +197,13 @@ class MetricRow:
     auroc : Interval or None
         Chance to rank a right answer above a wrong one, where labels of both classes are known; length counts in its
         better direction.
-    auroc_matched : float or None
+    auroc_matched : Interval or None
         The same among right and wrong answers of like length.
-    error : float or None
+    error : Interval or None
         Expected calibration error of the score as a probability, calibrated on other halves of the labelled answers.
     probabilities : ndarray (n,) or None
         Those probabilities, NaN where there are none.
-    human : float or None
+    human : Interval or None
         Spearman correlation with the human scores.
     grouping : tuple of two floats, or None
         Grouping loss of the probabilities over the outputs' groups, before and after re-confidencing by them.
@@ -210,10 +213,10 @@ class MetricRow:
     mean: Interval | None
     n_missing: int
     auroc: Interval | None = None
-    auroc_matched: float | None = None
-    error: float | None = None
+    auroc_matched: Interval | None = None
+    error: Interval | None = None
     probabilities: FloatArray | None = None
-    human: float | None = None
+    human: Interval | None = None
     grouping: tuple[float, float] | None = None
 
 
@@ -233,6 +236,8 @@ class Evaluation:
         Share of right answers of the class seen most: what saying the same of every answer would reach.
     failures : dict of str to str
         Metrics that could not be run, and why.
+    sentences : dict of str to list of list of Support
+        By metric that scores sentences: those of each output.
     """
 
     outputs: Outputs
@@ -240,13 +245,27 @@ class Evaluation:
     rows: list[MetricRow]
     majority: float | None
     failures: dict[str, str] = field(default_factory=dict)
+    sentences: dict[str, list[list[Support]]] = field(default_factory=dict)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row per output: its id and scores, None where there is none."""
-        return [
-            {"id": name, **{m: float(s[i]) if np.isfinite(s[i]) else None for m, s in self.scores.items()}}
-            for i, name in enumerate(self.outputs.ids)
-        ]
+        """One row per output: its id and scores, None where there is none, and places and support of its sentences."""
+        rows: list[dict[str, Any]] = []
+        for i, name in enumerate(self.outputs.ids):
+            scored = {m: float(s[i]) if np.isfinite(s[i]) else None for m, s in self.scores.items()}
+            places = {f"{m}_sentences": [_place(s) for s in found[i]] for m, found in self.sentences.items()}
+            rows.append({"id": name, **scored, **places})
+        return rows
+
+
+def _place(sentence: Support) -> dict[str, float]:
+    return {"start": sentence.start, "end": sentence.end, "support": sentence.support}
+
+
+def _sentences(scorer: Scorer[Exchange]) -> list[list[Support]]:
+    """What a scorer that scores sentences found in its last call; nothing for any other."""
+    detail = getattr(getattr(scorer, "scorer", scorer), "detail_", None)
+    rows = detail if isinstance(detail, list) else []
+    return rows if any(rows) and all(isinstance(s, Support) for row in rows for s in row) else []
 
 
 def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed: int = 0) -> Evaluation:
@@ -280,6 +299,7 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         raise InputError("There are no outputs to score: give at least one.")
     scores: dict[str, FloatArray] = {}
     failed: dict[str, PilotfishError] = {}
+    sentences: dict[str, list[list[Support]]] = {}
     for name, scorer in scorers.items():
         try:
             found = np.asarray(scorer.score(outputs.items), dtype=np.float64)
@@ -289,6 +309,8 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         if found.shape != (len(outputs.items),):
             raise InputError(f"Scorer {name!r} gave shape {found.shape} for {len(outputs.items)} outputs: one each.")
         scores[name] = np.where(np.isfinite(found), found, np.nan)
+        if places := _sentences(scorer):
+            sentences[name] = places
     if failed and not scores:
         raise next(iter(failed.values()))
     scores["length"] = Length().score(outputs.items)
@@ -300,6 +322,7 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         [_row(name, s, outputs, scores["length"], seed) for name, s in scores.items()],
         None if share is None else max(share, 1 - share),
         {name: str(error) for name, error in failed.items()},
+        sentences,
     )
 
 
@@ -315,20 +338,19 @@ def _row(name: str, scores: FloatArray, outputs: Outputs, lengths: FloatArray, s
         found["auroc"] = auroc_interval(turned, y, seed=seed)
         matched = length_matched(lengths[labelled], y, seed=seed)
         if matched.size >= _FEW_LABELS:
-            found["auroc_matched"] = auroc(turned[matched], y[matched])
+            found["auroc_matched"] = auroc_interval(turned[matched], y[matched], seed=seed)
         if y.size >= 2 * _FEW_LABELS:
             p = np.full(scores.size, np.nan)
             p[labelled] = _cross_calibrated(turned, y, seed)
-            found["probabilities"], found["error"] = p, calibration_error(p[labelled], y)
+            found["probabilities"] = p
+            found["error"] = bootstrap_interval(calibration_error, p[labelled], y, n_resamples=200, seed=seed)
             if len(set(outputs.groups)) > 1:
                 own = [outputs.groups[i] for i in labelled]
                 regrouped = _cross_calibrated(turned, y, seed, own)
                 found["grouping"] = (grouping_loss(p[labelled], y, own), grouping_loss(regrouped, y, own))
     judged = has & np.isfinite(outputs.human)
     if judged.sum() > 2 and np.ptp(scores[judged]) > 0 and np.ptp(outputs.human[judged]) > 0:
-        from scipy.stats import spearmanr
-
-        found["human"] = float(spearmanr(scores[judged], outputs.human[judged])[0])
+        found["human"] = spearman_interval(scores[judged], outputs.human[judged], seed=seed)
     return MetricRow(name, mean, int((~has).sum()), **found)
 
 
@@ -364,12 +386,22 @@ class Comparison:
         Prompts without a score of both, by metric.
     level : float
         Confidence of the intervals.
+    differences : dict of str to ndarray (n,)
+        By metric: the first output's score minus the second's, NaN where one is missing.
+    pairs : list of (str, Exchange, Exchange)
+        The ids and outputs they belong to.
+    agreement : dict of str to Interval
+        By metric, the length among them: share of the pairs that people judged on which it prefers the same output, a
+        tie for half; empty where people judged none.
     """
 
     tests: dict[str, PairedTest]
     n: int
     n_left_out: dict[str, int]
     level: float
+    differences: dict[str, FloatArray] = field(default_factory=dict)
+    pairs: list[tuple[str, Exchange, Exchange]] = field(default_factory=list)
+    agreement: dict[str, Interval] = field(default_factory=dict)
 
     def verdict(self, name: str) -> str:
         """Say in words what one metric shows: a difference where both the interval and the test do."""
@@ -431,12 +463,12 @@ def compare_outputs(
     found: dict[str, tuple[FloatArray, FloatArray]] = {
         name: (scorer.score(a), scorer.score(b)) for name, scorer in {**scorers, "length": Length()}.items()
     }
+    gold = _preferred(first, second, pairs)
     if judges:
         verdicts = np.array([judge.compare(a, b) for judge in judges])
         counted = np.isfinite(verdicts)
         mean = np.where(counted, verdicts, 0).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)
         found["judge"] = (mean, np.full(len(pairs), 0.5))
-        gold = _preferred(first, second, pairs)
         known = np.flatnonzero(np.isfinite(gold) & counted.any(axis=0))
         if len(judges) > 1 and known.size >= _LEAST_GOLD:
             panel = JudgePanel().fit(verdicts.T, known, gold[known])
@@ -444,12 +476,17 @@ def compare_outputs(
             # What the panel has learned from is no test of the two systems.
             joined[known] = np.nan
             found["panel"] = (np.where(counted.any(axis=0), joined, np.nan), np.full(len(pairs), 0.5))
-    tests, left_out = {}, {}
+    tests, left_out, differences, agreement = {}, {}, {}, {}
     for name, (x, y) in found.items():
         both = np.isfinite(x) & np.isfinite(y)
         left_out[name] = int((~both).sum())
         if both.any():
             tests[name] = paired_test(x[both], y[both], level, seed=seed)
+            differences[name] = np.where(both, x - y, np.nan)
+        if (both & np.isfinite(gold)).any():
+            same = 0.5 + np.sign(x - y) * (gold - 0.5)
+            agreement[name] = mean_interval(same[both & np.isfinite(gold)], level, seed=seed)
     if set(tests) == {"length"} and found.keys() != {"length"}:
         raise InputError("No pair has a score of both outputs: check the references, or that the judge answers.")
-    return Comparison(tests, len(pairs), left_out, level)
+    outputs = [(first.ids[i], x, y) for (i, _), x, y in zip(pairs, a, b, strict=True)]
+    return Comparison(tests, len(pairs), left_out, level, differences, outputs, agreement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,10 @@ from pilotfish.scorers.calibration import reliability
 if TYPE_CHECKING:
     from pilotfish.evaluate import Evaluation, MetricRow
     from pilotfish.protocols import FloatArray
+    from pilotfish.scorers.passages import Support
     from pilotfish.statistics import Interval
 
-__all__ = ["evaluation_page"]
+__all__ = ["evaluation_page", "shortened", "spread"]
 
 _N_WORST = 10
 _N_SHOWN = 280
@@ -36,7 +38,7 @@ def evaluation_page(done: Evaluation, title: str) -> str:
         note = f"length alone, either way {length.auroc.value:.3f}" if length.auroc else "length tells nothing"
         headline.append((f"best AUROC: {best.name}", f"{best.auroc.value:.3f}" if best.auroc else "-", note))
     parts = [page.section("At a glance", page.cards(headline)), _table(rows)]
-    spreads = [_spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None]
+    spreads = [spread(row.name, done.scores[row.name]) for row in rows if row.mean is not None]
     parts.append(page.section("Distributions", f'<div class="two">{"".join(spreads)}</div>'))
     drawn = [row for row in rows if row.probabilities is not None and row.name != "length"]
     if drawn:
@@ -50,11 +52,7 @@ def evaluation_page(done: Evaluation, title: str) -> str:
 
 
 def _interval(found: Interval | None) -> str:
-    return "-" if found is None else f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if found is None else f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
 def _table(rows: list[MetricRow]) -> str:
@@ -74,9 +72,9 @@ def _table(rows: list[MetricRow]) -> str:
             _interval(row.mean),
             str(row.n_missing),
             _interval(row.auroc),
-            _number(row.auroc_matched),
-            _number(row.error),
-            _number(row.human),
+            _interval(row.auroc_matched),
+            _interval(row.error),
+            _interval(row.human),
             "-" if row.grouping is None else "{:.4f} \u2192 {:.4f}".format(*row.grouping),
         ]
         for row in rows
@@ -84,13 +82,14 @@ def _table(rows: list[MetricRow]) -> str:
     note = (
         "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
         "learned how long answers are; length counts in its better direction. Calibration errors are measured on "
-        "halves that the calibration has not seen; grouping loss is how far the truth differs between groups of equal "
-        "confidence, before and after confidences are calibrated by group."
+        "halves that the calibration has not seen, and few labels drive them up; grouping loss is how far the truth "
+        "differs between groups of equal confidence, before and after confidences are calibrated by group."
     )
     return page.section("Metrics", page.table(headers, body, numeric=range(1, 8)), note=note)
 
 
-def _spread(name: str, scores: FloatArray) -> str:
+def spread(name: str, scores: FloatArray) -> str:
+    """Draw how one metric's numbers are spread; those that are NaN are left out."""
     known = scores[np.isfinite(scores)]
     head = f"<div><h3>{escape(name)}</h3>"
     if np.ptp(known) == 0:
@@ -123,18 +122,33 @@ def _reliability(rows: list[MetricRow], labels: FloatArray) -> str:
 def _worst(done: Evaluation, name: str) -> str:
     scores = done.scores[name]
     order = [int(i) for i in np.argsort(scores) if np.isfinite(scores[i])][:_N_WORST]
-    rows = []
+    rows, places = [], done.sentences.get(name)
     for i in order:
         item, label = done.outputs.items[i], done.outputs.labels[i]
         right = "" if not np.isfinite(label) else ("right" if label else "wrong")
         reference = item.references[0] if item.references else ""
-        rows.append(
-            [done.outputs.ids[i], f"{scores[i]:.4g}", right]
-            + [_short(text) for text in (item.request.prompt, item.reply.text, reference)]
-        )
+        said = _marked(item.reply.text, places[i]) if places else shortened(item.reply.text)
+        asked = shortened(item.request.prompt)
+        rows.append([done.outputs.ids[i], f"{scores[i]:.4g}", right, asked, said, shortened(reference)])
     headers = ["id", "score", "label", "prompt", "output", "reference"]
-    return page.section(f"Worst by {name}", page.table(headers, rows, numeric=[1]))
+    note = "The least supported sentence of each output is marked." if places else ""
+    return page.section(f"Worst by {name}", page.table(headers, rows, numeric=[1]), note=note)
 
 
-def _short(text: str) -> str:
+def _marked(text: str, sentences: Sequence[Support]) -> str:
+    """The output around its least supported sentence, which is marked."""
+    if not sentences:
+        return shortened(text)
+    worst = min(sentences, key=lambda s: s.support)
+    start = 0 if worst.end <= _N_SHOWN else worst.start
+    stop = max(worst.start, min(worst.end, start + _N_SHOWN))
+    before, inside = text[start : worst.start], text[worst.start : stop]
+    after = text[stop : max(stop, start + _N_SHOWN)]
+    ends = ("... " if start else "", " ..." if stop + len(after) < len(text) else "")
+    marked = f"{escape(before)}<mark>{escape(inside)}</mark>{escape(after)}"
+    return page.Markup(ends[0] + marked + ends[1])
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, as a table shows it."""
     return text if len(text) <= _N_SHOWN else text[:_N_SHOWN] + " ..."

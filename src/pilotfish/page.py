@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Mark", "Series", "cards", "chart", "dollars", "page", "section", "table"]
+__all__ = ["Mark", "Markup", "Series", "cards", "chart", "dollars", "page", "section", "table"]
 
 _COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _WIDTH, _HEIGHT = 680, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 16, 44
 
@@ -108,7 +109,7 @@ def chart(
         f"{escape(y_label)}</text>",
     ]
     for i, s in enumerate(series):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour, dashes = _look(i)
         kept = [(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
         if s.low is not None and s.high is not None:
             around = [p for p in zip(s.x, s.low, s.high, strict=True) if all(map(math.isfinite, p))]
@@ -117,7 +118,7 @@ def chart(
             out.append(f'<polygon points="{path}" fill="{colour}" opacity=".16"/>')
         if not s.points:
             path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in kept)
-            out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
+            out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"{dashes}/>')
         if s.points or len(kept) <= 30:
             radius = 4.5 if s.points else 2.6
             for x, y in kept:
@@ -136,10 +137,17 @@ def chart(
         )
     out.append("</svg>")
     names = "".join(
-        f'<span><i style="background:{_COLOURS[i % len(_COLOURS)]}"></i>{escape(s.name)}</span>'
+        '<span><svg viewBox="0 0 26 10"><line x1="0" x2="26" y1="5" y2="5" stroke-width="3" '
+        'stroke="{}"{}/></svg>{}</span>'.format(*_look(i), escape(s.name))
         for i, s in enumerate(series)
     )
     return f'<figure>{"".join(out)}<figcaption class="legend">{names}</figcaption></figure>'
+
+
+def _look(i: int) -> tuple[str, str]:
+    """Colour and dashes of the i-th series: colours begin anew after six, with other dashes."""
+    dashes = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+    return _COLOURS[i % len(_COLOURS)], f' stroke-dasharray="{dashes}"' if dashes else ""
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -183,12 +191,17 @@ def cards(items: Sequence[tuple[str, str, str]]) -> str:
     )
 
 
+class Markup(str):
+    """Text that is HTML already, for a cell of a table."""
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
     """Lay out a table; the columns in ``numeric`` are aligned to the right."""
     right = set(numeric)
 
     def cell(tag: str, i: int, text: str) -> str:
-        return f"<{tag}{' class=num' if i in right else ''}>{escape(text)}</{tag}>"
+        inner = text if isinstance(text, Markup) else escape(text)
+        return f"<{tag}{' class=num' if i in right else ''}>{inner}</{tag}>"
 
     head = "".join(cell("th", i, h) for i, h in enumerate(headers))
     body = "".join("<tr>" + "".join(cell("td", i, c) for i, c in enumerate(row)) + "</tr>" for row in rows)
@@ -234,12 +247,15 @@ grid-template-columns:repeat(auto-fit,minmax(150px,1fr));margin-top:10px}
 .value{font-size:25px;font-weight:650;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
 .note{color:var(--soft);font-size:13px}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}
 th{font-weight:600;color:var(--soft);text-align:left;font-size:13px}th,td{padding:7px 10px 7px 0;vertical-align:top;
-border-bottom:1px solid var(--line)}td:last-child:not(.num){overflow-wrap:anywhere}
-tr:last-child td{border-bottom:0}.num{text-align:right;
+border-bottom:1px solid var(--line)}td.num{white-space:nowrap}
+td:last-child:not(.num){overflow-wrap:anywhere}
+tr:last-child td{border-bottom:0}.num{text-align:right;padding-left:12px;
 font-variant-numeric:tabular-nums}figure{margin:8px 0 0}svg{width:100%;height:auto;max-width:820px;display:block}
 svg text{fill:var(--soft);font-size:11.5px;font-family:inherit}svg text.axis{font-size:12.5px}
 svg .grid{stroke:var(--line);stroke-width:1}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}
 svg text.mark{stroke:none;fill:var(--ink)}.legend{display:flex;flex-wrap:wrap;gap:4px 18px;color:var(--soft);
-font-size:13px;padding-left:58px}.legend i{display:inline-block;width:10px;height:10px;border-radius:3px;
-margin-right:6px}.empty{color:var(--soft)}.two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
+font-size:13px;padding-left:58px}.legend svg{display:inline-block;width:26px;height:10px;
+margin-right:6px}.empty{color:var(--soft)}
+mark{background:rgba(217,115,13,.22);color:inherit;border-radius:3px;padding:1px 2px}
+.two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
 """

@@ -20,10 +20,12 @@ __all__ = [
     "PairedTest",
     "auroc",
     "auroc_interval",
+    "bootstrap_interval",
     "length_matched",
     "mean_interval",
     "paired_test",
     "segment_correlation",
+    "spearman_interval",
     "system_correlation",
     "wmt_kendall",
 ]
@@ -190,6 +192,67 @@ def auroc_interval(
         found.append(auroc(s[at], y[at]))
     low, high = np.quantile(found, [(1 - _level(level)) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), s.size)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *columns: ArrayLike,
+    level: float = 0.95,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> Interval:
+    """Any statistic of items with its percentile bootstrap interval, which is made to hold the value itself.
+
+    Resamples on which the statistic is not finite are left out.
+
+    Parameters
+    ----------
+    statistic : callable
+        Makes a number of the columns.
+    *columns : array (n,)
+        What is known of the same items.
+
+    Examples
+    --------
+    >>> found = bootstrap_interval(np.median, np.arange(101.0))
+    >>> found.value, 30 < found.low < 50 < found.high < 70
+    (50.0, True)
+    """
+    x = [_finite(column, f"column {i}") for i, column in enumerate(columns)]
+    if len({column.size for column in x}) != 1:
+        raise InputError(f"columns have {', '.join(str(c.size) for c in x)} values: give one of each per item.")
+    value, n = float(statistic(*x)), x[0].size
+    rng = np.random.default_rng(seed)
+    found = np.array([statistic(*(c[at] for c in x)) for at in (rng.integers(0, n, n) for _ in range(n_resamples))])
+    kept = found[np.isfinite(found)]
+    low, high = np.quantile(kept if kept.size else [value], [(1 - _level(level)) / 2, (1 + level) / 2])
+    return Interval(value, min(float(low), value), max(float(high), value), n)
+
+
+def _rank_correlation(x: FloatArray, y: FloatArray) -> float:
+    # Spearman's, by ranks: scipy's own would warn of every constant resample.
+    a, b = (stats.rankdata(v) - (v.size + 1) / 2 for v in (x, y))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale else float("nan")
+
+
+def spearman_interval(x: ArrayLike, y: ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+    """Spearman's rank correlation with its bootstrap interval.
+
+    Raises
+    ------
+    InputError
+        When all of ``x`` or all of ``y`` are the same.
+
+    Examples
+    --------
+    >>> found = spearman_interval(np.arange(30), np.arange(30) ** 2)
+    >>> round(found.value, 6), found.n
+    (1.0, 30)
+    """
+    if np.ptp(_finite(x, "x")) == 0 or np.ptp(_finite(y, "y")) == 0:
+        raise InputError("All values of x or of y are the same: there is nothing to correlate.")
+    return bootstrap_interval(_rank_correlation, x, y, level=level, seed=seed)
 
 
 def wmt_kendall(better: ArrayLike, worse: ArrayLike) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -91,6 +92,19 @@ def test_a_check_takes_its_judge_from_the_configuration(log):
     made.close()
     with pytest.raises(InputError, match="needs --judge"):
         make_checks(ChecksConfig(metrics=["llm_judge"]), log, Metrics())
+
+
+def test_further_choices_of_a_call_are_its_samples(log):
+    checks = Checks(make_metrics(["selfcheck", "semantic_entropy"]), 1.0, log, Metrics())
+    for texts in (("It is 4.", "It is 4.", "4"), ("It is 4.", "It is 5.", "9"), ("It is 4.",)):
+        choices = [{"message": {"content": text}} for text in texts]
+        call = replace(Call.of("2 + 2?", texts[0]), reply=orjson.dumps({"choices": choices}))
+        checks.written([call])
+    checks.close()
+    alike, apart, alone = (event.detail["scores"] for event in log.events(TASK))
+    assert alike["semantic_entropy"] == 0.0 > apart["semantic_entropy"]
+    assert alike["selfcheck"] > apart["selfcheck"]
+    assert alone == {"selfcheck": None, "semantic_entropy": None}
 
 
 class Reads:

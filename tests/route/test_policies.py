@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.page import Series, chart
 from pilotfish.route.certify import certify, loss_p_value, spend_upper
 from pilotfish.route.compare import compare
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy, TableGate
@@ -127,15 +129,36 @@ def test_compare_reports_and_draws(table):
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert {r["name"] for r in plain["rows"]} >= {"kernel", "random", "nearest neighbours", "oracle"}
     page = report.to_html()
-    assert page.count("<svg") == 2
+    assert page.count("<figure>") == 2
     assert page.count("<polygon") == 1
     values = table.split((0.6, 0.2, 0.2), seed=0)[2].scores[:, 1]
     [always] = report.row("best single (large)").curve.errors
     assert always == pytest.approx(values.std() / len(values) ** 0.5)
     assert "http" not in page
     assert "kernel" in page
+    many = chart([Series(str(i), [0, 1], [i, i + 1]) for i in range(20)], x_label="x", y_label="y")
+    assert len(set(re.findall(r"stroke=\"[^\"]+\"(?: stroke-dasharray=\"[^\"]+\")?/></svg>", many))) == 20
     with pytest.raises(InputError, match="no policy 'x'"):
         report.row("x")
+
+
+def test_a_cheaper_policy_is_advised_only_where_the_same_queries_do_not_tell_it_is_worse():
+    at = np.arange(200)
+    cheap = (at < 120).astype(float)
+    better = (at < 130).astype(float)  # never worse, and yet inside the other's interval
+    alike = ((at > 0) & (at < 122)).astype(float)
+    policies = [AlwaysPolicy("cheap", "always cheap"), AlwaysPolicy("dear", "always dear")]
+    for dear, told in ((better, True), (alike, False)):
+        fit, calibrate, test = (
+            ReplyTable.of([f"{part} {i}" for i in at], {"cheap": cheap, "dear": dear}, {"cheap": 1.0, "dear": 1.5})
+            for part in ("fit", "calibrate", "test")
+        )
+        report = compare(fit, policies, budget=2.0, calibrate=calibrate, test=test)
+        row = report.row("always cheap")
+        assert row.low < report.row("always dear").quality < row.high
+        assert report.recommendation.startswith("Use always cheap") is not told
+    assert "on the same queries the difference may be none" in report.recommendation
+    assert row.scores.mean() == pytest.approx(row.quality)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_selfcheck_prefers_what_the_samples_say(check):
     assert math.isnan(none)
     assert math.isnan(empty)
     [row] = [check.detail_ for _ in [check.score([answer("The cat sleeps. Dogs run!", *said)])]]
-    assert [("The cat sleeps. Dogs run!")[a:b] for a, b, _ in row[0]] == ["The cat sleeps.", "Dogs run!"]
+    assert [("The cat sleeps. Dogs run!")[s.start : s.end] for s in row[0]] == ["The cat sleeps.", "Dogs run!"]
 
 
 def test_selfcheck_by_entailment_is_its_formula():

@@ -13,6 +13,7 @@ from pilotfish.files import replacing
 if TYPE_CHECKING:
     from pilotfish.evaluate import Evaluation
     from pilotfish.protocols import Model
+    from pilotfish.statistics import Interval
 
 __all__ = ["compare", "evaluate", "forecast"]
 
@@ -74,7 +75,7 @@ def evaluate(
             "-" if mean is None else f"{mean.low:.4g}",
             "-" if mean is None else f"{mean.high:.4g}",
             str(row.n_missing),
-            "-" if row.auroc is None else f"{row.auroc.value:.3f}",
+            _shown(row.auroc),
             _shown(row.auroc_matched),
             _shown(row.error),
             _shown(row.human),
@@ -82,7 +83,10 @@ def evaluate(
     console.print(grid)
     if done.majority is not None:
         console.print(f"Majority baseline: {done.majority:.1%} of the labels are of one class.")
-    console.print("Low, high: 95 % interval of the mean. Matched: AUROC among right and wrong answers of like length.")
+    console.print(
+        "Low, high: 95 % interval of the mean; \u00b1 half of the others'. "
+        "Matched: AUROC among right and wrong answers of like length."
+    )
     grouped = [f"{r.name} {r.grouping[0]:.4f} to {r.grouping[1]:.4f}" for r in done.rows if r.grouping is not None]
     if grouped:
         console.print(f"Grouping loss before and after confidences are calibrated by group: {', '.join(grouped)}.")
@@ -113,12 +117,14 @@ def compare(
     reader: Reader = "",
     embedder: Vectors = "",
     rubric: Rubric = "",
+    report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
     seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
 ) -> None:
     """Say whether one system's outputs are better than another's, by metrics and judges, with intervals."""
     from rich.table import Table as Grid
 
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import console, write_text
+    from pilotfish.comparison_page import comparison_page
     from pilotfish.evaluate import compare_outputs, read_outputs
     from pilotfish.methods.build import make_metrics
     from pilotfish.scorers.judges import PairJudge
@@ -143,7 +149,12 @@ def compare(
     console.print(grid)
     console.print(f"{done.n} prompts that both answered; first minus second, with {interval:g} % intervals.")
     for name in done.tests:
-        console.print(f"{name}: {done.verdict(name)}{' (baseline)' if name == 'length' else ''}.")
+        agreed = done.agreement.get(name)
+        people = "" if agreed is None else f", agrees with people on {agreed.value:.0%} of {agreed.n} pairs"
+        console.print(f"{name}: {done.verdict(name)}{people}{' (baseline)' if name == 'length' else ''}.")
+    if report is not None:
+        write_text(report, comparison_page(done, first.name, second.name))
+        console.print(f"Wrote {report}.")
 
 
 def forecast(
@@ -167,8 +178,8 @@ def forecast(
     console.print(done.note)
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _shown(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.value:.3f} \u00b1{(found.high - found.low) / 2:.3f}"
 
 
 def _names(text: str) -> list[str]:
@@ -224,7 +235,8 @@ def _write_scores(path: Path, done: Evaluation) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        # A cell of the table holds no list: sentences are written as JSON.
+        writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
         write_text(path, text.getvalue())
     else:
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -14,7 +14,7 @@ import numpy as np
 from pilotfish.errors import PilotfishError
 from pilotfish.gateway.config import ChecksConfig
 from pilotfish.gateway.metrics import Metrics, label
-from pilotfish.models.completions import read_completion
+from pilotfish.models.completions import read_choices
 from pilotfish.protocols import Scorer
 from pilotfish.traffic import Call, TrafficLog
 from pilotfish.types import Exchange, Request
@@ -119,7 +119,8 @@ class Checks:
     def _check(self, call: Call) -> None:
         request = Request.from_json({"messages": call.messages})
         context = tuple(m.text for m in request.messages if m.role in ("system", "developer", "tool") and m.text)
-        item = Exchange(request, read_completion(call.reply), context=context)
+        reply, *samples = read_choices(call.reply)
+        item = Exchange(request, reply, samples=tuple(samples), context=context)
         scores: dict[str, float | None] = {}
         for name, scorer in self.scorers.items():
             try:

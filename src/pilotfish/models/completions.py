@@ -9,7 +9,7 @@ import orjson
 from pilotfish.errors import UpstreamError
 from pilotfish.types import Reply, TokenLogProb, Usage
 
-__all__ = ["log_probs_of", "read_chunk", "read_completion"]
+__all__ = ["log_probs_of", "read_choices", "read_chunk", "read_completion"]
 
 
 def read_completion(raw: bytes) -> Reply:
@@ -25,28 +25,53 @@ def read_completion(raw: bytes) -> Reply:
     >>> read_completion(b'{"choices": [{"message": {"content": "Hello."}}]}').text
     'Hello.'
     """
+    return read_choices(raw)[0]
+
+
+def read_choices(raw: bytes) -> list[Reply]:
+    """Read every choice of a chat completion, which has several where ``n`` were asked for; usage is the call's.
+
+    Raises
+    ------
+    UpstreamError
+        When it is none, or has no choice.
+
+    Examples
+    --------
+    >>> said = b'{"choices": [{"message": {"content": "Yes"}}, {"message": {"content": "No"}}]}'
+    >>> [reply.text for reply in read_choices(said)]
+    ['Yes', 'No']
+    """
     try:
         data = orjson.loads(raw)
-        choice = data["choices"][0]
-        message = choice["message"]
-        content = message.get("content") or ""
-        if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content)
         usage = data.get("usage") or {}
-        return Reply(
-            text=str(content),
-            model=str(data.get("model") or ""),
-            usage=Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)),
-            finish_reason=str(choice.get("finish_reason") or "stop"),
-            log_probs=log_probs_of(choice.get("logprobs")),
-            extra={key: value for key, value in message.items() if key not in ("role", "content")},
-        )
+        known = str(data.get("model") or ""), Usage(*(int(usage.get(f"{k}_tokens") or 0) for k in _COUNTED))
+        first, *others = data["choices"]
+        return [_choice(choice, *known) for choice in (first, *others)]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UpstreamError(
             f"The model sent something that is not a chat completion ({type(error).__name__}): check base_url.",
             None,
             raw,
         ) from None
+
+
+_COUNTED = ("prompt", "completion")
+
+
+def _choice(choice: Any, model: str, usage: Usage) -> Reply:
+    message = choice["message"]
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content)
+    return Reply(
+        text=str(content),
+        model=model,
+        usage=usage,
+        finish_reason=str(choice.get("finish_reason") or "stop"),
+        log_probs=log_probs_of(choice.get("logprobs")),
+        extra={key: value for key, value in message.items() if key not in ("role", "content")},
+    )
 
 
 def read_chunk(event: bytes) -> tuple[str, bool]:

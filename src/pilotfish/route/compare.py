@@ -44,6 +44,8 @@ class Row:
         What is certified on the calibration queries.
     baseline : bool
         Whether it is a baseline; the oracle cannot be run in service.
+    scores : ndarray (n_test,) or (0,)
+        Score of each test query at that setting; empty when there is none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Row:
     cost_at_best: float
     certificate: Certificate | None
     baseline: bool
+    scores: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,9 +236,10 @@ def _row(
     errors = scored.std(axis=1) / test.n_queries**0.5
     curve = Curve.of([c.costs(test).mean() for c in tested], scored.mean(axis=1), errors)
     cost = quality = low = high = float("nan")
+    values: FloatArray = np.empty(0)
     if within:
         chosen = tested[max(within, key=lambda k: (means[k][1], -means[k][0]))]
-        values: FloatArray = chosen.qualities(test)
+        values = chosen.qualities(test)
         cost, quality = float(chosen.costs(test).mean()), float(values.mean())
         low, high = mean_interval(values, seed)
     single_costs, single = test.costs.mean(axis=0), test.scores.mean(axis=0)
@@ -252,7 +256,7 @@ def _row(
     reached = np.linspace(top.costs[0], top.costs[-1], 2001) if top.costs.size > 1 else top.costs
     good = np.interp(reached, top.costs, top.qualities) >= single[b] - 1e-9
     at_best = float(reached[np.argmax(good)]) if good.any() else float("nan")
-    return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, None, baseline)
+    return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, None, baseline, values)
 
 
 def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, best_name: str, level: float) -> str:
@@ -260,7 +264,9 @@ def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, 
     if not runnable:
         return f"No policy keeps to ${budget:.3g} per query on the calibration queries: raise the budget."
     winner = max(runnable, key=lambda r: r.quality)
-    rivals = [r for r in runnable if r.low <= winner.quality <= r.high and r.cost < winner.cost * 0.98]
+    # Both answered the same queries: their difference is far surer than either mean.
+    cheaper = [r for r in runnable if r.cost < winner.cost * 0.98]
+    rivals = [r for r in cheaper if mean_interval(winner.scores - r.scores)[0] <= 0]
     pick = min(rivals, key=lambda r: r.cost, default=winner)
     single_cost, single = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
     said = [
@@ -268,14 +274,15 @@ def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, 
         f"at ${pick.cost:.3g} per query, where always {best_name} has {single:.3f} at ${single_cost:.3g}."
     ]
     if pick is not winner:
+        low, high = mean_interval(winner.scores - pick.scores)
         said.append(
-            f"{winner.name} scores {winner.quality:.3f}, inside that policy's interval, "
-            f"and costs {winner.cost / pick.cost:.2g} times as much."
+            f"{winner.name} scores {winner.quality:.3f} and costs {winner.cost / pick.cost:.2g} times as much: on the "
+            f"same queries the difference may be none (95 % interval {low:+.3f} to {high:+.3f})."
         )
     if pick.baseline:
-        said.append("It is a baseline: on these replies no learned policy is worth its trouble at this budget.")
-    if np.isfinite(pick.cost_at_best) and single_cost > 0:
-        share = pick.cost_at_best / single_cost
+        said.append("It is a baseline: these replies show no learned policy to be worth its trouble at this budget.")
+    share = pick.cost_at_best / single_cost if single_cost > 0 else float("nan")
+    if share < 1:
         said.append(f"Its curve reaches the quality of {best_name} at {share:.0%} of its cost.")
     if pick.certificate is not None and pick.certificate.setting is not None:
         said.append(

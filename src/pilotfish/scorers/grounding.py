@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -16,32 +15,12 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.entailment import Entailment
-from pilotfish.scorers.passages import content_words, facts, missing_facts, sentences, windows
+from pilotfish.scorers.passages import Support, content_words, facts, missing_facts, sentences, windows
 from pilotfish.types import Exchange
 
 __all__ = ["Grounding", "Support"]
 
 _N_WINDOWS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Support:
-    """How one sentence of an answer is supported.
-
-    Parameters
-    ----------
-    start, end : int
-        Its characters in the answer.
-    support : float
-        In [0, 1].
-    missing : tuple of str
-        Numbers, dates and names that the context does not have.
-    """
-
-    start: int
-    end: int
-    support: float
-    missing: tuple[str, ...]
 
 
 class Grounding:

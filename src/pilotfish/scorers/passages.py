@@ -1,11 +1,12 @@
-"""Sentences of a text with their places, and the facts that can be looked up in another text by rule."""
+"""Sentences of a text with their places and support, and the facts that can be looked up in another text by rule."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["content_words", "facts", "missing_facts", "sentences", "windows"]
+__all__ = ["Support", "content_words", "facts", "missing_facts", "sentences", "windows"]
 
 _END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d)]*(?:\s+|$)|\n+")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
@@ -22,6 +23,26 @@ those he she they we you i his her their our your him them us me my not no do do
 may might shall should about into over after before between than then there here who whom which what when where why how
 also more most some any each all both said say says one"""
 _COMMON = frozenset(_PLAIN.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """How one sentence of an answer is supported, by its context or by other samples.
+
+    Parameters
+    ----------
+    start, end : int
+        Its characters in the answer.
+    support : float
+        Higher is better, as the scorer states it.
+    missing : tuple of str
+        Numbers, dates and names that the context does not have.
+    """
+
+    start: int
+    end: int
+    support: float
+    missing: tuple[str, ...] = ()
 
 
 def sentences(text: str) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from pilotfish.models.ngram import NGramModel
 from pilotfish.protocols import Embedder, FloatArray
 from pilotfish.scorers.answers import final_answer
 from pilotfish.scorers.entailment import Entailment
-from pilotfish.scorers.passages import sentences
+from pilotfish.scorers.passages import Support, sentences
 from pilotfish.types import Exchange
 
 __all__ = ["SelfCheck", "SemanticEntropy", "clusters"]
@@ -36,8 +36,8 @@ class SelfCheck:
 
     Attributes
     ----------
-    detail_ : list of list of (int, int, float)
-        Start, end and score of each sentence of each answer of the last call.
+    detail_ : list of list of Support
+        The sentences of each answer of the last call.
 
     References
     ----------
@@ -61,9 +61,9 @@ class SelfCheck:
     def score(self, items: Sequence[Exchange]) -> FloatArray:
         """Mean support of the sentences of each answer, (n,), higher is better."""
         self.detail_ = [self._sentences(item) for item in items]
-        return np.array([float(np.mean([s for *_, s in row])) if row else math.nan for row in self.detail_])
+        return np.array([float(np.mean([s.support for s in row])) if row else math.nan for row in self.detail_])
 
-    def _sentences(self, item: Exchange) -> list[tuple[int, int, float]]:
+    def _sentences(self, item: Exchange) -> list[Support]:
         spans = sentences(item.reply.text)
         samples = [s.text for s in item.samples if s.text.strip()]
         if not spans or not samples:
@@ -78,7 +78,7 @@ class SelfCheck:
         else:
             model = NGramModel(order=self.order).fit([*samples, item.reply.text])
             support = np.array([float(model.log_prob(text).min()) for text in texts])
-        return [(a, b, float(s)) for (a, b), s in zip(spans, support, strict=True)]
+        return [Support(a, b, float(s)) for (a, b), s in zip(spans, support, strict=True)]
 
     def _by_vectors(self, texts: Sequence[str], samples: Sequence[str]) -> FloatArray:
         split = [[sample[a:b] for a, b in sentences(sample)] for sample in samples]
