@@ -105,7 +105,7 @@ def proxy(run: Run, small: TransformersModel, large: TransformersModel) -> None:
     whole = (direct - base).mean()
     low, high = bootstrap((ours - base) / whole)
     run.figure(
-        "proxy_tuning_gap_closed", float((ours - base).mean() / whole), unit="share", better="higher", n=len(test),
+        "proxy_abstracts_gap_closed", float((ours - base).mean() / whole), unit="share", better="higher", n=len(test),
         low=low, high=high, floor=0.6, alpha=chosen, expert=SMALL, large=LARGE, cross_vocabulary=True,
     )  # fmt: skip
     run.figure(

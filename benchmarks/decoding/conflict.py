@@ -46,16 +46,13 @@ _KINDS = {"capital": "city", "continent": "continent", "main language": "languag
 _N_CHOOSE = 16
 # What is told, what is asked, and the answer that the context gives.
 Item = tuple[str, str, str]
-# Weight, whether it adapts, gate, plausible share, whether what the context supports is spared: the gentlest first,
-# since the first of equals is chosen.
-Way = tuple[float, bool, float, float, bool]
+# Weight, whether it adapts, gate and plausible share: the gentlest first, since the first of equals is chosen.
+Way = tuple[float, bool, float, float]
 WAYS: tuple[Way, ...] = (
-    (0.5, False, 0.0, 0.0, True),
-    (1.0, False, 0.0, 0.03, True),
-    (0.5, False, 0.0, 0.1, False),
-    (1.0, False, 0.0, 0.1, False),
-    (1.0, False, 0.0, 0.03, False),
-    (0.5, False, 0.0, 0.0, False),
+    (0.5, False, 0.0, 0.1),
+    (1.0, False, 0.0, 0.1),
+    (1.0, False, 0.0, 0.03),
+    (0.5, False, 0.0, 0.0),
 )
 
 
@@ -91,8 +88,8 @@ def context(run: Run, model: TransformersModel) -> None:
         parts = [answers.right(str(way), aware, items).mean() for items in (against[:n_choose], agreed)]
         found[way] = float(sum(parts))
         told = f"conflict {parts[0]:.3f}, agreement {parts[1]:.3f}"
-        print(f"alpha, adaptive, gate, plausible, spared {way}: {told}", flush=True)
-    alpha, adaptive, gate, plausible, spared = best = max(WAYS, key=lambda way: found[way])
+        print(f"alpha, adaptive, gate, plausible {way}: {told}", flush=True)
+    alpha, adaptive, gate, plausible = best = max(WAYS, key=lambda way: found[way])
     aware = _aware(model, *best)
     print(f"chosen: {best}", flush=True)
     tested = {
@@ -104,9 +101,7 @@ def context(run: Run, model: TransformersModel) -> None:
     }
     for name, (before, after) in shares.items():
         print(f"{name:10s} plain {before.mean():.3f}, context-aware {after.mean():.3f}", flush=True)
-    common: dict[str, Any] = {
-        "alpha": alpha, "adaptive": adaptive, "gate": gate, "plausible": plausible, "spare_supported": spared,
-    }  # fmt: skip
+    common: dict[str, Any] = {"alpha": alpha, "adaptive": adaptive, "gate": gate, "plausible": plausible}
     before, after = shares["conflict"]
     low, high = bootstrap(100 * (after - before))
     run.figure(
@@ -142,11 +137,9 @@ def _open(run: Run) -> list[Item]:
     return [items[i] for i in order[: _N_CHOOSE + (4 if run.quick else 300)]]
 
 
-def _aware(
-    model: TransformersModel, alpha: float, adaptive: bool, gate: float, plausible: float, spared: bool
-) -> Decoder:
+def _aware(model: TransformersModel, alpha: float, adaptive: bool, gate: float, plausible: float) -> Decoder:
     views = {"without_context": without_context}
-    fusion = ContextAware(alpha, adaptive=adaptive, gate=gate, plausible=plausible, spare_supported=spared)
+    fusion = ContextAware(alpha, adaptive=adaptive, gate=gate, plausible=plausible)
     return fuse(fusion=fusion, views=views, with_context=model, without_context=model)
 
 

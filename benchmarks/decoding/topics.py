@@ -72,12 +72,13 @@ def topics(run: Run) -> None:
             print(f"{large}, {name:12s} log-prob {gains[name].mean():7.3f}  accuracy {hits[name].mean():.3f}")
         across = not same_vocabulary(TransformersModel(small).tokenizer, tokenizer)
         common = {"n": n_test, "alpha": alpha, "expert": small, "large": large, "cross_vocabulary": across}
+        figure = "proxy_tuning" if part == "topics_across" else "proxy_tuning_within"
         for measure, by_way in (("", gains), ("_accuracy", hits)):
             whole = (by_way["tuned"] - by_way["base"]).mean()
             closed = (by_way["proxy"] - by_way["base"]) / whole
             low, high = bootstrap(closed)
             run.figure(
-                f"proxy_{part}_gap_closed{measure}", float(closed.mean()), unit="share", better="higher",
+                f"{figure}_gap_closed{measure}", float(closed.mean()), unit="share", better="higher",
                 low=low, high=high, floor=0.6, **common, means={name: float(v.mean()) for name, v in by_way.items()},
             )  # fmt: skip
 

@@ -105,9 +105,8 @@ class ContextAware:
 
     The score is (1 + alpha) log p_with - alpha log p_without. Adaptive, the weight is ``alpha`` times the divergence of
     the two (Jensen and Shannon), in [0, 1]. Where it is below ``gate``, context and memory agree and the
-    distribution is left alone; with ``spare_supported`` also where the context makes its likeliest token likelier than
-    memory does, for then it speaks for what it would say. With ``plausible`` above 0 the contrast chooses among the
-    tokens that the context makes plausible, so that it cannot bring up what the model would hardly say.
+    distribution is left alone. With ``plausible`` above 0 the contrast chooses among the tokens that the context makes
+    plausible, so that it cannot bring up what the model would hardly say.
 
     Parameters
     ----------
@@ -120,8 +119,6 @@ class ContextAware:
     plausible : float
         Share of the likeliest token's probability, given the context, that a token needs where there is a contrast, in
         [0, 1].
-    spare_supported : bool
-        Leave alone what the context supports.
 
     Examples
     --------
@@ -139,20 +136,11 @@ class ContextAware:
 
     roles: ClassVar[tuple[str, ...]] = ("with_context", "without_context")
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        *,
-        adaptive: bool = True,
-        gate: float = 0.0,
-        plausible: float = 0.0,
-        spare_supported: bool = False,
-    ) -> None:
+    def __init__(self, alpha: float = 1.0, *, adaptive: bool = True, gate: float = 0.0, plausible: float = 0.0) -> None:
         self.alpha = _weight("alpha", alpha)
         self.adaptive = adaptive
         self.gate = _share("gate", gate)
         self.plausible = _share("plausible", plausible)
-        self.spare_supported = spare_supported
 
     def fuse(self, log_probs: Mapping[str, LogProbs]) -> LogProbs:
         """The fused natural log-probabilities, (n, n_vocabulary)."""
@@ -162,10 +150,6 @@ class ContextAware:
         divergence = _divergence(base, without) if self.adaptive or self.gate > 0 else np.ones((base.shape[0], 1))
         weight = self.alpha * (divergence if self.adaptive else np.ones_like(divergence))
         weight = np.where(divergence >= self.gate, weight, 0.0).astype(np.float32)
-        if self.spare_supported:
-            top = base.argmax(axis=1)[:, None]
-            supported = np.take_along_axis(base, top, axis=1) >= np.take_along_axis(without, top, axis=1)
-            weight[supported] = 0.0
         scores = (1 + weight) * base - weight * _floored(without)
         return normalised(np.where(weight > 0, _among_plausible(scores, base, self.plausible), scores))
 
