@@ -20,10 +20,10 @@ from pilotfish.training.tuning import save_model, tune
 __all__ = ["ALPHAS", "TOPICS", "expected", "news_topics", "topics", "trained"]
 
 TOPICS = {"1": " world", "2": " sport", "3": " business", "4": " technology"}
-# Part of the benchmark, small model and large: across families, and within one.
+# Part of the benchmark, its figure, small model and large: across families, and within one.
 PAIRS = (
-    ("topics_across", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"),
-    ("topics_within", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"),
+    ("topics_across", "proxy_tuning", "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"),
+    ("topics_within", "proxy_tuning_within", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"),
 )
 ALPHAS = (0.5, 1.0, 1.5)
 
@@ -52,7 +52,7 @@ def topics(run: Run) -> None:
     known, tested = news_topics(run, "dev", rng, n_fit + n_weigh), news_topics(run, "test", rng, n_test)
     texts = known[n_fit:] + tested
     right = np.array([list(TOPICS.values()).index(topic) for _, topic in texts])
-    for part, small, large in wanted:
+    for _, figure, small, large in wanted:
         tokenizer = TransformersModel(large).tokenizer
         words = [tokenizer.encode(topic)[0] for topic in TOPICS.values()]
         logs: dict[str, LogProbs] = {}
@@ -72,7 +72,6 @@ def topics(run: Run) -> None:
             print(f"{large}, {name:12s} log-prob {gains[name].mean():7.3f}  accuracy {hits[name].mean():.3f}")
         across = not same_vocabulary(TransformersModel(small).tokenizer, tokenizer)
         common = {"n": n_test, "alpha": alpha, "expert": small, "large": large, "cross_vocabulary": across}
-        figure = "proxy_tuning" if part == "topics_across" else "proxy_tuning_within"
         for measure, by_way in (("", gains), ("_accuracy", hits)):
             whole = (by_way["tuned"] - by_way["base"]).mean()
             closed = (by_way["proxy"] - by_way["base"]) / whole

@@ -26,7 +26,8 @@ _ROWS = 14 if _HAS_512 else 6
 """Rows at once: two sums for each, two registers of weights and one of a row fill the 32 or 16 registers there are."""
 _AHEAD = 4096
 """Bytes of weights that are asked of the memory before they are needed."""
-_ALIGNED = 64
+_LINE = 64
+"""Bytes that the memory gives at once; blocks of columns begin at one."""
 
 _alone = False
 """Whether this process was copied from another: the threads of OpenMP stayed behind."""
@@ -68,7 +69,7 @@ def _add_tile(builder: Any, n: int, start: Any, pointers: Any, strides: Any, k: 
     sums = [[builder.phi(wide) for _ in range(2)] for _ in rows]
     weights = builder.gep(w, [builder.mul(at, index(_COLUMNS))])
     loaded = [builder.load(vector(weights, half * _VECTOR), align=4 * _VECTOR) for half in range(2)]
-    for line in range(0, 4 * _COLUMNS, 64):
+    for line in range(0, 4 * _COLUMNS, _LINE):
         later = builder.bitcast(builder.gep(weights, [index((_AHEAD + line) // 4)]), byte)
         builder.call(prefetch, [later, flag(0), flag(3), flag(1)])
     new = []
@@ -175,8 +176,8 @@ class PackedMatrix:
 
     def __init__(self, weight: Any) -> None:
         self.n_out, self.n_in = weight.shape
-        room = weight.new_empty(weight.numel() + _ALIGNED // 4)
-        skip = -room.data_ptr() % _ALIGNED // 4
+        room = weight.new_empty(weight.numel() + _LINE // 4)
+        skip = -room.data_ptr() % _LINE // 4
         self._values = room[skip : skip + weight.numel()]
         by_block = weight.detach().reshape(-1, _COLUMNS, self.n_in).transpose(1, 2)
         self._values.view(by_block.shape).copy_(by_block)
