@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder, build_onnx
+from tests.models.encoders import encoder_states, toy_weights, unit
 from tests.models.fixtures import pulled
 
 TEXTS = [
@@ -31,75 +32,6 @@ def minilm() -> Path:
     return pulled("all-minilm-l6-v2")
 
 
-def _toy_weights(
-    n_layers: int = 2, size: int = 16, seed: int = 0
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, object]]:
-    rng = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (50, size),
-        "embeddings.position_embeddings.weight": (32, size),
-        "embeddings.token_type_embeddings.weight": (2, size),
-        "embeddings.LayerNorm.weight": (size,),
-        "embeddings.LayerNorm.bias": (size,),
-    }
-    for i in range(n_layers):
-        layer = f"encoder.layer.{i}."
-        for name, out, into in (
-            ("attention.self.query", size, size),
-            ("attention.self.key", size, size),
-            ("attention.self.value", size, size),
-            ("attention.output.dense", size, size),
-            ("intermediate.dense", 3 * size, size),
-            ("output.dense", size, 3 * size),
-        ):
-            shapes[f"{layer}{name}.weight"] = (out, into)
-            shapes[f"{layer}{name}.bias"] = (out,)
-        for name in ("attention.output", "output"):
-            shapes[f"{layer}{name}.LayerNorm.weight"] = (size,)
-            shapes[f"{layer}{name}.LayerNorm.bias"] = (size,)
-    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    config = {"hidden_size": size, "num_hidden_layers": n_layers, "num_attention_heads": 4, "layer_norm_eps": 1e-12}
-    return weights, config
-
-
-def _reference(
-    weights: dict[str, NDArray[np.float32]], ids: list[int], n_heads: int, n_layers: int
-) -> NDArray[np.float64]:
-    """The states of a BERT encoder's last layer, written out in double precision."""
-    from scipy.special import erf, softmax
-
-    w = {name: value.astype(np.float64) for name, value in weights.items()}
-
-    def norm(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-        centred = x - x.mean(axis=1, keepdims=True)
-        return centred / np.sqrt(x.var(axis=1, keepdims=True) + 1e-12) * w[name + ".weight"] + w[name + ".bias"]
-
-    def linear(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-        return x @ w[name + ".weight"].T + w[name + ".bias"]
-
-    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: len(ids)]
-    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
-    for i in range(n_layers):
-        layer = f"encoder.layer.{i}."
-        q, k, v = (linear(x, layer + "attention.self." + part) for part in ("query", "key", "value"))
-        size = x.shape[1] // n_heads
-        heads = []
-        for h in range(n_heads):
-            part = slice(h * size, (h + 1) * size)
-            heads.append(softmax(q[:, part] @ k[:, part].T / np.sqrt(size), axis=1) @ v[:, part])
-        x = norm(
-            linear(np.concatenate(heads, axis=1), layer + "attention.output.dense") + x,
-            layer + "attention.output.LayerNorm",
-        )
-        y = linear(x, layer + "intermediate.dense")
-        x = norm(linear(y * 0.5 * (1 + erf(y / np.sqrt(2))), layer + "output.dense") + x, layer + "output.LayerNorm")
-    return x
-
-
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x / np.linalg.norm(x)
-
-
 def _run(path: Path, rows: list[list[int]]) -> NDArray[np.float32]:
     import onnxruntime
 
@@ -112,7 +44,7 @@ def _run(path: Path, rows: list[list[int]]) -> NDArray[np.float32]:
 
 
 def test_the_graph_is_a_bert_encoder(tmp_path: Path) -> None:
-    weights, config = _toy_weights()
+    weights, config = toy_weights()
     rows = [[3, 7, 9, 2], [5, 1, 1, 40, 41, 42, 43], [8]]
     build_onnx(
         {"bert." + name: value for name, value in weights.items()},
@@ -122,24 +54,24 @@ def test_the_graph_is_a_bert_encoder(tmp_path: Path) -> None:
     )
     found = _run(tmp_path / "m.onnx", rows)
     for row, vector in zip(rows, found, strict=True):
-        mean = _unit(_reference(weights, row, 4, 2).mean(axis=0))
-        greatest = _unit(_reference(weights, row, 4, 1).max(axis=0))
+        mean = unit(encoder_states(weights, row, 4, 2).mean(axis=0))
+        greatest = unit(encoder_states(weights, row, 4, 1).max(axis=0))
         assert vector == pytest.approx(np.concatenate([mean, greatest]), abs=2e-6)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_int8_is_close_and_does_not_depend_on_the_batch(tmp_path: Path) -> None:
-    weights, config = _toy_weights(size=32)
+    weights, config = toy_weights(size=32)
     rows = [[3, 7, 9, 2], [5, 1, 1, 40, 41, 42, 43]]
     build_onnx(weights, config, tmp_path / "m.onnx", precision="int8")
     found = _run(tmp_path / "m.onnx", rows)
     for row, vector in zip(rows, found, strict=True):
-        assert float(vector @ _unit(_reference(weights, row, 4, 2).mean(axis=0))) > 0.99
+        assert float(vector @ unit(encoder_states(weights, row, 4, 2).mean(axis=0))) > 0.99
         assert _run(tmp_path / "m.onnx", [row])[0] == pytest.approx(vector, abs=1e-6)
 
 
 def test_a_wrong_architecture_is_told(tmp_path: Path) -> None:
-    weights, config = _toy_weights()
+    weights, config = toy_weights()
     with pytest.raises(InputError, match="hidden_act"):
         build_onnx(weights, {**config, "hidden_act": "relu"}, tmp_path / "m")
     with pytest.raises(InputError, match="no hidden_size"):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 
-__all__ = ["GRAPH_VERSION", "Precision", "build_onnx"]
+__all__ = ["DISTANCES", "GRAPH_VERSION", "Precision", "build_onnx", "named_weights", "parsed_poolings"]
 
 Precision = Literal["fp32", "int8"]
 GRAPH_VERSION = 1
@@ -36,7 +36,7 @@ _SMOOTHING = 0.75
 # AVX2 adds pairs of 8-bit products in 16 bits: full-range weights would saturate, and this is the best measured trade.
 _MAX_WEIGHT = 90
 # What attention adds by distance, (n_heads, n_positions, n_positions): a name that no BERT has.
-_DISTANCES = "encoder.distances"
+DISTANCES = "encoder.distances"
 _MPNET_NAMES = {
     ".attention.attn.q.": ".attention.self.query.",
     ".attention.attn.k.": ".attention.self.key.",
@@ -93,21 +93,8 @@ def build_onnx(
     """
     import onnx
 
-    weights = {
-        name.removeprefix("bert.").removeprefix("mpnet."): np.asarray(value, dtype=np.float32)
-        for name, value in weights.items()
-    }
-    if config.get("model_type") == "mpnet":
-        weights = _as_bert(weights)
-    missing = [key for key in _CONFIG_KEYS if key not in config]
-    if missing:
-        raise InputError(f"The config has no {', '.join(missing)}: give a BERT model's config.json.")
-    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError(
-            f"The config has hidden_act {config.get('hidden_act')!r} and position_embedding_type "
-            f"{config.get('position_embedding_type')!r}: only gelu and absolute are supported."
-        )
-    pooled = _parsed(poolings, int(config["num_hidden_layers"]))
+    weights = named_weights(weights, config)
+    pooled = parsed_poolings(poolings, int(config["num_hidden_layers"]))
     ranges = None
     if precision == "int8":
         if calibration is None:
@@ -122,6 +109,29 @@ def build_onnx(
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def named_weights(weights: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> dict[str, _Array]:
+    """The weights in fp32 under BERT's names without a prefix, once ``config`` is known to be of such an encoder."""
+    named = {
+        name.removeprefix("bert.").removeprefix("mpnet."): np.asarray(value, dtype=np.float32)
+        for name, value in weights.items()
+    }
+    named = _Weights(_as_bert(named) if config.get("model_type") == "mpnet" else named)
+    missing = [key for key in _CONFIG_KEYS if key not in config]
+    if missing:
+        raise InputError(f"The config has no {', '.join(missing)}: give a BERT model's config.json.")
+    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(
+            f"The config has hidden_act {config.get('hidden_act')!r} and position_embedding_type "
+            f"{config.get('position_embedding_type')!r}: only gelu and absolute are supported."
+        )
+    return named
+
+
+class _Weights(dict[str, _Array]):
+    def __missing__(self, name: str) -> _Array:
+        raise InputError(f"The weights have no {name}: give the state dictionary of a BERT encoder.")
 
 
 class _Graph:
@@ -218,7 +228,7 @@ def _as_bert(weights: Mapping[str, _Array]) -> dict[str, _Array]:
     by_bucket = renamed.pop("encoder.relative_attention_bias.weight")
     places = np.arange(len(positions))
     buckets = _bucket(places[None, :] - places[:, None], len(by_bucket))
-    renamed[_DISTANCES] = np.ascontiguousarray(by_bucket[buckets].transpose(2, 0, 1))
+    renamed[DISTANCES] = np.ascontiguousarray(by_bucket[buckets].transpose(2, 0, 1))
     return renamed
 
 
@@ -232,7 +242,7 @@ def _bucket(distance: NDArray[np.int64], n_buckets: int) -> NDArray[np.int64]:
     return np.asarray(bucket + half * (distance > 0))
 
 
-def _parsed(poolings: Sequence[str], n_layers: int) -> list[tuple[str, int]]:
+def parsed_poolings(poolings: Sequence[str], n_layers: int) -> list[tuple[str, int]]:
     """The kind and the layer of each pooling."""
     parsed = []
     for pooling in poolings:
@@ -255,20 +265,15 @@ def _encoder(
     """The model, and where the input of each of its linear layers is found in it."""
     from onnx import TensorProto, helper
 
-    def weight(name: str) -> _Array:
-        if name not in weights:
-            raise InputError(f"The weights have no {name}: give the state dictionary of a BERT encoder.")
-        return weights[name]
-
     graph = _Graph(ranges)
     add, constant, eps = graph.add, graph.constant, float(config["layer_norm_eps"])
     n_heads, size = int(config["num_attention_heads"]), int(config["hidden_size"])
     tapped: dict[str, str] = {}
 
     # With one segment only, its vector is the same at every position: it goes into the positions' table.
-    positions = weight("embeddings.position_embeddings.weight") + weight("embeddings.token_type_embeddings.weight")[0]
-    words = constant("words", weight("embeddings.word_embeddings.weight"))
-    norm = [constant(f"embeddings.{part}", weight(f"embeddings.LayerNorm.{part}")) for part in ("weight", "bias")]
+    positions = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
+    words = constant("words", weights["embeddings.word_embeddings.weight"])
+    norm = [constant(f"embeddings.{part}", weights[f"embeddings.LayerNorm.{part}"]) for part in ("weight", "bias")]
     graph.nodes.append(
         helper.make_node(
             "EmbedLayerNormalization",
@@ -281,18 +286,18 @@ def _encoder(
 
     def add_and_norm(x: str, residual: str, prefix: str, name: str) -> str:
         total = add("Add", [x, residual], f"{name}.residual")
-        parts = [constant(f"{name}.{part}", weight(f"{prefix}.LayerNorm.{part}")) for part in ("weight", "bias")]
+        parts = [constant(f"{name}.{part}", weights[f"{prefix}.LayerNorm.{part}"]) for part in ("weight", "bias")]
         return add("LayerNormalization", [total, *parts], name, epsilon=eps)
 
-    distances = graph.distances(weights[_DISTANCES]) if _DISTANCES in weights else None
+    distances = graph.distances(weights[DISTANCES]) if DISTANCES in weights else None
     x = "embeddings"
     layers = [x]
     for i in range(max(layer for _, layer in pooled)):
         layer = f"encoder.layer.{i}"
         parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-        qkv = [weight(f"{part}.weight").T for part in parts]
-        qkv_bias = [weight(f"{part}.bias") for part in parts]
-        out, out_bias = (weight(f"{layer}.attention.output.dense.{part}") for part in ("weight", "bias"))
+        qkv = [weights[f"{part}.weight"].T for part in parts]
+        qkv_bias = [weights[f"{part}.bias"] for part in parts]
+        out, out_bias = (weights[f"{layer}.attention.output.dense.{part}"] for part in ("weight", "bias"))
         tapped[f"{i}.x"] = x
         if distances is not None:
             asked = graph.linear(x, np.concatenate(qkv, 1), np.concatenate(qkv_bias), f"{i}.x", f"{i}.qkv")
@@ -323,10 +328,10 @@ def _encoder(
         y = graph.linear(context, out, out_bias, f"{i}.attention", f"{i}.out", smooth=distances is not None)
         x = add_and_norm(y, x, f"{layer}.attention.output", f"{i}.middle")
         tapped[f"{i}.middle"] = x
-        y = graph.linear(x, weight(f"{layer}.intermediate.dense.weight").T, None, f"{i}.middle", f"{i}.up")
-        bias = constant(f"{i}.up.b", weight(f"{layer}.intermediate.dense.bias"))
+        y = graph.linear(x, weights[f"{layer}.intermediate.dense.weight"].T, None, f"{i}.middle", f"{i}.up")
+        bias = constant(f"{i}.up.b", weights[f"{layer}.intermediate.dense.bias"])
         y = tapped[f"{i}.gelu"] = add("BiasGelu", [y, bias], f"{i}.gelu", _CONTRIB)
-        down, down_bias = (weight(f"{layer}.output.dense.{part}") for part in ("weight", "bias"))
+        down, down_bias = (weights[f"{layer}.output.dense.{part}"] for part in ("weight", "bias"))
         y = graph.linear(y, down.T, down_bias, f"{i}.gelu", f"{i}.down")
         x = add_and_norm(y, x, f"{layer}.output", f"{i}.end")
         layers.append(x)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.models.bert import Precision
-from pilotfish.models.embedder import OnnxEmbedder
+from pilotfish.models.embedder import OnnxEmbedder, TokenPrecision
 from pilotfish.protocols import FloatArray
 from pilotfish.types import Exchange
 
@@ -45,8 +44,9 @@ class BertScore:
         Weigh tokens by how rare they are among the references: those of :meth:`fit`, else those scored.
     rescale : bool
         Stretch scores so that unrelated texts have 0, as found by :meth:`fit`; bad answers may fall below 0.
-    precision : {"fp32", "int8"}
-        Of the encoder.
+    precision : {"fp32", "int16", "int8"}
+        Of the encoder's products. ``int16`` moves a score by less than 1e-4, at nearly twice the speed of ``fp32``,
+        which it is where the processor lacks the instructions; ``int8`` is faster again and correlates to .999.
     max_length : int
         Tokens of a window.
     n_threads : int, optional
@@ -74,7 +74,7 @@ class BertScore:
         layer: int | None = None,
         idf: bool = False,
         rescale: bool = False,
-        precision: Precision = "fp32",
+        precision: TokenPrecision = "int16",
         max_length: int = 512,
         n_threads: int | None = None,
     ) -> None:
