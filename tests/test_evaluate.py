@@ -17,9 +17,10 @@ from pilotfish.evaluate import Outputs, compare_outputs, evaluate, read_outputs
 from pilotfish.evaluation_page import evaluation_page
 from pilotfish.forecast import forecast
 from pilotfish.methods import cards, find
-from pilotfish.methods.build import make_metrics
+from pilotfish.methods.metrics import make_metrics
 from pilotfish.models.fake import FakeModel
 from pilotfish.scorers.bertscore import BertScore
+from pilotfish.scorers.entailment import named_entailment
 from pilotfish.scorers.judges import PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.types import Exchange, Reply, Request
@@ -428,3 +429,27 @@ def test_bertscore_takes_another_layer(tmp_path):
     own = BertScore(encoder, layer=1).score(read_outputs(rows).items)
     assert found[0] == pytest.approx(own[0])
     assert found[0] != pytest.approx(found[1], abs=1e-4)
+
+
+def test_options_of_single_metrics_reach_them(tmp_path):
+    line = {"output": "the cat sat", "reference": "the cat sat on the mat"}
+    place, out = tmp_path / "outputs.jsonl", tmp_path / "scores.jsonl"
+    place.write_text(json.dumps(line) + "\n")
+    for kind, score in (("rouge1", 2 * 3 / (3 + 6)), ("rouge2", 2 * 2 / (2 + 5))):
+        assert run("evaluate", place, "-m", "rouge", "--option", f"rouge.kind={kind}", "-o", out).exit_code == 0
+        assert json.loads(out.read_text())["rouge"] == pytest.approx(score)
+    for option, why in (
+        ("kind=rouge1", "--option is 'kind': give METRIC.NAME=VALUE"),
+        ("chrf.kind=1", "options of 'chrf', which is not measured"),
+        ("rouge.size=1", "Metric 'rouge' has no option 'size': it takes kind"),
+        ("rouge.kind=rouge9", "Rouge kind is 'rouge9'"),
+    ):
+        with pytest.raises(InputError, match=why):
+            run("evaluate", place, "-m", "rouge", "--option", option)
+
+
+def test_an_entailment_model_that_is_nowhere_is_told(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("pilotfish.models.transformers._at_hub", lambda _: False)
+    with pytest.raises(ModelError, match=r"could not load nowhere .*: give a folder, or a name of the hub"):
+        named_entailment("nowhere").probabilities([("a", "b")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilotfish.methods.build import make_metrics
+from pilotfish.methods.metrics import make_metrics
 from pilotfish.models.fake import FakeModel
 from pilotfish.types import Exchange, Reply, Request, TokenLogProb
 from tests.toy_encoder import write_toy_encoder

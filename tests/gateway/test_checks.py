@@ -15,7 +15,7 @@ from pilotfish.errors import InputError, ModelError
 from pilotfish.gateway.checks import MAX_WAITING, TASK, Checks, make_checks
 from pilotfish.gateway.config import ChecksConfig
 from pilotfish.gateway.metrics import Metrics
-from pilotfish.methods.build import make_metrics
+from pilotfish.methods.metrics import make_metrics
 from pilotfish.models.fake import FakeModel
 from pilotfish.models.reading import Reading
 from pilotfish.scorers.calibration import PlattCalibration

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotfish.cli.options import options
 from pilotfish.errors import InputError, missing_extra
 from pilotfish.files import replacing
 
 if TYPE_CHECKING:
     from pilotfish.evaluate import Evaluation
-    from pilotfish.protocols import Model
     from pilotfish.statistics import Interval
 
 __all__ = ["compare", "evaluate", "forecast"]
@@ -23,6 +23,10 @@ Judge = Annotated[str, typer.Option("--judge", help="small, or names of the cata
 Rubric = Annotated[str, typer.Option("--rubric", help="what a good answer is, for the judges")]
 Reader = Annotated[str, typer.Option("--reader", help="small language model that reads texts, by name or file")]
 Vectors = Annotated[str, typer.Option("--embedder", help="static, minilm, or a folder")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="METRIC.NAME=VALUE: an argument of a metric, such as bartscore.direction=recall"),
+]
 
 
 def evaluate(
@@ -37,6 +41,7 @@ def evaluate(
     encoder: Annotated[str, typer.Option("--encoder", help="of bertscore: minilm, mpnet, a folder")] = "minilm",
     layer: Annotated[int | None, typer.Option("--layer", help="of bertscore's encoder; the last by default")] = None,
     rubric: Rubric = "",
+    option: Options = None,
     confidence: Annotated[
         Path | None, typer.Option("--confidence", help="what --learn-confidence wrote: scores become probabilities")
     ] = None,
@@ -52,14 +57,15 @@ def evaluate(
     from pilotfish.evaluate import evaluate as run
     from pilotfish.evaluate import read_outputs
     from pilotfish.evaluation_page import evaluation_page
-    from pilotfish.methods.build import make_metrics
+    from pilotfish.methods.metrics import make_metrics, metric_parts
     from pilotfish.scorers.confidence import confident, fit_calibrators, save_calibrators
 
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
-    scorers = make_metrics(
-        _names(metrics), _parts(nli, judge, reader, embedder) | {"encoder": encoder, "layer": layer, "rubric": rubric}
-    )
+    named = [*_names(judge), ""]
+    parts = metric_parts(nli=nli, judge=named[0], reader=reader, embedder=embedder)
+    parts |= {"encoder": encoder, "layer": layer, "rubric": rubric}
+    scorers = make_metrics(_names(metrics), parts, _own_options(option))
     if confidence is not None:
         scorers = confident(scorers, confidence)
     done = run(read_outputs(outputs), scorers, seed=seed)
@@ -117,6 +123,7 @@ def compare(
     reader: Reader = "",
     embedder: Vectors = "",
     rubric: Rubric = "",
+    option: Options = None,
     report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
     seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
 ) -> None:
@@ -126,16 +133,16 @@ def compare(
     from pilotfish.cli.output import console, write_text
     from pilotfish.comparison_page import comparison_page
     from pilotfish.evaluate import compare_outputs, read_outputs
-    from pilotfish.methods.build import make_metrics
-    from pilotfish.scorers.judges import PairJudge
+    from pilotfish.methods.metrics import make_metrics, metric_parts
+    from pilotfish.scorers.judges import PairJudge, named_judge
 
     if not 50 <= interval < 100:
         raise InputError(f"--interval is {interval:g}: give a confidence of 50 to 99.9 percent.")
     if not metrics and not judge:
         raise InputError("There is nothing to compare by: give --metrics or --judge.")
-    parts = _parts(nli, "", reader, embedder)
-    scorers = make_metrics(_names(metrics), parts) if metrics else {}
-    judges = [PairJudge(model, rubric) if rubric else PairJudge(model) for model in _judges(judge)]
+    parts = metric_parts(nli=nli, reader=reader, embedder=embedder)
+    scorers = make_metrics(_names(metrics), parts, _own_options(option)) if metrics else {}
+    judges = [PairJudge(model, rubric) if rubric else PairJudge(model) for model in map(named_judge, _names(judge))]
     done = compare_outputs(read_outputs(first), read_outputs(second), scorers, judges, level=interval / 100, seed=seed)
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)
@@ -186,32 +193,14 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _judges(text: str) -> list[Model]:
-    from pilotfish.scorers.judges import named_judge
-
-    return [named_judge(name) for name in _names(text)]
-
-
-def _parts(nli: str, judge: str, reader: str, embedder: str) -> dict[str, Any]:
-    """The parts that options name; nothing is loaded before it is used."""
-    parts: dict[str, Any] = {}
-    if nli:
-        from pilotfish.scorers.entailment import HubEntailment, SmallEntailment
-
-        own = (Path(nli).expanduser() / "head.safetensors").is_file()
-        parts["entailment"] = SmallEntailment(Path(nli).expanduser()) if own else HubEntailment(nli)
-    if judge:
-        parts["judge"] = _judges(judge)[0]
-    if reader:
-        from pilotfish.models.reading import CausalReader
-
-        parts["reader"] = CausalReader(reader)
-    if embedder:
-        from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
-
-        named = {"static": StaticEmbedder, "minilm": OnnxEmbedder}
-        parts["embedder"] = named[embedder]() if embedder in named else OnnxEmbedder(embedder)
-    return parts
+def _own_options(given: list[str] | None) -> dict[str, dict[str, Any]]:
+    own: dict[str, dict[str, Any]] = {}
+    for name, value in options(given).items():
+        metric, _, argument = name.partition(".")
+        if not argument:
+            raise InputError(f"--option is {name!r}: give METRIC.NAME=VALUE, such as rouge.kind=rouge2.")
+        own.setdefault(metric, {})[argument] = value
+    return own
 
 
 def _write_scores(path: Path, done: Evaluation) -> None:

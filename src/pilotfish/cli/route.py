@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotfish.cli.options import options, pairs
 from pilotfish.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -36,32 +37,12 @@ class _Absent:
         raise ModelError("This model is only named here and cannot answer: serve the router to ask it.")
 
 
-def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    pairs = dict(text.partition("=")[::2] for text in given or ())
-    for name, value in pairs.items():
-        if not name or not value:
-            raise InputError(f"{option} is {name!r} without a value: give NAME=VALUE.")
-    return pairs
-
-
 def _live(given: list[str] | None) -> dict[str, Model]:
     if not given:
         return {}
     from pilotfish.models.gguf import GGUFModel
 
-    return {name: GGUFModel(source) for name, source in _pairs(given, "--model").items()}
-
-
-def _options(given: list[str] | None) -> dict[str, Any]:
-    import json
-
-    def read(text: str) -> Any:
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-
-    return {name: read(value) for name, value in _pairs(given, "--option").items()}
+    return {name: GGUFModel(source) for name, source in pairs(given, "--model").items()}
 
 
 def _router(path: Path) -> Router:
@@ -98,7 +79,7 @@ def fit(
     from pilotfish.traffic.table import ReplyTable
 
     read = ReplyTable.from_jsonl(table)
-    settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": _options(option)}
+    settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": options(option)}
     if level is not None:
         settings["level"] = level
     models: dict[str, Any] = {**dict.fromkeys(read.models, _Absent()), **_live(model)}
@@ -146,7 +127,7 @@ def compare(
     names = [name.strip() for name in policy.split(",") if name.strip()]
     if option and not names:
         raise InputError("--option is given without --policy: name the methods that take it.")
-    own, live = _options(option), _live(model)
+    own, live = options(option), _live(model)
     policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
     report = run(read, policies, parse_budget(budget), level=level, seed=seed)
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")

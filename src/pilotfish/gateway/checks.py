@@ -7,7 +7,6 @@ import queue
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -38,23 +37,10 @@ def make_checks(config: ChecksConfig, log: TrafficLog, metrics: Metrics) -> Chec
         When a metric is unknown, needs a part that the configuration does not name, or has no calibration in the file
         that it names.
     """
-    from pilotfish.methods.build import make_metrics
+    from pilotfish.methods.metrics import make_metrics, metric_parts
 
-    parts: dict[str, Any] = {}
-    if config.nli is not None:
-        from pilotfish.scorers.entailment import HubEntailment, SmallEntailment
-
-        own = (config.nli / "head.safetensors").is_file()
-        parts["entailment"] = SmallEntailment(config.nli, n_threads=1) if own else HubEntailment(str(config.nli))
-    if config.reader is not None:
-        from pilotfish.models.reading import CausalReader
-
-        parts["reader"] = CausalReader(config.reader)
-    if config.judge is not None:
-        from pilotfish.scorers.judges import named_judge
-
-        parts["judge"] = named_judge(config.judge, n_threads=1)
-    scorers = make_metrics(config.metrics, parts)
+    named = {name: getattr(config, name) or "" for name in ("nli", "reader", "judge")}
+    scorers = make_metrics(config.metrics, metric_parts(**named, n_threads=1), config.options)
     if config.confidence is not None:
         from pilotfish.scorers.confidence import confident
 

@@ -197,18 +197,21 @@ class ChecksConfig(_Section):
         Methods of ``pilotfish methods`` that score answers without references.
     share : float
         Share of the calls that is scored.
-    nli, reader, judge : Path or None, str or None, str or None
+    nli, reader, judge : str or None
         The entailment model, the small language model that reads texts and the one that judges, which some of them
         need, as of ``pilotfish evaluate``.
+    options : dict of str to dict
+        Further arguments of single metrics, by their names.
     confidence : Path or None
         What ``pilotfish evaluate --learn-confidence`` wrote: scores become probabilities of being right.
     """
 
     metrics: Annotated[list[str], Field(min_length=1)]
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
-    nli: Path | None = None
+    nli: str | None = None
     reader: str | None = None
     judge: str | None = None
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     confidence: Path | None = None
 
 

@@ -14,16 +14,16 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.files import replacing
 from pilotfish.methods import cards, find
-from pilotfish.protocols import Model, Scorer
+from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
 from pilotfish.route.deploy import in_service, serve, setting_within
 from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
-from pilotfish.types import Exchange, Reply, Request
+from pilotfish.types import Reply, Request
 
-__all__ = ["Route", "make_metrics", "make_policy", "make_route", "parse_budget", "policies_without_models"]
+__all__ = ["Route", "make_policy", "make_route", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
 _LIVE = ("weak", "verifier", "sampler")
@@ -115,44 +115,6 @@ def make_policy(
         raise InputError(f"Method {slug!r} is not a policy over a table: run it with '{card.command}'.")
     policy: Policy = made
     return policy
-
-
-def make_metrics(names: Sequence[str], parts: Mapping[str, Any] | None = None) -> dict[str, Scorer[Exchange]]:
-    """Make scorers of answers by their methods' names.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Methods that score answers, as ``pilotfish methods`` lists them.
-    parts : mapping of str to object
-        Given to every method that has an argument of that name: ``reader``, ``embedder``, ``entailment``, ``judge``,
-        ``encoder``.
-
-    Raises
-    ------
-    InputError
-        When there is no such metric, or it needs a part that was not given.
-
-    Examples
-    --------
-    >>> sorted(make_metrics(["selfcheck", "mean_log_prob"]))
-    ['mean_log_prob', 'selfcheck']
-    """
-    made: dict[str, Scorer[Exchange]] = {}
-    for name in names:
-        card = find(name)
-        parameters = inspect.signature(card.make).parameters
-        given = {k: v for k, v in (parts or {}).items() if k in parameters}
-        missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in given]
-        if missing:
-            raise InputError(f"Metric {name!r} needs --{missing[0]}: run it as '{card.command}'.")
-        scorer = card.make(**given)
-        if not hasattr(scorer, "score"):
-            raise InputError(f"Method {name!r} does not score answers: run it as '{card.command}'.")
-        made[name] = scorer
-    if not made:
-        raise InputError("There are no metrics: name at least one, such as rouge.")
-    return made
 
 
 def policies_without_models(table: ReplyTable) -> list[Policy]:

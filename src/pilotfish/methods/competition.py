@@ -15,9 +15,9 @@ from pilotfish.scorers.likelihood import Binoculars, MachineText
     command="pilotfish evaluate outputs.jsonl --metrics text_detection --reader smollm2-135m-instruct",
 )
 def text_detection(
-    reader: Reader, kind: str = "curvature", observer: CausalReader | None = None
+    reader: Reader, kind: str = "curvature", observer: CausalReader | str | None = None
 ) -> MachineText | Binoculars:
     """Tell machine text from human by a small model's likelihood, rank or curvature, or by the ratio of two models'."""
     if observer is not None and isinstance(reader, CausalReader):
-        return Binoculars(reader, observer)
+        return Binoculars(reader, CausalReader(observer) if isinstance(observer, str) else observer)
     return MachineText(reader, kind)

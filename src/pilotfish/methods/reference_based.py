@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pilotfish.methods import method
+from pilotfish.models.embedder import TokenPrecision
 from pilotfish.models.reading import Reader
 from pilotfish.scorers.bertscore import BertScore
 from pilotfish.scorers.likelihood import BartScore
@@ -38,9 +39,11 @@ def rouge(kind: str = "rougeL") -> Rouge:
     needs="black box",
     command=_COMMAND + "bertscore",
 )
-def bertscore(encoder: str | Path = "minilm", idf: bool = False, layer: int | None = None) -> BertScore:
+def bertscore(
+    encoder: str | Path = "minilm", idf: bool = False, layer: int | None = None, precision: TokenPrecision = "int16"
+) -> BertScore:
     """Greedy match of the tokens of answer and reference in a small encoder's space."""
-    return BertScore(encoder, idf=idf, layer=layer)
+    return BertScore(encoder, idf=idf, layer=layer, precision=precision)
 
 
 @method(

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,14 +289,28 @@ def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any
     else:
         looks["local_files_only"] = not _at_hub(str(source))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **looks)
-        network = getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **looks, **how)
+        with nullcontext() if looks.get("local_files_only") is False else _without_bars(transformers.utils.logging):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **looks)
+            network = getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **looks, **how)
         return tokenizer, network.eval()
     except (OSError, ValueError) as error:
         why = str(error).strip().split("\n")[0].rstrip(".")
+        listed = "a name of the catalog, " if kind == "AutoModelForCausalLM" else ""
         raise ModelError(
-            f"transformers could not load {source} ({why}): give a name of the catalog, a folder, or one of the hub."
+            f"transformers could not load {source} ({why}): give {listed}a folder, or a name of the hub."
         ) from error
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    """Reading weights that are here takes a second."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _at_hub(name: str) -> bool:

@@ -14,7 +14,7 @@ from pilotfish.models.embedder import OnnxEmbedder
 from pilotfish.models.transformers import pretrained
 from pilotfish.protocols import FloatArray
 
-__all__ = ["Entailment", "HubEntailment", "SmallEntailment", "joined"]
+__all__ = ["Entailment", "HubEntailment", "SmallEntailment", "joined", "named_entailment"]
 
 
 class Entailment(Protocol):
@@ -130,6 +130,18 @@ class HubEntailment:
                 p = torch.softmax(model(**read).logits.float(), dim=-1).double().numpy()[:, order]
             rows.append(np.pad(p, ((0, 0), (0, 3 - p.shape[1]))))
         return np.concatenate(rows)
+
+
+def named_entailment(name: str, n_threads: int | None = None) -> SmallEntailment | HubEntailment:
+    """A folder that ``train_entailment`` wrote, or else a cross-encoder by its folder or name of the hub.
+
+    Examples
+    --------
+    >>> named_entailment("cross-encoder/nli-deberta-v3-small").batch_size
+    16
+    """
+    own = Path(name).expanduser()
+    return SmallEntailment(own, n_threads=n_threads) if (own / "head.safetensors").is_file() else HubEntailment(name)
 
 
 def _order(labels: dict[int, str]) -> list[int]:
