@@ -36,8 +36,10 @@ class Small(FakeModel):
     """Streams its reply word by word."""
 
     def stream(self, request: Request):
-        for word in self.generate([request])[0].text.split(" "):
+        (reply,) = self.generate([request])
+        for word in reply.text.split(" "):
             yield word + " "
+        return reply
 
 
 def scripted(request: Request) -> str | Reply | Exception:
@@ -50,9 +52,15 @@ def scripted(request: Request) -> str | Reply | Exception:
     return errors.get(request.prompt, f"you said {request.prompt}")
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+CALL = Reply("", finish_reason="tool_calls", extra={"tool_calls": [
+    {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+]})  # fmt: skip
+
+
 @pytest.fixture
 def run(start, monkeypatch):
-    models = {"small": Small(scripted), "plain": FakeModel("yes")}
+    models = {"small": Small(scripted), "plain": FakeModel("yes"), "calling": FakeModel(lambda _: CALL)}
     monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: models)
     return start(models={"small": {"source": "any"}})
 
@@ -81,6 +89,38 @@ def test_streams_reach_the_openai_client(run, model, text):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_further_choices_log_probs_and_tool_calls_reach_the_openai_client(run, stream):
+    import openai
+
+    asked = {"messages": [{"role": "user", "content": "hello"}], "stream": stream}
+    with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0) as client:
+
+        def choices(**more):
+            got = client.chat.completions.create(**asked, **more)
+            return [choice for chunk in got for choice in chunk.choices] if stream else got.choices
+
+        several = choices(model="small", n=2, logprobs=True)
+        (called,) = [c for c in choices(model="calling", tools=[TOOL]) if (c.delta if stream else c.message).tool_calls]
+        for n in (0, 129, "two", True):
+            with pytest.raises(openai.BadRequestError, match="Field 'n' is"):
+                choices(model="small", n=n)
+    told = [c for c in several if c.logprobs]
+    assert [c.index for c in told] == [0, 1]
+    assert [[t.token for t in c.logprobs.content] for c in told] == [["you ", "said ", "hello"]] * 2
+    (call,) = (called.delta if stream else called.message).tool_calls
+    assert (call.function.name, call.function.arguments) == ("look", "{}")
+
+
+def test_choices_have_seeds_of_their_own_and_are_counted(start, monkeypatch):
+    model = FakeModel(lambda request: f"seed {request.seed}")
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"small": model})
+    run = start(models={"small": {"source": "any"}})
+    reply = run.chat("hello", model="small", n=3, seed=7)
+    assert [c["message"]["content"] for c in reply.data["choices"]] == ["seed 7", "seed 8", "seed 9"]
+    assert reply.data["usage"] == {"prompt_tokens": 1, "completion_tokens": 6, "total_tokens": 7}
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("prompt", "status", "code"),
     [("long", 400, "context_length_exceeded"), ("broken", 500, "model_failed"), ("odder", 500, "model_failed")],
@@ -93,6 +133,19 @@ def test_failures_have_the_shape_of_an_endpoints(run, prompt, status, code, stre
     assert ("secret" in caplog.text) == (prompt == "odder")
     assert run.chat("hello", model="small").status == 200
     assert [call.status for call in run.calls(2)] == [status, 200]
+
+
+def test_a_reply_that_is_not_streamed_stops_when_the_client_leaves(start, monkeypatch):
+    import openai
+
+    model = Endless()
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"endless": model})
+    run = start(models={"endless": {"source": "any"}})
+    with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0, timeout=0.5) as client:
+        with pytest.raises(openai.APITimeoutError):
+            client.chat.completions.create(model="endless", messages=[{"role": "user", "content": "hello"}])  # type: ignore[call-overload]
+        assert model.begun.is_set()
+        assert model.ended.wait(5)
 
 
 @pytest.mark.parametrize("how", ["the client leaves", "the gateway stops"])

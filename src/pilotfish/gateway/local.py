@@ -24,6 +24,7 @@ from pilotfish.types import Reply, Request
 
 __all__ = ["LocalModels", "make_models"]
 
+_MOST_CHOICES = 128
 _JSON = ((b"content-type", b"application/json"),)
 _logger = logging.getLogger("pilotfish.gateway")
 _SSE = ((b"content-type", b"text/event-stream; charset=utf-8"),)
@@ -116,25 +117,31 @@ class LocalModels:
     async def _complete(self, name: str, model: Model, data: Mapping[str, Any]) -> UpstreamReply:
         options = data.get("stream_options")
         with_usage = isinstance(options, dict) and options.get("include_usage") is True
+        left = threading.Event()
         try:
-            request = Request.from_json(data)
-            if data.get("stream") and hasattr(model, "stream"):
-                made = _Streamed(name, model.stream(request), with_usage)
+            requests = _requests(data)
+            # Only texts come piece by piece: what else a reply has is known at its end.
+            pieces = hasattr(model, "stream") and len(requests) == 1 and not data.get("tools")
+            pieces = pieces and requests[0].log_probs is None
+            if data.get("stream") and pieces:
+                made = _Streamed(name, model.stream(requests[0]), with_usage)  # type: ignore[attr-defined]
                 self._streams.add(made)
                 self._threads.submit(made.run)
                 return await made.begun()
             loop = asyncio.get_running_loop()
-            (reply,) = await loop.run_in_executor(self._threads, model.generate, [request])
+            if pieces:
+                replies = await loop.run_in_executor(self._threads, _written, model, requests[0], left)
+            else:
+                replies = await loop.run_in_executor(self._threads, model.generate, requests)
         except Exception as error:  # noqa: BLE001 - whatever a model fails with is told in the form of an endpoint
             return _Whole(*_refusal(error))
-        reply = reply.replace(model=name)
+        finally:
+            left.set()
+        replies = [reply.replace(model=name) for reply in replies]
         call_id, now = secrets.token_hex(12), time.time()
         if data.get("stream"):
-            return _Whole(200, completion_stream(call_id, now, name, reply, with_usage), _SSE)
-        body = completion(call_id, now, name, reply)
-        if reply.log_probs:
-            body["choices"][0]["logprobs"] = {"content": _log_probs(reply)}
-        return _Whole(200, orjson.dumps(body))
+            return _Whole(200, completion_stream(call_id, now, name, *replies, with_usage=with_usage), _SSE)
+        return _Whole(200, orjson.dumps(completion(call_id, now, name, *replies)))
 
     async def _list(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
         own = [{"id": name, "object": "model", "created": 0, "owned_by": "pilotfish"} for name in self.models]
@@ -261,11 +268,31 @@ class _Streamed:
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
 
-def _log_probs(reply: Reply) -> list[dict[str, Any]]:
-    return [
-        {"token": t.token, "logprob": t.log_prob, "top_logprobs": [{"token": a, "logprob": b} for a, b in t.top]}
-        for t in reply.log_probs
-    ]
+def _requests(data: Mapping[str, Any]) -> list[Request]:
+    """What is asked, as often as choices are wanted, each with a seed of its own where there is one."""
+    n = data.get("n")
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_CHOICES):
+        raise InputError(f"Field 'n' is {n!r}: give a whole number of 1 to {_MOST_CHOICES}.")
+    request = Request.from_json({key: value for key, value in data.items() if key != "n"})
+    seeds = [None if request.seed is None else request.seed + i for i in range(n or 1)]
+    return [request.replace(seed=seed) for seed in seeds]
+
+
+def _written(model: Any, request: Request, left: threading.Event) -> list[Reply]:
+    """The reply of a model that writes it piece by piece, which stops when the client has left."""
+    texts: Iterator[str] = model.stream(request)
+    pieces: list[str] = []
+    try:
+        while not left.is_set():
+            pieces.append(next(texts))
+    except StopIteration as end:
+        if isinstance(end.value, Reply):
+            return [end.value]
+    finally:
+        close = getattr(texts, "close", None)
+        if close is not None:
+            close()
+    return [Reply("".join(pieces))]
 
 
 def _refusal(error: Exception) -> tuple[int, bytes]:

@@ -142,15 +142,15 @@ class Proxy:
         assert reply is not None
         exchange.answered_by = reply.model or "student"
         exchange.status = 200
-        arguments = exchange.call_id, exchange.created, exchange.model, reply
+        head = exchange.call_id, exchange.created, exchange.model
         if exchange.stream:
             options = exchange.data.get("stream_options")
             with_usage = isinstance(options, dict) and options.get("include_usage") is True
-            body = completion_stream(*arguments, with_usage)
+            body = completion_stream(*head, reply, with_usage=with_usage)
             exchange.sse = True
             content_type = b"text/event-stream; charset=utf-8"
         else:
-            body = orjson.dumps(completion(*arguments))
+            body = orjson.dumps(completion(*head, reply))
             content_type = b"application/json"
         exchange.reply.append(body)
         exchange.finish()

@@ -101,40 +101,65 @@ def why_not_local(body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def completion(call_id: str, created: float, asked: str, reply: Reply) -> dict[str, Any]:
-    """Write a reply as a chat completion."""
-    message = {"role": "assistant", "content": reply.text, "refusal": None, **reply.extra}
+def completion(call_id: str, created: float, asked: str, *replies: Reply) -> dict[str, Any]:
+    """Write a reply as a chat completion, or several as its choices."""
     return {
         "id": _completion_id(call_id),
         "object": "chat.completion",
         "created": int(created),
-        "model": reply.model or asked,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}],
-        "usage": usage_body(reply),
+        "model": replies[0].model or asked,
+        "choices": [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": reply.text, "refusal": None, **reply.extra},
+                "logprobs": _log_probs(reply),
+                "finish_reason": reply.finish_reason,
+            }
+            for i, reply in enumerate(replies)
+        ],
+        "usage": usage_body(*replies),
     }
 
 
-def completion_stream(call_id: str, created: float, asked: str, reply: Reply, with_usage: bool) -> bytes:
-    """Write a reply as the server-sent events of a chat completion."""
+def completion_stream(call_id: str, created: float, asked: str, *replies: Reply, with_usage: bool) -> bytes:
+    """Write a reply as the server-sent events of a chat completion, or several as its choices."""
     head = {
         "id": _completion_id(call_id),
         "object": "chat.completion.chunk",
         "created": int(created),
-        "model": reply.model or asked,
+        "model": replies[0].model or asked,
     }
-    deltas: list[tuple[dict[str, Any], str | None]] = [
-        ({"role": "assistant", "content": "", "refusal": None}, None),
-        ({"content": reply.text, **reply.extra}, None),
-        ({}, reply.finish_reason),
-    ]
-    events: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
-        for delta, reason in deltas
-    ]
+    events: list[dict[str, Any]] = []
+    for i, reply in enumerate(replies):
+        for delta, log_probs, reason in (
+            ({"role": "assistant", "content": "", "refusal": None}, None, None),
+            ({"content": reply.text, **_numbered(reply.extra)}, _log_probs(reply), None),
+            ({}, None, reply.finish_reason),
+        ):
+            choice = {"index": i, "delta": delta, "logprobs": log_probs, "finish_reason": reason}
+            events.append({**head, "choices": [choice]})
     if with_usage:
         events = [{**event, "usage": None} for event in events]
-        events.append({**head, "choices": [], "usage": usage_body(reply)})
+        events.append({**head, "choices": [], "usage": usage_body(*replies)})
     return b"".join([b"data: " + orjson.dumps(event) + b"\n\n" for event in events]) + b"data: [DONE]\n\n"
+
+
+def _numbered(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Further fields of a message as those of a delta, whose tool calls say which one each is."""
+    calls = extra.get("tool_calls")
+    if not isinstance(calls, list | tuple):
+        return dict(extra)
+    return {**extra, "tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]}
+
+
+def _log_probs(reply: Reply) -> dict[str, Any] | None:
+    if not reply.log_probs:
+        return None
+    content = [
+        {"token": t.token, "logprob": t.log_prob, "top_logprobs": [{"token": a, "logprob": b} for a, b in t.top]}
+        for t in reply.log_probs
+    ]
+    return {"content": content}
 
 
 def usage_of(reply: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -241,9 +266,10 @@ def _events(stream: bytes) -> Iterator[bytes]:
             yield b"\n".join(lines)
 
 
-def usage_body(reply: Reply) -> dict[str, int]:
-    """Write what a reply took."""
-    n_prompt, n_completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
+def usage_body(*replies: Reply) -> dict[str, int]:
+    """Write what replies to one prompt took."""
+    n_prompt = max(reply.usage.prompt_tokens for reply in replies)
+    n_completion = sum(reply.usage.completion_tokens for reply in replies)
     return {"prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion}
 
 

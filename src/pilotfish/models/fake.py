@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from pilotfish.errors import InputError
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
@@ -79,9 +79,11 @@ class FakeModel:
         """
         return [self._answer(request) for request in requests]
 
-    def stream(self, request: Request) -> Iterator[str]:
-        """Yield the reply's text token by token."""
-        yield from _tokens(self._answer(request).text)
+    def stream(self, request: Request) -> Generator[str, None, Reply]:
+        """Yield the reply's text token by token, and return the reply."""
+        reply = self._answer(request)
+        yield from _tokens(reply.text)
+        return reply
 
     def _answer(self, request: Request) -> Reply:
         with self._lock:

@@ -8,7 +8,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -94,8 +94,10 @@ class GGUFModel:
         with ThreadPoolExecutor(min(self.n_parallel, len(requests)), "pilotfish-gguf") as pool:
             return list(pool.map(lambda request: self._complete(server, request), requests))
 
-    def stream(self, request: Request) -> Iterator[str]:
-        """Yield the reply's text as it is written; leaving the iteration stops the model.
+    def stream(self, request: Request) -> Generator[str, None, Reply]:
+        """Yield the reply's text as it is written, and return the reply; leaving the iteration stops the model.
+
+        A reply that calls tools or tells token probabilities is only whole from :meth:`generate`.
 
         Raises
         ------
@@ -118,15 +120,22 @@ class GGUFModel:
                 chunks.put(error)
 
         thread = threading.Thread(target=run, name="pilotfish-gguf")
+        start = time.perf_counter()
         thread.start()
+        texts: list[str] = []
+        finish, usage = "stop", Usage()
         try:
             while (chunk := chunks.get()) is not None:
                 if isinstance(chunk, BaseException):
                     raise chunk
                 _raise_error(chunk)
+                usage = _usage(chunk, start) if chunk.get("usage") else usage
                 for choice in chunk.get("choices") or ():
+                    finish = str(choice.get("finish_reason") or finish)
                     if text := (choice.get("delta") or {}).get("content") or choice.get("text"):
-                        yield str(text)
+                        texts.append(str(text))
+                        yield texts[-1]
+            return Reply("".join(texts), model=self.name, usage=usage, finish_reason=finish)
         finally:
             left.set()
             thread.join()
@@ -187,6 +196,8 @@ class GGUFModel:
         body: dict[str, Any] = {key: value for key, value in request.to_json().items() if key not in _NOT_PASSED}
         body.pop("model")
         body["stream"] = callback is not None
+        if callback is not None:
+            body["stream_options"] = {"include_usage": True}
         choices = request.extra.get("choices")
         if choices is not None:
             body["grammar"] = _choice_grammar(choices)
@@ -211,19 +222,20 @@ class GGUFModel:
         _raise_error(data)
         choice = data["choices"][0]
         message = choice.get("message") or {"content": choice.get("text")}
-        usage = data.get("usage") or {}
         return Reply(
             text=str(message.get("content") or ""),
             model=self.name,
-            usage=Usage(
-                int(usage.get("prompt_tokens", 0)),
-                int(usage.get("completion_tokens", 0)),
-                latency=time.perf_counter() - start,
-            ),
+            usage=_usage(data, start),
             finish_reason=str(choice.get("finish_reason") or "stop"),
             log_probs=log_probs_of(choice.get("logprobs"), request.log_probs),
             extra={key: value for key, value in message.items() if key not in ("role", "content")},
         )
+
+
+def _usage(data: Mapping[str, Any], start: float) -> Usage:
+    usage = data.get("usage") or {}
+    n_read, n_written = (int(usage.get(f"{kind}_tokens", 0)) for kind in ("prompt", "completion"))
+    return Usage(n_read, n_written, latency=time.perf_counter() - start)
 
 
 def _is_gguf(path: Path) -> bool:
