@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pilotfish.decoding.acceptance import Typical
+from pilotfish.decoding.drafting import TokenIntersection
 from pilotfish.errors import ConfigError
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.local import make_models
@@ -86,6 +88,15 @@ def test_what_cannot_be_decoded_is_refused(start, folder, stream):
     assert run.chat("a", model="fast", seed=-1, max_tokens=2, stream=stream).status == 200
 
 
+def test_typical_drafts_and_shared_tokens_are_configured(folder):
+    section = {"source": folder, "draft": [f"tokens:{folder}"], "typical": True}
+    made = make_models(GatewayConfig.model_validate({"models": {"m": section}}))["m"]
+    assert isinstance(made.drafters[0], TokenIntersection)
+    assert isinstance(made.typical, Typical)
+    (reply,) = made.generate([Request.of("say a.", temperature=1, seed=1, max_tokens=12)])
+    assert 0 < reply.usage.completion_tokens <= 12
+
+
 def test_what_cannot_be_is_told(folder, tmp_path):
     file = tmp_path / "pilotfish.toml"
     file.write_text('[models.m]\nsource = "x"\nbackend = "llama.cpp"\ndraft = ["lookup"]\n')
@@ -93,6 +104,9 @@ def test_what_cannot_be_is_told(folder, tmp_path):
         load_config(file, environ={})
     file.write_text('[models.m]\nsource = "x"\ndraft = ["lookup"]\nsearch = { tuned = "a", untuned = "b" }\n')
     with pytest.raises(ConfigError, match="without draft and fusion"):
+        load_config(file, environ={})
+    file.write_text('[models.m]\nsource = "x"\ntypical = true\n')
+    with pytest.raises(ConfigError, match="no drafts to accept: add draft"):
         load_config(file, environ={})
     with pytest.raises(ValueError, match="exit:N"):
         make_models(GatewayConfig.model_validate({"models": {"m": {"source": folder, "draft": ["exit:x"]}}}))

@@ -23,8 +23,13 @@ def generate(
     target: Annotated[str, typer.Option("--target", "-t", help="model that answers: catalog name, file or folder")],
     draft: Annotated[
         list[str] | None,
-        typer.Option("--draft", "-d", help="lookup, exit:N, log:FILE, corpus:FILE, a model, or branches:A,B"),
+        typer.Option(
+            "--draft", "-d", help="lookup, exit:N, log:FILE, corpus:FILE, a model, tokens:NAME, or branches:A,B"
+        ),
     ] = None,
+    typical: Annotated[
+        bool, typer.Option("--typical", help="accept typical drafts when sampling: faster, another distribution")
+    ] = False,
     fusion: Annotated[str, typer.Option("--fusion", "-f", help="such as contrastive:alpha=0.1,beta=0.5")] = "",
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="ROLE=NAME of the fusion; repeat")] = None,
     search: Annotated[str, typer.Option("--search", help="tuned=NAME,untuned=NAME,n_beams=2,n_draws=2,chunk=8")] = "",
@@ -93,11 +98,15 @@ def generate(
         extra=extra,
     )
     if search:
-        if draft or fused or extra or stats:
-            raise InputError("search goes without draft, fusion, schema, choice, grammar and stats: leave them out.")
+        if draft or typical or fused or extra or stats:
+            raise InputError(
+                "search goes without draft, typical, fusion, schema, choice, grammar and stats: leave them out."
+            )
         print(_searched(target, search, dtype).generate([request])[0].text)
         return
-    decoder = make_decoder(target, draft or [], fusion=fused, dtype=dtype)  # type: ignore[arg-type]
+    if typical and not draft:
+        raise InputError("typical is given, but there are no drafts to accept: give --draft too.")
+    decoder = make_decoder(target, draft or [], fusion=fused, typical=typical, dtype=dtype)  # type: ignore[arg-type]
     took = Stats()
     reply = _shown(decoder.stream(request, took))
     if stats:

@@ -271,7 +271,10 @@ class ModelConfig(_Section):
         Of the weights; of transformers.
     draft : list of str
         Drafters, asked in order: ``lookup``, ``exit:N`` (the first N layers), ``log:FILE`` (replies of a traffic log),
-        ``corpus:FILE`` (a text), a model, or ``branches:A,B`` (several side by side).
+        ``corpus:FILE`` (a text), a model, ``tokens:NAME`` (a model of another family, by the tokens both have), or
+        ``branches:A,B`` (several side by side).
+    typical : bool
+        Accept typical drafts when sampling: faster, and not the model's own distribution.
     fusion : FusionConfig or None
         Fuse it, in the fusion's first role, with other models.
     search : SearchConfig or None
@@ -285,6 +288,7 @@ class ModelConfig(_Section):
     backend: Literal["llama.cpp", "transformers"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     draft: list[str] = Field(default_factory=list)
+    typical: bool = False
     fusion: FusionConfig | None = None
     search: SearchConfig | None = None
 
@@ -299,6 +303,8 @@ class ModelConfig(_Section):
             raise ValueError(
                 "backend 'llama.cpp' shows no token probabilities: remove draft, fusion and search, or backend"
             )
+        if self.typical and not self.draft:
+            raise ValueError("typical is true, but there are no drafts to accept: add draft")
         if self.search is not None and (self.draft or self.fusion is not None):
             raise ValueError("search goes without draft and fusion: remove either")
         return self

@@ -55,7 +55,8 @@ def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model
             pair = config.search.tuned, config.search.untuned
             return make_search(config.source, *pair, sizes, dtype=config.dtype, loaded=loaded)
         fusion = config.fusion.model_dump() if config.fusion is not None else None
-        return make_decoder(config.source, config.draft, fusion=fusion, dtype=config.dtype, name=name, loaded=loaded)
+        how: dict[str, Any] = {"fusion": fusion, "typical": config.typical, "dtype": config.dtype}
+        return make_decoder(config.source, config.draft, **how, name=name, loaded=loaded)
     from pilotfish.models.gguf import GGUFModel
 
     return GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)

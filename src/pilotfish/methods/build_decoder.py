@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pilotfish.decoding.acceptance import Typical
 from pilotfish.decoding.branches import Branches
 from pilotfish.decoding.copying import Lookup, Retrieval
 from pilotfish.decoding.decoder import Decoder
-from pilotfish.decoding.drafting import Drafter, EarlyExit, OtherVocabulary, SmallModel
+from pilotfish.decoding.drafting import Drafter, EarlyExit, OtherVocabulary, SmallModel, TokenIntersection
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import (
     ContextAware,
@@ -150,6 +151,7 @@ def make_decoder(
     draft: Sequence[str] = (),
     *,
     fusion: Mapping[str, Any] | None = None,
+    typical: bool = False,
     dtype: Dtype = "float32",
     name: str = "",
     loaded: Loaded | None = None,
@@ -161,10 +163,13 @@ def make_decoder(
     target : str
         As of :class:`TransformersModel`.
     draft : sequence of str
-        ``lookup``, ``exit:N``, ``log:FILE`` (replies of a traffic log), ``corpus:FILE`` (a text), or a model;
-        ``branches:A,B`` checks what several propose side by side.
+        ``lookup``, ``exit:N``, ``log:FILE`` (replies of a traffic log), ``corpus:FILE`` (a text), or a model; of a
+        model of another family ``tokens:NAME`` drafts by the tokens both have, not by text; ``branches:A,B`` checks
+        what several propose side by side.
     fusion : mapping, optional
         ``kind``, ``models`` by role (the target unless given), ``gate`` and ``options``.
+    typical : bool
+        Accept typical drafts when sampling: faster, and not the target's distribution.
     dtype : str
         Of all weights.
     name : str
@@ -196,7 +201,8 @@ def make_decoder(
             raise InputError(f"Fusion {fusion['kind']!r} has no model for the role {missing[0]!r}: name one.")
         models = {role: model(given.get(role, target)) for role in made.roles}
         whole = Fused(made, models, views=_VIEWS.get(fusion["kind"]), gate=fusion.get("gate"))
-    return Decoder(whole, [_drafter(text, model) for text in draft], name=name or target)
+    drafters = [_drafter(text, model) for text in draft]
+    return Decoder(whole, drafters, typical=Typical() if typical else None, name=name or target)
 
 
 def make_search(
@@ -260,4 +266,6 @@ def _drafter(text: str, model: Callable[[str], TransformersModel]) -> Drafter:
         if not n.isdecimal():
             raise InputError(f"draft is {text!r}: give exit:N with a number of layers.")
         return EarlyExit(int(n))
+    if kind == "tokens" and colon:
+        return TokenIntersection(model(n))
     return AnyModel(model(text))
