@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,8 +61,10 @@ def topics(run: Run) -> None:
         for role, name, is_tuned in (
             ("base", large, False), ("tuned", large, True), ("expert", small, True), ("anti_expert", small, False),
         ):  # fmt: skip
-            model = _tuned(run, name, known[:n_fit]) if is_tuned else TransformersModel(name)
-            logs[role] = expected(model, tokenizer, [asked for asked, _ in texts])
+            make = partial(_tuned, run, name, known[:n_fit]) if is_tuned else partial(TransformersModel, name)
+            # No name is kept for the model: two large ones don't fit beside each other.
+            logs[role] = expected(make(), tokenizer, [asked for asked, _ in texts])
+            gc.collect()
         weigh, test = slice(0, n_weigh), slice(n_weigh, None)
         fused = {alpha: ProxyTuning(alpha).fuse(logs)[:, words] for alpha in ALPHAS}
         rows = np.arange(right.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import zlib
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from zipfile import BadZipFile
 
-from pilotfish.errors import InputError
+from pilotfish.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ArrayFile", "read_arrays", "replacing", "write_arrays"]
+__all__ = ["ArrayFile", "read_arrays", "refuse_changed", "replacing", "sha256_of", "write_arrays"]
 
 
 @contextmanager
@@ -55,6 +56,30 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             shutil.rmtree(half, ignore_errors=True)
         else:
             half.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_changed(path: str | Path, sha256: str) -> None:
+    """Refuse a saved file that is gone or no longer the one that was saved.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read.
+    IntegrityError
+        When its SHA-256 is another.
+    """
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: give a folder of a saved student.") from error
+    if found != sha256:
+        raise IntegrityError(f"{path} is not the file that was saved: learn the task again.")
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], *, private: bool = False) -> None:

@@ -25,8 +25,8 @@ from pilotfish.curation.semantic import D4, SemanticDedup
 from pilotfish.curation.short_texts import ShortTexts
 from pilotfish.curation.steps import Filter, OwnRule, Rules
 from pilotfish.errors import ConfigError, InputError
+from pilotfish.files import sha256_of
 from pilotfish.models.arpa import ArpaModel, KenLMModel, is_kenlm
-from pilotfish.models.download import sha256_of
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.openai import OpenAIModel
 from pilotfish.models.transformers import TransformersModel

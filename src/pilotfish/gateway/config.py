@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from pilotfish.protocols import FeatureKind
+from pilotfish.protocols import StudentKind
 
 __all__ = [
     "ChecksConfig",
@@ -148,13 +148,13 @@ class StudentConfig(_Section):
 
     Parameters
     ----------
-    features : {'encoder', 'large', 'static', 'ngrams'}
+    features : {'encoder', 'large', 'tuned', 'static', 'ngrams'}
         See :class:`pilotfish.training.closed_set.ClosedSetStudent`.
     timeout_s : float
         Seconds after which a call goes to the large model.
     """
 
-    features: FeatureKind = "encoder"
+    features: StudentKind = "encoder"
     timeout_s: Seconds = 0.25
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pilotfish.errors import DownloadError, InputError, IntegrityError, ModelError
+from pilotfish.files import sha256_of
 from pilotfish.models import download
 from pilotfish.models.download import Progress
 from pilotfish.models.entries import ENTRIES, CatalogFile, Entry, HubSource, UrlSource, WheelSource
@@ -248,7 +249,7 @@ def _noted(place: Path, file: CatalogFile) -> list[int | str]:
 def _is_whole(place: Path, file: CatalogFile, seen: Mapping[str, list[int | str]]) -> bool:
     if not place.is_file() or place.stat().st_size != file.size:
         return False
-    return seen.get(file.name) == _noted(place, file) or download.sha256_of(place) == file.sha256
+    return seen.get(file.name) == _noted(place, file) or sha256_of(place) == file.sha256
 
 
 def _read_seen(folder: Path) -> dict[str, list[int | str]]:

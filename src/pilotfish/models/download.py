@@ -25,8 +25,9 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
 
 from pilotfish.errors import ConfigError, DownloadError, IntegrityError
+from pilotfish.files import sha256_of
 
-__all__ = ["Progress", "fetch", "file_lock", "in_time", "is_reachable", "join_members", "sha256_of", "wheel_link"]
+__all__ = ["Progress", "fetch", "file_lock", "in_time", "is_reachable", "join_members", "wheel_link"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes there are and the bytes there will be (0 when unknown)."""
@@ -360,12 +361,6 @@ def _member(archive: Path, member: str) -> Iterator[bytes]:
         raise DownloadError(f"{archive.name} has no member {member}: use another source.") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{archive.name} is damaged ({error}): delete it and pull again.") from None
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 @contextmanager
