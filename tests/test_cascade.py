@@ -116,3 +116,19 @@ def test_wrong_number_of_scores_is_refused():
 
 def test_empty_batch():
     assert Cascade([Stage(Says("s"), Constant(1.0), Threshold(0))], last=Says("l")).generate([]) == []
+
+
+@pytest.mark.parametrize("how", ["before", "beside"])
+def test_an_answer_is_not_scored_without_the_answers_it_is_compared_with(how):
+    class Compared:
+        def score(self, items):
+            assert all(len(item.samples) == 1 for item in items)
+            return np.ones(len(items))
+
+    broken, sure = Says("broken", refuse="x"), Threshold(0.5)
+    if how == "beside":
+        stages = [Stage(Says("small"), Compared(), sure, beside=(broken,))]
+    else:
+        stages = [Stage(broken, Constant(0.0), sure), Stage(Says("small"), Compared(), sure, compares=True)]
+    replies = Cascade(stages, last=Says("large")).generate([Request.of("x"), Request.of("y")])
+    assert [reply.model for reply in replies] == ["large", "small"]

@@ -11,7 +11,7 @@ from pilotfish.errors import InputError, ModelError
 from pilotfish.protocols import FloatArray, Model, Rule, Scorer
 from pilotfish.types import Exchange, Reply, Request, Usage
 
-__all__ = ["Cascade", "Stage"]
+__all__ = ["Cascade", "Stage", "ask"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +47,8 @@ class Cascade:
 
     Each stage answers what is still open. Its rule returns the answers whose score is high enough; the rest goes on.
     The usage of a reply is the sum of everything that was tried for it, and its ``reason`` says which stage answered
-    and why. A stage whose model fails on a request, or whose scorer gives it no number (NaN), passes that request on;
-    a failure of the last model is raised.
+    and why. A stage whose model fails on a request, whose scorer gives it no number (NaN), or which lacks an answer to
+    compare with, passes that request on; a failure of the last model is raised.
 
     Parameters
     ----------
@@ -95,18 +95,23 @@ class Cascade:
         for number, stage in enumerate(self.stages, 1):
             if not open_:
                 break
-            answered, failed = _ask(stage.model, [requests[i] for i in open_])
+            answered, failed = ask(stage.model, [requests[i] for i in open_])
             for k, error in failed.items():
                 tried[open_[k]].append(f"stage {number}{_called(stage.name)} failed ({type(error).__name__})")
             asked = [(open_[k], reply) for k, reply in answered.items()]
             samples = {i: list(before[i]) if stage.compares else [] for i, _ in asked}
             for model in stage.beside:
-                others, _ = _ask(model, [requests[i] for i, _ in asked])
+                others, _ = ask(model, [requests[i] for i, _ in asked])
                 for k, reply in others.items():
                     i = asked[k][0]
                     samples[i].append(reply)
                     spent[i] = spent[i] + reply.usage
-            scores = _scores(stage.scorer, [Exchange(requests[i], reply, samples=samples[i]) for i, reply in asked])
+            # A scorer learned to compare so many answers: one that is missing leaves it nothing to say.
+            n_compared = (number - 1 if stage.compares else 0) + len(stage.beside)
+            whole = [k for k, (i, _) in enumerate(asked) if len(samples[i]) == n_compared]
+            shown = [Exchange(requests[i], reply, samples=samples[i]) for i, reply in (asked[k] for k in whole)]
+            scores = np.full(len(asked), np.nan)
+            scores[whole] = _scores(stage.scorer, shown)
             accepted = set(stage.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
             for k, (i, reply) in enumerate(asked):
                 name = stage.name or reply.model
@@ -125,8 +130,16 @@ class Cascade:
         return [reply for reply in replies if reply is not None]
 
 
-def _ask(model: Model, requests: list[Request]) -> tuple[dict[int, Reply], dict[int, ModelError]]:
-    """Ask for a batch; when it fails, ask one by one so that only the requests that fail are passed on."""
+def ask(model: Model, requests: Sequence[Request]) -> tuple[dict[int, Reply], dict[int, ModelError]]:
+    """Ask for a batch; when it fails, ask one by one, so that only the requests that fail are left unanswered.
+
+    Returns
+    -------
+    tuple of dict
+        Replies and errors, each by the request's place in the batch.
+    """
+    if not requests:
+        return {}, {}
     try:
         return dict(enumerate(model.generate(requests))), {}
     except ModelError as error:

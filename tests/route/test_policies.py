@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from pilotfish.errors import InputError, NotFittedError
+from pilotfish.errors import InputError, ModelError, NotFittedError
+from pilotfish.models.fake import FakeModel
 from pilotfish.page import Series, chart
 from pilotfish.route.certify import certify, loss_p_value, spend_upper
 from pilotfish.route.compare import compare
@@ -23,6 +24,7 @@ from pilotfish.route.policies import (
     RoutePolicy,
     prices,
 )
+from pilotfish.route.router import Candidate
 from pilotfish.rules import Threshold
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality
@@ -30,7 +32,7 @@ from pilotfish.scorers.costs import CostModel, PerCost
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
-from pilotfish.types import Request
+from pilotfish.types import Message, Request
 
 ORDER = ("small", "large")
 MAKERS = [
@@ -270,6 +272,42 @@ def test_gate_sends_what_has_no_score_to_the_strong_model(says):
 
     gate = Gate(says("weak"), says("strong"), Nothing(), Threshold(float("-inf")))
     assert gate.generate([Request.of("x")])[0].model == "strong"
+
+
+def test_gates_and_blenders_do_without_a_model_that_fails(table, says):
+    class Sure:
+        def score(self, items):
+            return np.ones(len(items))
+
+    broken = FakeModel(lambda request: ModelError("Gone.") if "a" in request.prompt else "here")
+    replies = Gate(broken, says("strong"), Sure(), Threshold(0.5)).generate([Request.of("a"), Request.of("b")])
+    assert [reply.model for reply in replies] == ["strong", "fake"]
+    assert "weak model failed (ModelError), strong model" in replies[0].reason
+    ranker = PairRanker().fit(["q"] * 4, [["= 1 sure", "= 2 perhaps"]] * 4, np.array([[1.0, 0.0]] * 4))
+    assert [r.model for r in Blender([broken, says("b")], ranker).generate([Request.of("a")])] == ["b"]
+    with pytest.raises(ModelError, match="Gone"):
+        Blender([broken, broken], ranker).generate([Request.of("a")])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        GatePolicy("gate", "small", "large", TableGate(KernelQuality())),
+        CascadePolicy("cascade", ("small", "large"), (AnswerQuality(),)),
+        RoutePolicy("route", KernelQuality()),
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_limits_hold_for_every_kind_of_policy(policy, table, says):
+    models = {name: says(name) for name in table.models}
+    setting = {"gate": float("-inf"), "cascade": (float("-inf"),), "route": 1e6}[policy.name]
+    served = serve(policy.fit(table), setting, models, [Candidate("small", context=20, tools=False, images=False)])
+    request = Request.of("who wrote the old book 7")
+    tools = request.replace(extra={"tools": [{"type": "function"}]})
+    picture = Request((Message("user", ({"type": "image_url", "image_url": {"url": "x"}},)),))
+    asked = [request, tools, picture, request.replace(max_tokens=100), Request.of("who " * 40)]
+    assert [reply.model for reply in served.generate(asked)] == ["small"] + ["large"] * 4
+    assert models["small"].asked == [request.prompt]
 
 
 def test_blender_ranks_sums_and_fuses(table, says):

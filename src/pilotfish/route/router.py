@@ -11,7 +11,7 @@ import numpy as np
 
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.files import read_arrays, write_arrays
-from pilotfish.protocols import FloatArray, Model
+from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.rules import value_minus_price
 from pilotfish.scorers.costs import CostModel
 from pilotfish.scorers.quality import KernelQuality, QualityScorer
@@ -47,9 +47,9 @@ class Candidate:
     price_in: float = 0.0
     price_cached: float = 0.0
 
-    def can_answer(self, request: Request, n_tokens: float) -> bool:
+    def can_answer(self, request: Request) -> bool:
         """Whether the request fits the context and asks for nothing the model does not take."""
-        if self.context is not None and n_tokens + (request.max_tokens or 0) > self.context:
+        if self.context is not None and count_tokens(request) + (request.max_tokens or 0) > self.context:
             return False
         if not self.tools and (request.extra.get("tools") or request.extra.get("functions")):
             return False
@@ -161,6 +161,33 @@ class Router:
         self.models[name] = model
         self.candidates = (*self.candidates, candidate or Candidate(name))
 
+    def weigh(self, requests: Sequence[Request]) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Predict scores and dollars of every model on each request, each (n, m), and find the winner's column, (n,).
+
+        A model that cannot take a request has score minus infinity; one whose prompt cache is warm costs less.
+
+        Raises
+        ------
+        ContextLengthError
+            When no model can take a request.
+        """
+        scores, costs = self.predict([request.prompt for request in requests])
+        for i, request in enumerate(requests):
+            n_tokens = count_tokens(request)
+            before = request.metadata.get("answered_by")
+            for j, candidate in enumerate(self.candidates):
+                if not candidate.can_answer(request):
+                    scores[i, j] = -np.inf
+                elif before == candidate.name:
+                    saved = (candidate.price_in - candidate.price_cached) * n_tokens / 1e6
+                    costs[i, j] = max(costs[i, j] - saved, 0.0)
+            if np.isneginf(scores[i]).all():
+                raise ContextLengthError(
+                    f"No model takes this request of about {n_tokens:.0f} tokens, its tools and images: "
+                    "add one that does."
+                )
+        return scores, costs, value_minus_price(scores, costs, self.price)
+
     def decide(self, requests: Sequence[Request]) -> list[tuple[str, str]]:
         """Choose a model for each request: its name and the reason.
 
@@ -171,22 +198,7 @@ class Router:
         """
         if not requests:
             return []
-        scores, costs = self.predict([request.prompt for request in requests])
-        for i, request in enumerate(requests):
-            n_tokens = sum(len(m.text) for m in request.messages) / _CHARACTERS_PER_TOKEN
-            before = request.metadata.get("answered_by")
-            for j, candidate in enumerate(self.candidates):
-                if not candidate.can_answer(request, n_tokens):
-                    scores[i, j] = -np.inf
-                elif before == candidate.name:
-                    saved = (candidate.price_in - candidate.price_cached) * n_tokens / 1e6
-                    costs[i, j] = max(costs[i, j] - saved, 0.0)
-            if np.isneginf(scores[i]).all():
-                raise ContextLengthError(
-                    f"No model takes this request of about {n_tokens:.0f} tokens, its tools and images: "
-                    "add one that does."
-                )
-        chosen = value_minus_price(scores, costs, self.price)
+        scores, costs, chosen = self.weigh(requests)
         return [
             (self.names[j], f"router: {self.names[j]} predicted {scores[i, j]:.3f} for ${costs[i, j]:.3g}")
             for i, j in enumerate(chosen.tolist())
@@ -221,6 +233,18 @@ class Router:
         about = {"version": 1, "price": self.price, "candidates": [asdict(c) for c in self.candidates]}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         write_arrays(path, arrays, private=True)
+
+    @staticmethod
+    def names_in(path: Path | str) -> tuple[str, ...]:
+        """Read from a saved router which models it routes to.
+
+        Raises
+        ------
+        InputError
+            When the file is not a saved router.
+        """
+        with read_arrays(path, "router") as file:
+            return tuple(candidate["name"] for candidate in json.loads(file["about"].tobytes())["candidates"])
 
     @classmethod
     def load(cls, path: Path | str, models: Mapping[str, Model], scorer: KernelQuality | None = None) -> Router:
@@ -275,6 +299,13 @@ class _Added:
 
     def score(self, others: FloatArray) -> FloatArray:
         return np.asarray(others @ self.weights[:-1] + self.weights[-1])
+
+
+def count_tokens(request: Request) -> float:
+    """About how many tokens the conversation and its tool definitions take, by their characters."""
+    texts = [message.text for message in request.messages]
+    tools = [str(request.extra[name]) for name in ("tools", "functions") if request.extra.get(name)]
+    return sum(map(len, [*texts, *tools])) / _CHARACTERS_PER_TOKEN
 
 
 def _has_images(request: Request) -> bool:
