@@ -61,6 +61,16 @@ class Row:
     baseline: bool
     scores: FloatArray
 
+    @property
+    def within_budget(self) -> bool:
+        """Whether some setting keeps to the budget."""
+        return bool(np.isfinite(self.quality))
+
+    @property
+    def least_cost(self) -> float:
+        """Mean cost of the cheapest setting on the test queries."""
+        return float(self.curve.costs[0])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
@@ -260,7 +270,7 @@ def _row(
 
 
 def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, best_name: str, level: float) -> str:
-    runnable = [r for r in rows if r.name != "oracle" and np.isfinite(r.quality)]
+    runnable = [r for r in rows if r.name != "oracle" and r.within_budget]
     if not runnable:
         return f"No policy keeps to ${budget:.3g} per query on the calibration queries: raise the budget."
     winner = max(runnable, key=lambda r: r.quality)
