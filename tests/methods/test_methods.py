@@ -221,6 +221,12 @@ def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, tmp_path
     asked = [Request.of(query) for query in three.queries[:6]]
     said = [reply.model for reply in route.generate(asked)]
     assert set(said) <= {*three.models, "head"}
+    explained = [route.explain(request) for request in asked]
+    assert [told.chosen.replace(slug, "head") for told in explained] == said
+    assert all(sum(row.verdict == "answers" for row in told.rows) == 1 for told in explained)
+    assert all(told.chosen in told.reason for told in explained)
+    assert sum(row.share for row in explained[0].rows) == pytest.approx(1.0)
+    assert all(row.cost >= 0 for row in explained[0].rows)
     route.save(tmp_path / "route")
     again = Route.load(tmp_path / "route", models)
     assert again.settings == route.settings

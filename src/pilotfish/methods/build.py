@@ -17,9 +17,11 @@ from pilotfish.methods import cards, find
 from pilotfish.protocols import Model, Scorer
 from pilotfish.route.certify import certify
 from pilotfish.route.deploy import in_service, serve, setting_within
+from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
+from pilotfish.scorers.costs import CostModel
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Exchange, Reply, Request
 
@@ -213,6 +215,8 @@ class Route:
         Mean score and dollars per query on the quarter of the table the choice was made on.
     n_calibrate : int
         Queries of that quarter.
+    shares : dict of str to float
+        Share of them that each model answered; a trained head goes by the policy's name.
 
     Raises
     ------
@@ -259,6 +263,10 @@ class Route:
         choice, calibrate = policy.run(calibrate, chosen), calibrate.complete()
         self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
         self.n_calibrate = calibrate.n_queries
+        answering = dict(enumerate(self.table.models))
+        if isinstance(policy, HeadPolicy):
+            answering[-1] = policy.name
+        self.shares = {name: float((choice.answered == j).mean()) for j, name in answering.items()}
         self.model = serve(policy, chosen, models, candidates)
         self.settings: dict[str, Any] = {
             "policy": str(settings["policy"]),
@@ -273,6 +281,15 @@ class Route:
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
         return self.model.generate(requests)
+
+    def explain(self, request: Request) -> Explanation:
+        """Say which model the policy chooses for a request, and why; see :func:`pilotfish.route.explain.explain`.
+
+        Costs the policy does not predict are those expected by the length of the prompt.
+        """
+        costs = CostModel().fit(self.table.queries, self.table.costs).predict([request.prompt])[0]
+        known = dict.fromkeys(self.shares, 0.0) | dict(zip(self.table.models, costs.tolist(), strict=True))
+        return explain(self.model, request).with_known(known, self.shares)
 
     def save(self, folder: Path | str) -> None:
         """Write ``table.jsonl`` and ``route.json`` into a folder, which is made; the models are not saved.
