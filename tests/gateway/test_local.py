@@ -138,52 +138,8 @@ def test_other_models_go_to_the_endpoint(run, upstream):
     assert upstream.received[-1].data["model"] == "large"
 
 
-def test_a_route_by_name_chooses_among_models(start, upstream, tmp_path):
-    import json
-
-    rows = [
-        {
-            "query": f"question {i} {'hard' if i % 2 else 'easy'}",
-            "model": model,
-            "reply": "x",
-            "score": score,
-            "cost": cost,
-        }
-        for i in range(80)
-        for model, score, cost in (("cheap", 1.0 - i % 2, 0.001), ("dear", 1.0, 0.01))
-    ]
-    table = tmp_path / "t.jsonl"
-    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    upstream.replies(whole(answer("from afar")))
-    route = {"policy": "orchestra_llm", "table": str(table), "budget": "6usd/1k"}
-    run = start(routes={"smart": route})
-    for word, chosen in (("easy", "cheap"), ("hard", "dear")):
-        reply = run.chat(f"question 99 {word}", model="smart")
-        assert reply.status == 200, reply.body
-        assert upstream.received[-1].data["model"] == chosen
-
-
-@pytest.mark.parametrize(
-    ("n", "more"),
-    [
-        (160, {"policy": "selective_query"}),
-        (24, {"policy": "automix", "options": {"n_samples": 1}}),
-        (160, {"level": 0.3}),
-    ],
-)
-def test_trained_heads_live_verifiers_and_certified_levels_are_configured(start, upstream, tmp_path, n, more):
-    import json
-
-    rows = [
-        {"query": f"question {i} {kind}", "model": model, "reply": reply, "score": float(reply == kind), "cost": cost}
-        for i in range(n)
-        for kind in ("hard" if i % 2 else "easy",)
-        for model, reply, cost in (("cheap", "easy", 0.001), ("dear", kind, 0.01))
-    ]
-    table = tmp_path / "t.jsonl"
-    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    upstream.replies(whole(answer("easy")))
-    run = start(routes={"smart": {"policy": "route_llm", "table": str(table), "budget": "20usd/1k", **more}})
-    reply = run.chat("question 200 easy", model="smart")
-    assert reply.status == 200, reply.body
-    assert b"easy" in reply.body
+def test_more_than_one_choice_is_refused(run):
+    reply = run.chat("hello", model="plain", n=2)
+    assert reply.status == 400
+    assert "Field 'n' is 2" in reply.data["error"]["message"]
+    assert run.chat("hello", model="plain", n=1).status == 200

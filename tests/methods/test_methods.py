@@ -8,7 +8,7 @@ import pytest
 
 from pilotfish.errors import InputError
 from pilotfish.methods import cards, find, method
-from pilotfish.methods.build import Route, make_policy, make_route, parse_budget, policies_without_models
+from pilotfish.methods.build import Route, check_route, make_policy, parse_budget, policies_without_models
 from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeover, selective_query
 from pilotfish.methods.routing import hybrid_llm, routing_benchmark
 from pilotfish.route.policies import RoutePolicy
@@ -160,11 +160,10 @@ def test_all_policies_of_a_table_are_listed(three, labelled):
     assert "consistency_cascade" not in {policy.name for policy in policies_without_models(two)}
 
 
-def test_routes_are_made_of_configuration(three, tmp_path):
-    three.to_jsonl(tmp_path / "t.jsonl")
+def test_what_is_wrong_about_a_route_is_named(three):
     models = {name: Says(name) for name in three.models}
-    settings = {"policy": "calibrated_cascade", "table": str(tmp_path / "t.jsonl"), "budget": "8usd/1k"}
-    route = make_route({**settings, "models": ["small", "large"]}, models)
+    settings = {"policy": "calibrated_cascade", "budget": "8usd/1k"}
+    route = Route({**settings, "models": ["small", "large"]}, three, models)
     assert route.generate([Request.of("add 1 and 2 now")])[0].model in ("small", "large")
     for change, said in (
         ({"policy": "nothing"}, "no method"),
@@ -174,14 +173,19 @@ def test_routes_are_made_of_configuration(three, tmp_path):
         ({"colour": "red"}, "'colour' is unknown"),
         ({"options": {"colour": 1}}, "no option 'colour'"),
         ({"policy": "routing_benchmark"}, "needs table, policies, budget"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_route({**settings, **change}, three, models)
+    for change, said in (
         ({"policy": "cascade_aware_training"}, "different ones: a head answers by label"),
         ({"level": 1e-4}, "no setting of calibrated_cascade is certified"),
         ({"level": 0.5, "budget": 0.0011}, "cheapest certified setting may spend"),
     ):
+        check_route({**settings, **change}, three, models)
         with pytest.raises(InputError, match=said):
-            make_route({**settings, **change}, models)
+            Route({**settings, **change}, three, models)
     with pytest.raises(InputError, match="'budget' is missing"):
-        make_route({"policy": "forc", "table": "t"}, models)
+        check_route({"policy": "forc"}, three, models)
 
 
 def test_a_route_with_a_level_serves_the_cheapest_certified_setting(three):

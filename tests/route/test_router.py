@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.errors import ContextLengthError, InputError, UpstreamError
+from pilotfish.models.fake import FakeModel
 from pilotfish.route.router import Candidate, Router
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
@@ -26,6 +27,16 @@ def test_routes_in_order_with_reasons(router):
     assert [r.text.split(" says ")[1] for r in replies] == [SUM.prompt, BOOK.prompt, SUM.prompt]
     assert replies[0].reason.startswith("router: large predicted 0.9")
     assert router.generate([]) == []
+
+
+def test_the_next_best_answers_where_a_model_fails(table, says):
+    broken = FakeModel(lambda request: UpstreamError("Gone.") if "book 7" in request.prompt else "x", name="x-2026")
+    router = Router.fit({"small": broken, "large": says("large")}, table, price=20.0)
+    replies = router.generate([BOOK, SUM, Request.of("who wrote the old book 8")])
+    assert [reply.model for reply in replies] == ["large", "large", "small"]
+    assert replies[0].reason.startswith("small failed (UpstreamError); router: large predicted")
+    with pytest.raises(UpstreamError, match="Gone"):
+        Router.fit({"small": broken, "large": broken}, table).generate([BOOK])
 
 
 def test_context_tools_and_images_rule_models_out(table, says):

@@ -90,22 +90,22 @@ def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[s
     from pilotfish.methods.build import Route
     from pilotfish.route.explain import explain
     from pilotfish.route.router import Router
-    from pilotfish.traffic.table import ReplyTable
     from pilotfish.types import Request
 
-    if path.is_dir() and (path / "table.jsonl").is_file():
-        table = ReplyTable.from_jsonl(path / "table.jsonl")
+    if path.is_dir():
+        settings, table = Route.read(path)
         recorded = {name: _recorded(table, name) for name in table.models}
     else:
-        recorded = {name: {} for name in Router.names_in(path)} if not path.is_dir() else {}
+        recorded = {candidate.name: {} for candidate in Router.candidates_in(path)}
     for name, text in said.items():
         if name not in recorded:
             raise InputError(f"--reply names {name!r}, which {path} does not ask: give one of {', '.join(recorded)}.")
         recorded[name][prompt] = text
-    models: dict[str, Any] = {name: _Absent(name, replies) for name, replies in recorded.items()}
-    models.update(live)
+    models: dict[str, Any] = {**{name: _Absent(name, replies) for name, replies in recorded.items()}, **live}
     request = Request.of(prompt)
-    return Route.load(path, models).explain(request) if path.is_dir() else explain(Router.load(path, models), request)
+    if path.is_dir():
+        return Route(settings, table, models).explain(request)
+    return explain(Router.load(path, models), request)
 
 
 def _recorded(table: ReplyTable, model: str) -> dict[str, str]:

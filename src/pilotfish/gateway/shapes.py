@@ -103,7 +103,8 @@ def why_not_local(body: Mapping[str, Any]) -> str | None:
 
 def completion(call_id: str, created: float, asked: str, reply: Reply) -> dict[str, Any]:
     """Write a reply as a chat completion."""
-    message = {"role": "assistant", "content": reply.text, "refusal": None, **reply.extra}
+    content = None if reply.extra.get("tool_calls") and not reply.text else reply.text
+    message = {"role": "assistant", "content": content, "refusal": None, **reply.extra}
     return {
         "id": _completion_id(call_id),
         "object": "chat.completion",
@@ -122,9 +123,13 @@ def completion_stream(call_id: str, created: float, asked: str, reply: Reply, wi
         "created": int(created),
         "model": reply.model or asked,
     }
+    extra = dict(reply.extra)
+    if extra.get("tool_calls"):
+        # A chunk's parts are joined by their index, which whole messages do not have.
+        extra["tool_calls"] = [{"index": k, **call} for k, call in enumerate(extra["tool_calls"])]
     deltas: list[tuple[dict[str, Any], str | None]] = [
         ({"role": "assistant", "content": "", "refusal": None}, None),
-        ({"content": reply.text, **reply.extra}, None),
+        ({"content": reply.text, **extra}, None),
         ({}, reply.finish_reason),
     ]
     events: list[dict[str, Any]] = [

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pilotfish.scorers.costs import CostModel
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["Route", "make_metrics", "make_policy", "make_route", "parse_budget", "policies_without_models"]
+__all__ = ["Route", "by_cost", "check_route", "make_metrics", "make_policy", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
 _LIVE = ("weak", "verifier", "sampler")
@@ -240,19 +241,11 @@ class Route:
         models: Mapping[str, Model],
         candidates: Sequence[Candidate] = (),
     ) -> None:
-        _check_fields(settings, {"policy", "budget"})
-        names = tuple(settings.get("models", ()))
-        self.table = table.of_models(names) if names else table
-        options, seed = dict(settings.get("options", {})), int(settings.get("seed", 0))
-        policy = make_policy(str(settings["policy"]), self.table, models=names, live=models, options=options)
-        budget = settings["budget"]
-        budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
-        complete = self.table.complete()
-        # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
-        if not isinstance(policy, HeadPolicy):
-            refuse_no_choice(complete, budget)
-        fit, calibrate = complete.split((0.75, 0.25), seed=seed)
-        policy = in_service(policy).fit(fit)
+        plan = _planned(settings, table, models)
+        self.table, seed, options = plan.table, int(settings.get("seed", 0)), dict(settings.get("options", {}))
+        names, budget = plan.names, plan.budget
+        fit, calibrate = plan.complete.split((0.75, 0.25), seed=seed)
+        policy = in_service(plan.policy).fit(fit)
         level = settings.get("level")
         if "chosen" in settings:
             chosen = _as_tuples(settings["chosen"])
@@ -318,11 +311,22 @@ class Route:
         InputError
             When the folder holds no saved route.
         """
+        return cls(*cls.read(folder), models, candidates)
+
+    @staticmethod
+    def read(folder: Path | str) -> tuple[dict[str, Any], ReplyTable]:
+        """Read a saved route's settings and table; nothing is fitted.
+
+        Raises
+        ------
+        InputError
+            When the folder holds no saved route.
+        """
         try:
-            settings = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
+            settings: dict[str, Any] = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} holds no readable route.json: name the folder of a saved route.") from error
-        return cls(settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl"), models, candidates)
+        return settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl")
 
 
 _ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen"})
@@ -355,8 +359,37 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def make_route(settings: Mapping[str, Any], models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Route:
-    """Make the route named in a configuration: the fields of :class:`Route` and ``table``, a JSONL file."""
-    _check_fields(settings, {"policy", "table", "budget"})
-    rest = {name: value for name, value in settings.items() if name != "table"}
-    return Route(rest, ReplyTable.from_jsonl(settings["table"]), models, candidates)
+def check_route(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> None:
+    """Refuse what is wrong about a route before anything is fitted; the arguments are those of :class:`Route`.
+
+    Raises
+    ------
+    InputError
+        As of :class:`Route`, but for what only fitting finds out.
+    """
+    _planned(settings, table, models)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What settings ask for, checked; nothing is fitted."""
+
+    policy: Policy
+    table: ReplyTable
+    complete: ReplyTable
+    names: tuple[str, ...]
+    budget: float
+
+
+def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> _Plan:
+    _check_fields(settings, {"policy", "budget"})
+    names = tuple(settings.get("models", ()))
+    table = table.of_models(names) if names else table
+    policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
+    budget = settings["budget"]
+    budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
+    complete = table.complete()
+    # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
+    if not isinstance(policy, HeadPolicy):
+        refuse_no_choice(complete, budget)
+    return _Plan(policy, table, complete, names, budget)

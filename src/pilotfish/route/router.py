@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pilotfish.cascade import ask
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, IntArray, Model
@@ -205,15 +206,39 @@ class Router:
         ]
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Answer a batch: each model is asked once for all the requests it won."""
-        decided = self.decide(requests)
-        replies: list[Reply | None] = [None] * len(requests)
-        for name in dict.fromkeys(name for name, _ in decided):
-            at = [i for i, (winner, _) in enumerate(decided) if winner == name]
-            for i, reply in zip(at, self.models[name].generate([requests[i] for i in at]), strict=True):
-                own = f"; {reply.reason}" if reply.reason else ""
-                replies[i] = reply.replace(reason=decided[i][1] + own, model=reply.model or name)
-        return [reply for reply in replies if reply is not None]
+        """Answer a batch: each model is asked once for all the requests it won; where it fails, the next best answers.
+
+        Raises
+        ------
+        ContextLengthError
+            When no model can take a request.
+        ModelError
+            When every model that can take a request fails.
+        """
+        if not requests:
+            return []
+        scores, costs, chosen = self.weigh(requests)
+        replies: dict[int, Reply] = {}
+        tried = [""] * len(requests)
+        left = list(range(len(requests)))
+        while left:
+            for j in np.unique(chosen[left]).tolist():
+                at = [i for i in left if chosen[i] == j]
+                answered, lost = ask(self.models[self.names[j]], [requests[i] for i in at])
+                for k, reply in answered.items():
+                    i = at[k]
+                    said = f"{tried[i]}router: {self.names[j]} predicted {scores[i, j]:.3f} for ${costs[i, j]:.3g}"
+                    own = f"; {reply.reason}" if reply.reason else ""
+                    replies[i] = reply.replace(reason=said + own, model=self.names[j])
+                for k, error in lost.items():
+                    i = at[k]
+                    tried[i] += f"{self.names[j]} failed ({type(error).__name__}); "
+                    scores[i, j] = -np.inf
+                    if np.isneginf(scores[i]).all():
+                        raise error
+            left = [i for i in left if i not in replies]
+            chosen[left] = value_minus_price(scores[left], costs[left], self.price)
+        return [replies[i] for i in range(len(requests))]
 
     def save(self, path: Path | str) -> None:
         """Write the router to one npz file, whole or not at all, without its models and without pickle.
@@ -235,8 +260,8 @@ class Router:
         write_arrays(path, arrays, private=True)
 
     @staticmethod
-    def names_in(path: Path | str) -> tuple[str, ...]:
-        """Read from a saved router which models it routes to.
+    def candidates_in(path: Path | str) -> tuple[Candidate, ...]:
+        """Read from a saved router which models it routes to, and their limits.
 
         Raises
         ------
@@ -244,7 +269,7 @@ class Router:
             When the file is not a saved router.
         """
         with read_arrays(path, "router") as file:
-            return tuple(candidate["name"] for candidate in json.loads(file["about"].tobytes())["candidates"])
+            return tuple(Candidate(**known) for known in json.loads(file["about"].tobytes())["candidates"])
 
     @classmethod
     def load(cls, path: Path | str, models: Mapping[str, Model], scorer: KernelQuality | None = None) -> Router:
