@@ -132,3 +132,13 @@ def test_an_answer_is_not_scored_without_the_answers_it_is_compared_with(how):
         stages = [Stage(broken, Constant(0.0), sure), Stage(Says("small"), Compared(), sure, compares=True)]
     replies = Cascade(stages, last=Says("large")).generate([Request.of("x"), Request.of("y")])
     assert [reply.model for reply in replies] == ["large", "small"]
+
+
+def test_an_answer_that_calls_tools_is_passed_on():
+    class Calls(Says):
+        def generate(self, requests):
+            return [reply.replace(text="", extra={"tool_calls": [{"id": "1"}]}) for reply in super().generate(requests)]
+
+    cascade = Cascade([Stage(Calls("small"), Constant(1.0), Threshold(-math.inf))], last=Calls("large"))
+    [reply] = cascade.generate([Request.of("x")])
+    assert (reply.model, reply.extra["tool_calls"]) == ("large", [{"id": "1"}])

@@ -47,8 +47,8 @@ class Cascade:
 
     Each stage answers what is still open. Its rule returns the answers whose score is high enough; the rest goes on.
     The usage of a reply is the sum of everything that was tried for it, and its ``reason`` says which stage answered
-    and why. A stage whose model fails on a request, whose scorer gives it no number (NaN), or which lacks an answer to
-    compare with, passes that request on; a failure of the last model is raised.
+    and why. A stage passes a request on where its model fails, its scorer gives no number (NaN), an answer to compare
+    with is lacking, or the answer calls tools, which no scorer can read; a failure of the last model is raised.
 
     Parameters
     ----------
@@ -108,7 +108,11 @@ class Cascade:
                     spent[i] = spent[i] + reply.usage
             # A scorer learned to compare so many answers: one that is missing leaves it nothing to say.
             n_compared = (number - 1 if stage.compares else 0) + len(stage.beside)
-            whole = [k for k, (i, _) in enumerate(asked) if len(samples[i]) == n_compared]
+            whole = [
+                k
+                for k, (i, reply) in enumerate(asked)
+                if len(samples[i]) == n_compared and not reply.extra.get("tool_calls")
+            ]
             shown = [Exchange(requests[i], reply, samples=samples[i]) for i, reply in (asked[k] for k in whole)]
             scores = np.full(len(asked), np.nan)
             scores[whole] = _scores(stage.scorer, shown)

@@ -75,6 +75,19 @@ def labelled(three):
     return ReplyTable.of(three.queries, scores, {"small": 0.001, "large": 0.01}, replies=replies)
 
 
+@pytest.fixture(scope="module")
+def confident(three):
+    """Most replies state a confidence, high where they are right."""
+    told = [
+        tuple(
+            f"{text} Confidence: {90 if score else 20}%" if i % 9 else text
+            for text, score in zip(row, right, strict=True)
+        )
+        for i, (row, right) in enumerate(zip(three.replies, three.scores, strict=True))
+    ]
+    return replace(three, replies=tuple(told))
+
+
 class Sees(Says):
     """Answers yes to what holds a book, with probabilities."""
 
@@ -213,12 +226,16 @@ def test_answers_nobody_gave_score_nothing():
 
 
 NOT_A_POLICY = {"guaranteed_takeover", "routing_benchmark"}
-SERVED = [c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY]
+# A table holds no probabilities beside its replies.
+NOT_OF_A_TABLE = {"stated_confidence"}
+SERVED = [
+    c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY | NOT_OF_A_TABLE
+]
 
 
 @pytest.mark.parametrize("slug", SERVED)
-def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, tmp_path, slug):
-    three = labelled if slug in HEADS else three
+def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, confident, tmp_path, slug):
+    three = labelled if slug in HEADS else confident if slug == "verbalised_confidence" else three
     models = {name: Sees(name) for name in three.models}
     options = {"options": ["= 1", "= 2"]} if slug == "cp_router" else {}
     route = Route({"policy": slug, "budget": 1.0, "options": options}, three, models)
@@ -235,6 +252,40 @@ def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, tmp_path
     again = Route.load(tmp_path / "route", models)
     assert again.settings == route.settings
     assert [reply.model for reply in again.generate(asked)] == said
+
+
+def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
+    asked = []
+
+    class States(Says):
+        def generate(self, requests):
+            asked.extend(requests)
+            sure = {"small": 20, "middle": 90}[self.name] if self.name in ("small", "middle") else None
+            return [
+                Reply(f"{self.name} says so. Confidence: {sure}%" if sure else "large", self.name) for _ in requests
+            ]
+
+    models = {name: States(name) for name in three.models}
+    settings = make_policy("verbalised_confidence", confident).fit(confident).settings(confident)
+    assert any(0.2 < at <= 0.9 for setting in settings for at in setting)
+    route = Route({"policy": "verbalised_confidence", "budget": 1.0, "chosen": (0.5, 0.5)}, confident, models)
+    [reply] = route.generate([Request.of("who wrote it", system="Be short.")])
+    assert (reply.text, reply.confidence) == ("middle says so.", 0.9)
+    assert "scored 0.2: passed on" in reply.reason
+    assert asked[0].system.startswith("Be short.\n\nAfter the answer, write 'Confidence: '")
+    for policy in ("verbalised_confidence", "stated_confidence"):
+        with pytest.raises(InputError, match="scores no recorded reply of 'small' by"):
+            Route({"policy": policy, "budget": 1.0}, three, models)
+
+
+def test_a_head_leaves_tools_to_the_large_model(labelled):
+    large = Says("large")
+    route = Route(
+        {"policy": "selective_query", "budget": 1.0, "chosen": 0.0}, labelled, {"small": large, "large": large}
+    )
+    asked = Request.of(labelled.queries[0])
+    replies = route.generate([asked, asked.replace(extra={"tools": [{"type": "function"}]})])
+    assert [reply.model for reply in replies] == ["head", "large"]
 
 
 def test_a_folder_without_a_route_is_named(tmp_path):

@@ -16,9 +16,9 @@ from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
 from pilotfish.route.router import Candidate, Router, count_tokens
 from pilotfish.rules import Threshold
-from pilotfish.scorers.answers import StatedConfidence
+from pilotfish.scorers.answers import AskedConfidence, StatedConfidence, VerbalisedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
-from pilotfish.types import Reply, Request
+from pilotfish.types import Exchange, Reply, Request
 
 __all__ = ["Gate", "deploy", "serve", "setting_within"]
 
@@ -165,7 +165,8 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
         pair = models[policy.weak], models[policy.strong]
         return Gate(*pair, policy.scorer, Threshold(float(setting)), policy.weak, policy.strong)
     if isinstance(policy, HeadPolicy):
-        stage = Stage(policy.head, StatedConfidence(), Threshold(float(setting)), policy.name)
+        head = Limited(policy.head, Candidate(policy.name, tools=False, images=False))
+        stage = Stage(head, StatedConfidence(), Threshold(float(setting)), policy.name)
         return Cascade([stage], models[policy.large], policy.large)
     if isinstance(policy, RankPolicy):
         return Blender([models[name] for name in policy.models], policy.ranker, names=policy.models)
@@ -198,10 +199,14 @@ def _cascade(policy: CascadePolicy | LearnedPolicy, setting: Any, models: Mappin
     else:
         beside = tuple(models[name] for name in policy.samples_of)
         stages = [
-            Stage(models[name], scorer, Threshold(at), name, beside=beside)
+            Stage(_asked_for(scorer, models[name]), scorer, Threshold(at), name, beside=beside)
             for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
         ]
     return Cascade(stages, models[last], last)
+
+
+def _asked_for(scorer: Scorer[Exchange], model: Model) -> Model:
+    return AskedConfidence(model) if isinstance(scorer, VerbalisedConfidence) else model
 
 
 def in_service(policy: Policy) -> Policy:

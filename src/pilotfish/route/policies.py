@@ -347,11 +347,19 @@ class CascadePolicy:
         """Scores of each stage's answer, (n, number of stages)."""
 
         def make() -> FloatArray:
-            pairs = zip(self.scorers, self.order, strict=False)
-            return np.stack([s.score(exchanges(table, m, self.samples_of)) for s, m in pairs], axis=1)
+            return np.stack([self._scored(k, table) for k in range(len(self.scorers))], axis=1)
 
         found: FloatArray = self.seen.of(table, make)
         return found
+
+    def _scored(self, k: int, table: ReplyTable) -> FloatArray:
+        scores = np.asarray(self.scorers[k].score(exchanges(table, self.order[k], self.samples_of)))
+        if scores.size and np.isnan(scores).all():
+            raise InputError(
+                f"{self.name} scores no recorded reply of {self.order[k]!r} by {type(self.scorers[k]).__name__}: "
+                "record replies that hold what it reads, or choose another policy."
+            )
+        return scores
 
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds on the frontier of cost and quality, from cheap to dear.
@@ -361,10 +369,7 @@ class CascadePolicy:
         scores = self.stage_scores(table)
         n_stages = scores.shape[1]
         per_stage = self.n_settings if n_stages == 1 else max(5, round(600 ** (1 / n_stages)))
-        grids = [
-            [-np.inf, *np.unique(np.quantile(column, np.linspace(0, 1, per_stage))).tolist(), np.inf]
-            for column in scores.T
-        ]
+        grids = [[-np.inf, *_quantiles(column, per_stage), np.inf] for column in scores.T]
         tried = list(itertools.product(*grids))
         if n_stages == 1:
             return tried
@@ -436,10 +441,15 @@ class GatePolicy:
 
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds at quantiles of the score, from all weak to all strong."""
-        at = np.unique(np.quantile(self.scores(table), np.linspace(0, 1, self.n_settings)))
-        return [float("-inf"), *at.tolist(), float("inf")]
+        return [float("-inf"), *_quantiles(self.scores(table), self.n_settings), float("inf")]
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Send each query to the weak or the strong model."""
         weak = self.scores(table) >= setting
         return Choices.direct(np.where(weak, table.column(self.weak), table.column(self.strong)), table.n_models)
+
+
+def _quantiles(scores: FloatArray, n: int) -> list[float]:
+    """Different scores that cut the items into equal parts; what has no score (NaN) is never above a threshold."""
+    found: list[float] = np.unique(np.quantile(scores[~np.isnan(scores)], np.linspace(0, 1, n))).tolist()
+    return found
