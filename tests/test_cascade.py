@@ -142,3 +142,15 @@ def test_an_answer_that_calls_tools_is_passed_on():
     cascade = Cascade([Stage(Calls("small"), Constant(1.0), Threshold(-math.inf))], last=Calls("large"))
     [reply] = cascade.generate([Request.of("x")])
     assert (reply.model, reply.extra["tool_calls"]) == ("large", [{"id": "1"}])
+
+
+def test_what_the_scorer_fails_on_is_passed_on():
+    class Asks:
+        def score(self, items):
+            if any("hard" in item.request.prompt for item in items):
+                raise ModelError("The verifier is gone.")
+            return np.ones(len(items))
+
+    cascade = Cascade([Stage(Says("small"), Asks(), Threshold(0.5))], last=Says("large"))
+    replies = cascade.generate([Request.of("easy"), Request.of("hard")])
+    assert [reply.model for reply in replies] == ["small", "large"]

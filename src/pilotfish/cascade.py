@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from pilotfish.errors import InputError, ModelError
 from pilotfish.protocols import FloatArray, Model, Rule, Scorer
 from pilotfish.types import Exchange, Reply, Request, Usage
 
-__all__ = ["Cascade", "Stage", "ask"]
+__all__ = ["Cascade", "Stage", "ask", "score_each"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +50,8 @@ class Cascade:
 
     Each stage answers what is still open. Its rule returns the answers whose score is high enough; the rest goes on.
     The usage of a reply is the sum of everything that was tried for it, and its ``reason`` says which stage answered
-    and why. A stage passes a request on where its model fails, its scorer gives no number (NaN), an answer to compare
-    with is lacking, or the answer calls tools, which no scorer can read; a failure of the last model is raised.
+    and why. A stage passes a request on where its model fails, its scorer fails or gives no number (NaN), an answer to
+    compare with is lacking, or the answer calls tools, which no scorer can read; a failure of the last model is raised.
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ class Cascade:
             ]
             shown = [Exchange(requests[i], reply, samples=samples[i]) for i, reply in (asked[k] for k in whole)]
             scores = np.full(len(asked), np.nan)
-            scores[whole] = _scores(stage.scorer, shown)
+            scores[whole] = score_each(stage.scorer, shown)
             accepted = set(stage.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
             for k, (i, reply) in enumerate(asked):
                 name = stage.name or reply.model
@@ -159,13 +162,25 @@ def ask(model: Model, requests: Sequence[Request]) -> tuple[dict[int, Reply], di
     return answered, failed
 
 
-def _scores(scorer: Scorer[Exchange], exchanges: list[Exchange]) -> FloatArray:
-    if not exchanges:
+def score_each(scorer: Scorer[T], items: Sequence[T]) -> FloatArray:
+    """Score a batch, (n,); where a model that the scorer asks fails, one by one, so that only what fails has no score.
+
+    Raises
+    ------
+    InputError
+        When the scorer returns another number of scores than it was given items.
+    """
+    if not items:
         return np.empty(0)
-    scores = np.asarray(scorer.score(exchanges), dtype=np.float64)
-    if scores.shape != (len(exchanges),):
+    try:
+        scores = np.asarray(scorer.score(items), dtype=np.float64)
+    except ModelError:
+        if len(items) == 1:
+            return np.array([np.nan])
+        return np.concatenate([score_each(scorer, [item]) for item in items])
+    if scores.shape != (len(items),):
         raise InputError(
-            f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(exchanges)} answers: "
+            f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(items)} answers: "
             "give one number per answer."
         )
     return scores

@@ -278,6 +278,27 @@ def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
             Route({"policy": policy, "budget": 1.0}, three, models)
 
 
+@pytest.mark.parametrize(
+    ("slug", "n_calls"), [("automix", 3), ("chain_of_verification", 5), ("query_level_uncertainty", 1)]
+)
+def test_the_calls_of_a_scorer_are_paid_for(three, slug, n_calls):
+    live = {"small": Sees("small")}
+    policy = make_policy(slug, three, live=live, options={"n_samples": 3} if slug == "automix" else {}).fit(three)
+    at = 0.5 if slug == "query_level_uncertainty" else (0.5,)
+    spent, small = policy.run(three, at).costs(three), 0.001
+    assert spent.max() == pytest.approx(0.01 + n_calls * small + (0 if slug == "query_level_uncertainty" else small))
+    assert spent.min() == pytest.approx(small + n_calls * small) or spent.min() == spent.max()
+
+
+def test_what_is_accepted_unseen_is_not_verified(three):
+    models = {name: Says(name) for name in three.models}
+    asked = {"policy": "automix", "budget": 1.0, "chosen": (float("-inf"),), "options": {"planned": False}}
+    route = Route(asked, three, models)
+    models["small"].asked.clear()
+    assert route.generate([Request.of("x")])[0].model == "small"
+    assert models["small"].asked == ["x"]
+
+
 def test_a_head_leaves_tools_to_the_large_model(labelled):
     large = Says("large")
     route = Route(

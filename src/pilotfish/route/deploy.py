@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pilotfish.cascade import Cascade, Stage, ask
+from pilotfish.cascade import Cascade, Stage, ask, score_each
 from pilotfish.errors import ContextLengthError, InputError
-from pilotfish.protocols import Model, Scorer
+from pilotfish.protocols import FloatArray, Model, Scorer
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy
 from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
@@ -33,7 +33,7 @@ class Gate:
     weak, strong : Model
         The two models.
     scorer : Scorer of Request
-        Higher means the weak model will do; NaN goes to the strong one.
+        Higher means the weak model will do; where it fails or gives NaN, the strong one answers.
     rule : Threshold
         Least score for the weak model.
     weak_name, strong_name : str
@@ -60,7 +60,7 @@ class Gate:
         """Answer a batch: one reply per request, in order."""
         if not requests:
             return []
-        scores = np.asarray(self.scorer.score(requests), dtype=np.float64)
+        scores = score_each(self.scorer, requests)
         unscored = np.isnan(scores)
         passed = self.rule.decide(np.where(unscored, -np.inf, scores)).indices
         to_weak = passed[~unscored[passed]].tolist()
@@ -200,9 +200,19 @@ def _cascade(policy: CascadePolicy | LearnedPolicy, setting: Any, models: Mappin
         beside = tuple(models[name] for name in policy.samples_of)
         stages = [
             Stage(_asked_for(scorer, models[name]), scorer, Threshold(at), name, beside=beside)
+            if at > -np.inf
+            else Stage(models[name], Unread(), Threshold(at), name)
             for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
         ]
     return Cascade(stages, models[last], last)
+
+
+class Unread:
+    """The scorer of a stage that accepts whatever is answered: nothing is asked to find a score."""
+
+    def score(self, items: Sequence[Exchange]) -> FloatArray:
+        """0 for each, (n,)."""
+        return np.zeros(len(items))
 
 
 def _asked_for(scorer: Scorer[Exchange], model: Model) -> Model:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -307,8 +307,10 @@ class CascadePolicy:
         Further columns whose replies the scorers see as samples; their cost is counted where the stage is reached.
     n_settings : int
         Most points of the curve.
-    scorer_cost : tuple of float
-        Dollars each scorer takes per answer.
+
+    Notes
+    -----
+    A call that a scorer makes itself (a verification, a sample) is taken to cost what a call of the stage's model does.
     """
 
     name: str
@@ -317,7 +319,6 @@ class CascadePolicy:
     gain: bool = False
     samples_of: tuple[str, ...] = ()
     n_settings: int = 40
-    scorer_cost: tuple[float, ...] = ()
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def __post_init__(self) -> None:
@@ -395,8 +396,8 @@ class CascadePolicy:
             if threshold > -np.inf:
                 for sample in self.samples_of:
                     tried[open_, table.column(sample)] = True
-                extra[open_] += self.scorer_cost[k] if self.scorer_cost else 0.0
-            stops = open_ & (scores[:, k] >= threshold)
+                extra[open_] += own_cost(self.scorers[k], table, self.order[k])
+            stops = open_ & ((scores[:, k] >= threshold) | (threshold == -np.inf))
             answered[stops] = column
             open_ &= ~stops
         tried[open_, table.column(self.order[-1])] = True
@@ -446,7 +447,20 @@ class GatePolicy:
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Send each query to the weak or the strong model."""
         weak = self.scores(table) >= setting
-        return Choices.direct(np.where(weak, table.column(self.weak), table.column(self.strong)), table.n_models)
+        answered = np.where(weak, table.column(self.weak), table.column(self.strong))
+        return replace(
+            Choices.direct(answered, table.n_models),
+            extra_cost=np.full(table.n_queries, own_cost(self.scorer, table, self.weak)),
+        )
+
+
+def own_cost(scorer: object, table: ReplyTable, model: str) -> float:
+    """Dollars for each item of the calls that a scorer makes itself, at what a model's calls cost on a table."""
+    inner = getattr(scorer, "scorer", None)
+    if inner is not None:
+        return own_cost(inner, table, model)
+    n_calls: int = getattr(scorer, "n_calls", 0)
+    return n_calls * float(np.nanmean(table.costs[:, table.column(model)])) if n_calls else 0.0
 
 
 def _quantiles(scores: FloatArray, n: int) -> list[float]:
