@@ -36,6 +36,28 @@ def test_fit_then_explain(path, tmp_path):
         run("explain", "x", "--router", str(tmp_path / "nothing"))
 
 
+def test_a_model_is_added_to_a_saved_router(path, tmp_path):
+    out, new = tmp_path / "router.npz", tmp_path / "new.jsonl"
+    assert run("fit", "-t", path, "-b", "6usd/1k", "--out", str(out)).exit_code == 0
+    before = run("explain", "add 3 and 9 now", "--router", str(out)).output.splitlines()
+    rows = [
+        {"query": f"add {i} and 5 now", "model": "new", "score": float(i % 9 > 0), "cost": 0.002} for i in range(40)
+    ]
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("add", "new", "--table", str(new), "--router", str(out))
+    assert "routes to small, large, new." in done.output
+    after = run("explain", "add 3 and 9 now", "--router", str(out)).output
+    assert [line.split()[:4] for line in after.splitlines()[1:3]] == [line.split()[:4] for line in before[1:3]]
+    assert "new answers: " in after
+    for name, router, said in (
+        ("new", out, "already routed to"),
+        ("other", out, "no model 'other'"),
+        ("new", tmp_path, "a folder: add the model to its table"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run("add", name, "--table", str(new), "--router", str(router))
+
+
 def test_a_saved_route_is_explained_with_answers_recorded_given_or_asked(path, tmp_path, monkeypatch):
     out = str(tmp_path / "route")
     assert run("fit", "-t", path, "-b", "6usd/1k", "-p", "calibrated_cascade", "--out", out).exit_code == 0

@@ -157,6 +157,27 @@ def fit(
 
 
 @app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="the new model, by its name in the table")],
+    table: Table,
+    router: Annotated[Path, typer.Option("--router", "-r", help="file written by 'pilotfish route fit'")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; the router's own by default")] = None,
+) -> None:
+    """Add a model to a saved router from 5 to 50 scored queries, without fitting the rest anew."""
+    from pilotfish.cli.output import console
+    from pilotfish.route.router import Router
+    from pilotfish.traffic.table import ReplyTable
+
+    if router.is_dir():
+        raise InputError(f"--router is {router}, a folder: add the model to its table and fit the policy anew.")
+    models: dict[str, Any] = {known.name: _Absent(known.name, {}) for known in Router.candidates_in(router)}
+    loaded = Router.load(router, models)
+    loaded.add_model(name, _Absent(name, {}), ReplyTable.from_jsonl(table))
+    loaded.save(out or router)
+    console.print(f"Wrote {out or router}: it routes to {', '.join(loaded.names)}.")
+
+
+@app.command()
 def compare(
     table: Table,
     budget: Budget,
