@@ -131,6 +131,7 @@ REFUSED = {
     "infinite": (lambda row, i: _kept(row, cost=float("inf") if i == 3 else 0.1), "costs of query 1 .* is infinite"),
     "negative": (lambda row, i: _kept(row, cost=-1 if i == 3 else 0.1), "costs of query 1 .* is -1"),
     "twice": (lambda row, i: _kept(row, query="same" if i in (0, 2, 4) else row["query"]), "2 answers occur more than"),
+    "empty": (lambda row, i: None, "is empty: give JSON lines"),
     "dear": (lambda row, i: _kept(row, cost=1.0), "budget is 0.006 but the cheapest model costs 1 per query"),
 }
 

@@ -279,6 +279,23 @@ def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
 
 
 @pytest.mark.parametrize(
+    ("slug", "options", "said"),
+    [
+        ("orchestra_llm", {"k": "zero"}, "Option 'k' of 'orchestra_llm' is 'zero': input should be a valid integer"),
+        ("route_llm", {"kind": "foo"}, "should be 'similarity', 'matrix'"),
+        ("tryage", {"penalties": 3}, "valid dictionary"),
+        ("smoothie", {"embedder": "x"}, "takes a part, which only Python can give"),
+        ("frugal_gpt", {"length": 1}, "length is 1: give at least 2"),
+        ("zooter", {"temperature": 0}, "temperature 0: give"),
+        ("zooter", {"smoothing": 2.0}, "smoothing is 2"),
+    ],
+)
+def test_options_are_read_as_the_method_takes_them(three, slug, options, said):
+    with pytest.raises(InputError, match=said):
+        make_policy(slug, three, options=options)
+
+
+@pytest.mark.parametrize(
     ("slug", "n_calls"), [("automix", 3), ("chain_of_verification", 5), ("query_level_uncertainty", 1)]
 )
 def test_the_calls_of_a_scorer_are_paid_for(three, slug, n_calls):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,6 +209,18 @@ def test_scores_that_leak_are_warned_of():
     table = ReplyTable.of(queries, {"small": small, "large": large}, {"small": 0.1, "large": 0.2})
     report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.2)
     assert any("give the labels away" in said for said in report.warnings)
+    # One model is nearly always right: knowing the scores saves cost, not quality.
+    table = ReplyTable.of(queries, {"small": small, "large": np.arange(900) % 99 > 0}, {"small": 0.1, "large": 0.9})
+    report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.9)
+    assert any("give the labels away" in said for said in report.warnings)
+    honest = replace(table, queries=tuple(f"number {i}" for i in range(900)))
+    report = compare(honest, [RoutePolicy("no leak", KernelQuality())], budget=0.9)
+    assert not any("give the labels away" in said for said in report.warnings)
+
+
+def test_penalties_are_put_on_models_of_the_table(table):
+    with pytest.raises(InputError, match="no model 'nobody'"):
+        RoutePolicy("penalised", KernelQuality(), penalties={"nobody": 1.0}).fit(table)
 
 
 def test_ties_go_to_the_cheaper_model():

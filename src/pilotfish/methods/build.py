@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -97,6 +97,7 @@ def make_policy(
     unknown = sorted(set(given) - set(parameters))
     if unknown:
         raise InputError(f"Method {slug!r} has no option {unknown[0]!r}: it takes {', '.join(parameters) or 'none'}.")
+    given = {name: _option(slug, name, value, card.make) for name, value in given.items()}
     if "models" in parameters:
         given.setdefault("models", order)
     for name in _LIVE:
@@ -118,6 +119,24 @@ def make_policy(
         raise InputError(f"Method {slug!r} is not a policy over a table: run it with '{card.command}'.")
     policy: Policy = made
     return policy
+
+
+def _option(slug: str, name: str, value: Any, make: Callable[..., Any]) -> Any:
+    """Read an option as its parameter is annotated; what is not plain data is taken as it is."""
+    if not isinstance(value, bool | int | float | str | list | dict):
+        return value
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    hint = get_type_hints(make)[name]
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except PydanticSchemaGenerationError:
+        raise InputError(
+            f"Option {name!r} of {slug!r} is {value!r}: it takes a part, which only Python can give."
+        ) from None
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise InputError(f"Option {name!r} of {slug!r} is {value!r}: {said[0].lower()}{said[1:]}.") from None
 
 
 def make_metrics(names: Sequence[str], parts: Mapping[str, Any] | None = None) -> dict[str, Scorer[Exchange]]:

@@ -204,8 +204,16 @@ class RoutePolicy:
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def fit(self, table: ReplyTable) -> Self:
-        """Learn the scorer and each model's cost per character of prompt."""
+        """Learn the scorer and each model's cost per character of prompt.
+
+        Raises
+        ------
+        InputError
+            When a penalty is put on a model that the table does not have.
+        """
         self.seen = Seen()
+        for model in self.penalties:
+            table.column(model)
         outputs = getattr(self.scorer, "fit_outputs", None)
         if outputs is not None:
             kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
