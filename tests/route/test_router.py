@@ -54,13 +54,18 @@ def test_context_tools_and_images_rule_models_out(table, says):
 
 def test_a_warm_cache_is_worth_staying_for(table, says):
     models = {"small": says("small"), "large": says("large")}
-    # A dollar is worth 20 points; the history of 10,000 tokens is 0.1 dollars dearer when read afresh.
-    warm = [Candidate("large", price_in=10.0, price_cached=1.0)]
-    router = Router.fit(models, table, price=20.0, candidates=warm)
+    # The history of 10,000 tokens costs the small model 0.08 dollars, the large one 0.1 dollars afresh and 0.01 warm.
+    prices = [Candidate("small", price_in=8.0, price_cached=8.0), Candidate("large", price_in=10.0, price_cached=1.0)]
+    router = Router.fit(models, table, price=20.0, candidates=prices)
     router.cost.lines_ = np.array([[0.0, 0.01], [0.0, 0.06]])
     talk = (Message("user", "x" * 35_000), Message("assistant", "y"), Message("user", BOOK.prompt))
     assert router.generate([Request(talk)])[0].model == "small"
-    assert router.generate([Request(talk, metadata={"answered_by": "large"})])[0].model == "large"
+    warm = Request(talk, metadata={"answered_by": "large"})
+    assert router.generate([warm])[0].model == "large"
+    np.testing.assert_allclose(router.weigh([Request(talk), warm])[1], [[0.09, 0.16], [0.09, 0.07]], atol=1e-5)
+    instructed = Request((Message("system", "x" * 3500), Message("user", BOOK.prompt)))
+    cached = instructed.replace(metadata={"answered_by": "large"})
+    np.testing.assert_allclose(router.weigh([instructed, cached])[1], [[0.01, 0.06], [0.01, 0.051]])
 
 
 def test_a_model_is_added_from_few_labels_and_nothing_else_changes(router, says):

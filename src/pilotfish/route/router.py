@@ -37,8 +37,8 @@ class Candidate:
     tools, images : bool
         Whether it takes tool definitions and images.
     price_in, price_cached : float
-        Dollars per million prompt tokens, fresh and from the provider's prompt cache. Where they differ, leaving the
-        model that answered the turn before costs the difference on the whole conversation so far.
+        Dollars per million prompt tokens, fresh and from the provider's prompt cache. The model that answered the turn
+        before reads the conversation so far at the second price, every other at the first.
     """
 
     name: str
@@ -165,7 +165,8 @@ class Router:
     def weigh(self, requests: Sequence[Request]) -> tuple[FloatArray, FloatArray, IntArray]:
         """Predict scores and dollars of every model on each request, each (n, m), and find the winner's column, (n,).
 
-        A model that cannot take a request has score minus infinity; one whose prompt cache is warm costs less.
+        A model that cannot take a request has score minus infinity. Earlier turns are paid for at each model's price of
+        a prompt, at that of a cached one where the model answered the turn before.
 
         Raises
         ------
@@ -175,13 +176,16 @@ class Router:
         scores, costs = self.predict([request.prompt for request in requests])
         for i, request in enumerate(requests):
             n_tokens = count_tokens(request)
+            n_instructions, n_turns = _count_before(request)
             before = request.metadata.get("answered_by")
             for j, candidate in enumerate(self.candidates):
+                # Recorded costs are those of single prompts, their instructions included: earlier turns come on top.
+                cost = costs[i, j] + n_turns * candidate.price_in / 1e6
                 if not candidate.can_answer(request):
                     scores[i, j] = -np.inf
                 elif before == candidate.name:
-                    saved = (candidate.price_in - candidate.price_cached) * n_tokens / 1e6
-                    costs[i, j] = max(costs[i, j] - saved, 0.0)
+                    cost -= (n_instructions + n_turns) * (candidate.price_in - candidate.price_cached) / 1e6
+                costs[i, j] = max(cost, 0.0)
             if np.isneginf(scores[i]).all():
                 raise ContextLengthError(
                     f"No model takes this request of about {n_tokens:.0f} tokens, its tools and images: "
@@ -331,6 +335,15 @@ def count_tokens(request: Request) -> float:
     texts = [message.text for message in request.messages]
     tools = [str(request.extra[name]) for name in ("tools", "functions") if request.extra.get(name)]
     return sum(map(len, [*texts, *tools])) / _CHARACTERS_PER_TOKEN
+
+
+def _count_before(request: Request) -> tuple[float, float]:
+    """About how many tokens the instructions and the turns before the last question take."""
+    last = max((k for k, message in enumerate(request.messages) if message.role == "user"), default=0)
+    counts = [0, 0]
+    for message in request.messages[:last]:
+        counts[message.role not in ("system", "developer")] += len(message.text)
+    return counts[0] / _CHARACTERS_PER_TOKEN, counts[1] / _CHARACTERS_PER_TOKEN
 
 
 def _has_images(request: Request) -> bool:
