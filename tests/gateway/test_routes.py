@@ -140,7 +140,7 @@ def test_what_the_command_line_saved_is_served(start, upstream, tmp_path, route,
         assert run.chat(prompt, model="smart").status == 200
         assert upstream.received[-1].data["model"] == chosen
     wrong = {"routes": {"smart": {"saved": str(place), "limits": {"huge": {"context": 9}}}}}
-    with pytest.raises(InputError, match=r"routes\.smart\.limits names 'huge'"):
+    with pytest.raises(InputError, match=r"In routes\.smart: limits names 'huge'"):
         make_models(GatewayConfig.model_validate(wrong))
 
 

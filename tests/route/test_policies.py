@@ -16,6 +16,7 @@ from pilotfish.route.certify import certify, loss_p_value, spend_upper
 from pilotfish.route.compare import compare
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy, TableGate
 from pilotfish.route.deploy import Gate, deploy, serve, setting_within
+from pilotfish.route.explain import explain
 from pilotfish.route.policies import (
     AlwaysPolicy,
     CascadePolicy,
@@ -321,6 +322,18 @@ def test_limits_hold_for_every_kind_of_policy(policy, table, says):
     asked = [request, tools, picture, request.replace(max_tokens=100), Request.of("who " * 40)]
     assert [reply.model for reply in served.generate(asked)] == ["small"] + ["large"] * 4
     assert models["small"].asked == [request.prompt]
+
+
+def test_what_the_weak_model_cannot_take_is_not_scored(says):
+    class Asks:
+        def score(self, items):
+            assert not any(item.extra for item in items)
+            return np.ones(len(items))
+
+    gate = Gate(says("s"), says("l"), Asks(), Threshold(0.5), "s", "l", Candidate("s", tools=False))
+    asked = [Request.of("x"), Request.of("y", extra={"tools": [{}]}), Request.of("z")]
+    assert [reply.model for reply in gate.generate(asked)] == ["s", "l", "s"]
+    assert explain(gate, asked[1]).reason == "l answers: the prompt has no score, or is not one that s can take."
 
 
 def test_blender_ranks_sums_and_fuses(table, says):

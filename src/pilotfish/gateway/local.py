@@ -49,7 +49,13 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
     if config.routes:
         from pilotfish.gateway.routes import make_route
 
-        models |= {name: make_route(name, route, models, config) for name, route in config.routes.items()}
+        routes: dict[str, Model] = {}
+        for name, route in config.routes.items():
+            try:
+                routes[name] = make_route(name, route, models, config)
+            except InputError as error:
+                raise InputError(f"In routes.{name}: {error}") from error
+        models |= routes
     return models
 
 

@@ -173,7 +173,7 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
         candidates = Router.candidates_in(route.saved)
         answering = _answering([c.name for c in candidates], local, config)
         router = Router.load(route.saved, answering)
-        router.candidates = _candidates(name, candidates, route.limits, config)
+        router.candidates = _candidates(candidates, route.limits, config)
         served = ServedRoute(name, lambda: router, router, _warm(router.candidates))
         served.fit()
         return served
@@ -186,7 +186,7 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
         table = ReplyTable.from_jsonl(route.table)
     order = settings.get("models") or by_cost(table)
     answering = _answering(order, local, config)
-    limited = _candidates(name, [Candidate(model) for model in order], route.limits, config)
+    limited = _candidates([Candidate(model) for model in order], route.limits, config)
     check_route(settings, table, answering)
     return ServedRoute(name, lambda: Route(settings, table, answering, limited), answering[order[-1]], _warm(limited))
 
@@ -210,13 +210,13 @@ def _at_endpoint(name: str, config: GatewayConfig) -> Model:
 
 
 def _candidates(
-    route: str, known: Sequence[Candidate], limits: Mapping[str, LimitsConfig], config: GatewayConfig
+    known: Sequence[Candidate], limits: Mapping[str, LimitsConfig], config: GatewayConfig
 ) -> tuple[Candidate, ...]:
     """What the configuration says of each model, over what was known of it."""
     names = [candidate.name for candidate in known]
     for name in limits:
         if name not in names:
-            raise InputError(f"routes.{route}.limits names {name!r}, which it does not ask: give {', '.join(names)}.")
+            raise InputError(f"limits names {name!r}, which the route does not ask: give {', '.join(names)}.")
     made = []
     for candidate in known:
         local, price = config.models.get(candidate.name), config.prices.get(candidate.name)

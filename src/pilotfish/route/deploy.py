@@ -38,6 +38,8 @@ class Gate:
         Least score for the weak model.
     weak_name, strong_name : str
         What reasons call the two.
+    limits : Candidate, optional
+        The weak model's: what they rule out goes to the strong one unscored.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Gate:
         rule: Threshold,
         weak_name: str = "weak model",
         strong_name: str = "strong model",
+        limits: Candidate | None = None,
     ) -> None:
         self.weak = weak
         self.strong = strong
@@ -55,12 +58,20 @@ class Gate:
         self.rule = rule
         self.weak_name = weak_name
         self.strong_name = strong_name
+        self.limits = limits
+
+    def scores(self, requests: Sequence[Request]) -> FloatArray:
+        """Score of each request, (n,); NaN where the weak model cannot take it or the scorer fails."""
+        able = [i for i, request in enumerate(requests) if self.limits is None or self.limits.can_answer(request)]
+        scores = np.full(len(requests), np.nan)
+        scores[able] = score_each(self.scorer, [requests[i] for i in able])
+        return scores
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
         if not requests:
             return []
-        scores = score_each(self.scorer, requests)
+        scores = self.scores(requests)
         unscored = np.isnan(scores)
         passed = self.rule.decide(np.where(unscored, -np.inf, scores)).indices
         to_weak = passed[~unscored[passed]].tolist()
@@ -163,7 +174,8 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
         return _cascade(policy, setting, models)
     if isinstance(policy, GatePolicy):
         pair = models[policy.weak], models[policy.strong]
-        return Gate(*pair, policy.scorer, Threshold(float(setting)), policy.weak, policy.strong)
+        names = policy.weak, policy.strong
+        return Gate(*pair, policy.scorer, Threshold(float(setting)), *names, limits.get(policy.weak))
     if isinstance(policy, HeadPolicy):
         head = Limited(policy.head, Candidate(policy.name, tools=False, images=False))
         stage = Stage(head, StatedConfidence(), Threshold(float(setting)), policy.name)

@@ -143,7 +143,7 @@ def _by_price(served: Router, request: Request) -> Explanation:
 
 def _before_generation(served: Gate, request: Request) -> Explanation:
     weak, strong = served.weak_name, served.strong_name
-    score, passed = _judged(served.scorer.score([request]), served.rule)
+    score, passed = _judged(served.scores([request]), served.rule)
     chosen = weak if passed else strong
     return Explanation(
         (
@@ -152,7 +152,9 @@ def _before_generation(served: Gate, request: Request) -> Explanation:
         ),
         chosen,
         f"{weak} answers where the prompt's score ({_named(served.scorer)}) {_demanded(served.rule)}, else {strong}.",
-        f"{chosen} answers: the prompt scores {score:.4g}.",
+        f"{chosen} answers: the prompt scores {score:.4g}."
+        if score == score
+        else f"{chosen} answers: the prompt has no score, or is not one that {weak} can take.",
     )
 
 
