@@ -200,9 +200,12 @@ def _add_choice(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
     whole.setdefault("index", part.get("index", 0))
     for name, value in part.items():
         if name == "delta" and isinstance(value, dict):
-            _merge(whole.setdefault("message", {}), value)
+            if not isinstance(whole.get("message"), dict):
+                whole["message"] = {}
+            _merge(whole["message"], value)
         elif name == "text" and isinstance(value, str):
-            whole["text"] = whole.get("text", "") + value
+            before = whole.get("text")
+            whole["text"] = before + value if isinstance(before, str) else value
         elif name == "logprobs" and isinstance(value, dict):
             if not isinstance(whole.get("logprobs"), dict):
                 whole["logprobs"] = {}
