@@ -80,13 +80,16 @@ def test_both_ends_of_a_cascade_are_reached(table):
     assert (policy.run(calibrate, settings[0]).answered == 0).all()
     last = policy.run(calibrate, settings[-1])
     assert (last.answered == 1).all()
-    np.testing.assert_allclose(last.costs(calibrate), 0.011)
+    # An answer that is never kept is not asked for, on a table and in service.
+    np.testing.assert_allclose(last.costs(calibrate), 0.01)
+    models = {name: FakeModel(name, name=name) for name in ORDER}
+    assert [reply.model for reply in serve(policy, settings[-1], models).generate([Request.of("x")])] == ["large"]
+    assert not models["small"].calls
 
 
 def test_samples_are_paid_for(three):
     policy = CascadePolicy("c", ("small", "large"), (Agreement(),), samples_of=("middle",))
-    choice = policy.run(three, (float("inf"),))
-    np.testing.assert_allclose(choice.costs(three), 0.014)
+    np.testing.assert_allclose(policy.run(three, (2.0,)).costs(three), 0.014)
 
 
 def test_three_stages_search_thresholds_together(three):

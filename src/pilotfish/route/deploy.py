@@ -215,6 +215,7 @@ def _cascade(policy: CascadePolicy | LearnedPolicy, setting: Any, models: Mappin
             if at > -np.inf
             else Stage(models[name], Unread(), Threshold(at), name)
             for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
+            if at < np.inf
         ]
     return Cascade(stages, models[last], last)
 

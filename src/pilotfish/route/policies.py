@@ -399,6 +399,8 @@ class CascadePolicy:
         extra = np.zeros(n)
         open_ = np.ones(n, dtype=bool)
         for k, threshold in enumerate(setting):
+            if threshold == np.inf:  # an answer that is never kept is not asked for
+                continue
             column = table.column(self.order[k])
             tried[open_, column] = True
             if threshold > -np.inf:
