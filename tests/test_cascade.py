@@ -116,3 +116,41 @@ def test_wrong_number_of_scores_is_refused():
 
 def test_empty_batch():
     assert Cascade([Stage(Says("s"), Constant(1.0), Threshold(0))], last=Says("l")).generate([]) == []
+
+
+@pytest.mark.parametrize("how", ["before", "beside"])
+def test_an_answer_is_not_scored_without_the_answers_it_is_compared_with(how):
+    class Compared:
+        def score(self, items):
+            assert all(len(item.samples) == 1 for item in items)
+            return np.ones(len(items))
+
+    broken, sure = Says("broken", refuse="x"), Threshold(0.5)
+    if how == "beside":
+        stages = [Stage(Says("small"), Compared(), sure, beside=(broken,))]
+    else:
+        stages = [Stage(broken, Constant(0.0), sure), Stage(Says("small"), Compared(), sure, compares=True)]
+    replies = Cascade(stages, last=Says("large")).generate([Request.of("x"), Request.of("y")])
+    assert [reply.model for reply in replies] == ["large", "small"]
+
+
+def test_an_answer_that_calls_tools_is_passed_on():
+    class Calls(Says):
+        def generate(self, requests):
+            return [reply.replace(text="", extra={"tool_calls": [{"id": "1"}]}) for reply in super().generate(requests)]
+
+    cascade = Cascade([Stage(Calls("small"), Constant(1.0), Threshold(-math.inf))], last=Calls("large"))
+    [reply] = cascade.generate([Request.of("x")])
+    assert (reply.model, reply.extra["tool_calls"]) == ("large", [{"id": "1"}])
+
+
+def test_what_the_scorer_fails_on_is_passed_on():
+    class Asks:
+        def score(self, items):
+            if any("hard" in item.request.prompt for item in items):
+                raise ModelError("The verifier is gone.")
+            return np.ones(len(items))
+
+    cascade = Cascade([Stage(Says("small"), Asks(), Threshold(0.5))], last=Says("large"))
+    replies = cascade.generate([Request.of("easy"), Request.of("hard")])
+    assert [reply.model for reply in replies] == ["small", "large"]

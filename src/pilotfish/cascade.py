@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from pilotfish.errors import InputError, ModelError
 from pilotfish.protocols import FloatArray, Model, Rule, Scorer
 from pilotfish.types import Exchange, Reply, Request, Usage
 
-__all__ = ["Cascade", "Stage"]
+__all__ = ["Cascade", "Stage", "ask", "score_each"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +50,8 @@ class Cascade:
 
     Each stage answers what is still open. Its rule returns the answers whose score is high enough; the rest goes on.
     The usage of a reply is the sum of everything that was tried for it, and its ``reason`` says which stage answered
-    and why. A stage whose model fails on a request, or whose scorer gives it no number (NaN), passes that request on;
-    a failure of the last model is raised.
+    and why. A stage passes a request on where its model fails, its scorer fails or gives no number (NaN), an answer to
+    compare with is lacking, or the answer calls tools, which no scorer can read; a failure of the last model is raised.
 
     Parameters
     ----------
@@ -95,18 +98,27 @@ class Cascade:
         for number, stage in enumerate(self.stages, 1):
             if not open_:
                 break
-            answered, failed = _ask(stage.model, [requests[i] for i in open_])
+            answered, failed = ask(stage.model, [requests[i] for i in open_])
             for k, error in failed.items():
                 tried[open_[k]].append(f"stage {number}{_called(stage.name)} failed ({type(error).__name__})")
             asked = [(open_[k], reply) for k, reply in answered.items()]
             samples = {i: list(before[i]) if stage.compares else [] for i, _ in asked}
             for model in stage.beside:
-                others, _ = _ask(model, [requests[i] for i, _ in asked])
+                others, _ = ask(model, [requests[i] for i, _ in asked])
                 for k, reply in others.items():
                     i = asked[k][0]
                     samples[i].append(reply)
                     spent[i] = spent[i] + reply.usage
-            scores = _scores(stage.scorer, [Exchange(requests[i], reply, samples=samples[i]) for i, reply in asked])
+            # A scorer learned to compare so many answers: one that is missing leaves it nothing to say.
+            n_compared = (number - 1 if stage.compares else 0) + len(stage.beside)
+            whole = [
+                k
+                for k, (i, reply) in enumerate(asked)
+                if len(samples[i]) == n_compared and not reply.extra.get("tool_calls")
+            ]
+            shown = [Exchange(requests[i], reply, samples=samples[i]) for i, reply in (asked[k] for k in whole)]
+            scores = np.full(len(asked), np.nan)
+            scores[whole] = score_each(stage.scorer, shown)
             accepted = set(stage.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
             for k, (i, reply) in enumerate(asked):
                 name = stage.name or reply.model
@@ -125,8 +137,16 @@ class Cascade:
         return [reply for reply in replies if reply is not None]
 
 
-def _ask(model: Model, requests: list[Request]) -> tuple[dict[int, Reply], dict[int, ModelError]]:
-    """Ask for a batch; when it fails, ask one by one so that only the requests that fail are passed on."""
+def ask(model: Model, requests: Sequence[Request]) -> tuple[dict[int, Reply], dict[int, ModelError]]:
+    """Ask for a batch; when it fails, ask one by one, so that only the requests that fail are left unanswered.
+
+    Returns
+    -------
+    tuple of dict
+        Replies and errors, each by the request's place in the batch.
+    """
+    if not requests:
+        return {}, {}
     try:
         return dict(enumerate(model.generate(requests))), {}
     except ModelError as error:
@@ -142,13 +162,25 @@ def _ask(model: Model, requests: list[Request]) -> tuple[dict[int, Reply], dict[
     return answered, failed
 
 
-def _scores(scorer: Scorer[Exchange], exchanges: list[Exchange]) -> FloatArray:
-    if not exchanges:
+def score_each(scorer: Scorer[T], items: Sequence[T]) -> FloatArray:
+    """Score a batch, (n,); where a model that the scorer asks fails, one by one, so that only what fails has no score.
+
+    Raises
+    ------
+    InputError
+        When the scorer returns another number of scores than it was given items.
+    """
+    if not items:
         return np.empty(0)
-    scores = np.asarray(scorer.score(exchanges), dtype=np.float64)
-    if scores.shape != (len(exchanges),):
+    try:
+        scores = np.asarray(scorer.score(items), dtype=np.float64)
+    except ModelError:
+        if len(items) == 1:
+            return np.array([np.nan])
+        return np.concatenate([score_each(scorer, [item]) for item in items])
+    if scores.shape != (len(items),):
         raise InputError(
-            f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(exchanges)} answers: "
+            f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(items)} answers: "
             "give one number per answer."
         )
     return scores

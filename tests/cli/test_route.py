@@ -31,7 +31,47 @@ def test_fit_then_explain(path, tmp_path):
     assert made.exit_code == 0
     assert out.is_file()
     told = run("explain", "add 4 and 8 now", "--router", str(out))
-    assert "router: large predicted" in told.output.replace("\n", " ")
+    assert "large answers: " in told.output
+    with pytest.raises(InputError, match="no saved router"):
+        run("explain", "x", "--router", str(tmp_path / "nothing"))
+
+
+def test_a_model_is_added_to_a_saved_router(path, tmp_path):
+    out, new = tmp_path / "router.npz", tmp_path / "new.jsonl"
+    assert run("fit", "-t", path, "-b", "6usd/1k", "--out", str(out)).exit_code == 0
+    before = run("explain", "add 3 and 9 now", "--router", str(out)).output.splitlines()
+    rows = [
+        {"query": f"add {i} and 5 now", "model": "new", "score": float(i % 9 > 0), "cost": 0.002} for i in range(40)
+    ]
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("add", "new", "--table", str(new), "--router", str(out))
+    assert "routes to small, large, new." in done.output
+    after = run("explain", "add 3 and 9 now", "--router", str(out)).output
+    assert [line.split()[:4] for line in after.splitlines()[1:3]] == [line.split()[:4] for line in before[1:3]]
+    assert "new answers: " in after
+    for name, router, said in (
+        ("new", out, "already routed to"),
+        ("other", out, "no model 'other'"),
+        ("new", tmp_path, "a folder: add the model to its table"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run("add", name, "--table", str(new), "--router", str(router))
+
+
+def test_a_saved_route_is_explained_with_answers_recorded_given_or_asked(path, tmp_path, monkeypatch):
+    out = str(tmp_path / "route")
+    assert run("fit", "-t", path, "-b", "6usd/1k", "-p", "calibrated_cascade", "--out", out).exit_code == 0
+    asked = ("explain", "add 4 and 8 now", "--router", out)
+    told = " ".join(run(*asked).output.split())
+    assert "Returned is the answer of small where its score (AnswerQuality) is at least" in told
+    assert "depends on what small answers" in told
+    assert "large answers: " in run(*asked, "--reply", "small== 12 perhaps, however").output
+    monkeypatch.setattr("pilotfish.models.gguf.GGUFModel", lambda _source: FakeModel("= 12 sure"))
+    assert "small answers: its answer scores" in run(*asked, "--model", "small=tiny").output
+    recorded = json.loads((tmp_path / "route/table.jsonl").read_text().partition("\n")[0])["query"]
+    assert "depends on" not in run("explain", recorded, "--router", out).output
+    with pytest.raises(InputError, match="--reply names 'smal'"):
+        run(*asked, "--reply", "smal=x")
 
 
 def test_any_policy_is_fitted_and_saved(path, tmp_path):
@@ -91,6 +131,7 @@ REFUSED = {
     "infinite": (lambda row, i: _kept(row, cost=float("inf") if i == 3 else 0.1), "costs of query 1 .* is infinite"),
     "negative": (lambda row, i: _kept(row, cost=-1 if i == 3 else 0.1), "costs of query 1 .* is -1"),
     "twice": (lambda row, i: _kept(row, query="same" if i in (0, 2, 4) else row["query"]), "2 answers occur more than"),
+    "empty": (lambda row, i: None, "is empty: give JSON lines"),
     "dear": (lambda row, i: _kept(row, cost=1.0), "budget is 0.006 but the cheapest model costs 1 per query"),
 }
 
@@ -117,7 +158,17 @@ def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
     made = run("fit", "-t", str(path), "-b", "6usd/1k", "--out", str(tmp_path / "r.npz"))
     assert "Left out 5 queries that some model has no score for." in made.output
     told = run("explain", "add 4 and 8 now", "--router", str(tmp_path / "r.npz"))
-    assert "router: small predicted" in told.output.replace("\n", " ")
+    assert "small answers: " in told.output
+
+
+def test_rows_above_the_budget_say_so(path, tmp_path):
+    page = tmp_path / "r.html"
+    lines = run("compare", "-t", path, "-b", "6usd/1k", "-p", "tag_router", "--html", str(page)).output.splitlines()
+    [single] = [line.split("  ") for line in lines if line.startswith("best single (large)")]
+    assert [cell.strip() for cell in single if cell.strip()] == [
+        "best single (large)", "-", "above budget", "$0.01", "0.00", "-"
+    ]  # fmt: skip
+    assert page.read_text().count("above budget") == 2
 
 
 def test_compare_prints_and_writes_the_report(path, tmp_path):

@@ -6,7 +6,7 @@ import json
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pilotfish.gateway.config import PriceConfig
@@ -54,6 +54,8 @@ def test_no_stream_breaks_the_assembly(noise):
         max_leaves=12,
     )
 )
+@example([{"text": False}, {"text": ""}])
+@example([{"message": 1}, {"delta": {"content": ""}}])
 def test_no_event_breaks_the_assembly(choices):
     assemble(b"data: " + json.dumps({"choices": choices}).encode() + b"\n\ndata: [DONE]\n\n")
 

@@ -17,6 +17,7 @@ import pytest
 from pilotfish.demo.run import free_port
 from pilotfish.traffic import TrafficLog
 from tests.gateway.rig import CHAT, STREAM_HEAD, chunk, events
+from tests.route.conftest import make_table
 
 CODE = """\
 import sys
@@ -26,17 +27,25 @@ main()
 """
 
 
+# The same with a route that takes a minute to fit.
+FITTING = CODE.replace(
+    "main()",
+    "import time\nimport pilotfish.methods.build as build\n"
+    "build.Route.__init__ = lambda *a, **k: sum(range(100_000_000)) and time.sleep(60)\nmain()",
+)
+
+
 @contextmanager
-def serving(folder, upstream, *, durability="durable", workers=1):
+def serving(folder, upstream, *, durability="durable", workers=1, code=CODE, more=""):
     port = free_port()
     config = folder / "pilotfish.toml"
     config.write_text(
         f"[server]\nport = {port}\nworkers = {workers}\n"
         f'[upstream]\nbase_url = "{upstream.url}"\napi_key = "sk-secret"\n'
-        f'[log]\npath = "{folder}/traffic.db"\ndurability = "{durability}"\n'
+        f'[log]\npath = "{folder}/traffic.db"\ndurability = "{durability}"\n{more}'
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", code, str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         deadline = time.monotonic() + 60
@@ -125,6 +134,17 @@ def test_a_stop_finishes_calls_and_writes_the_log(tmp_path, upstream, durability
         assert {call.id for call in log.calls()} >= set(clients.acknowledged)
     assert "Traceback" not in process.out
     assert "sk-secret" not in process.out
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_does_not_wait_for_a_route_that_is_being_fitted(tmp_path, upstream, how):
+    make_table(40).to_jsonl(tmp_path / "t.jsonl")
+    route = f'[routes.smart]\npolicy = "forc"\ntable = "{tmp_path}/t.jsonl"\nbudget = "6usd/1k"\n'
+    with serving(tmp_path, upstream, code=FITTING, more=route) as (port, process):
+        assert orjson.loads(_get(port, "/healthz"))["routes"] == {"smart": "being fitted"}
+        process.send_signal(how)
+        process.wait(5)
+    assert "Traceback" not in process.out
 
 
 def test_workers_share_the_port_and_the_log(tmp_path, upstream):

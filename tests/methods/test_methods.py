@@ -8,7 +8,7 @@ import pytest
 
 from pilotfish.errors import InputError
 from pilotfish.methods import cards, find, method
-from pilotfish.methods.build import Route, make_policy, make_route, parse_budget, policies_without_models
+from pilotfish.methods.build import Route, check_route, make_policy, parse_budget, policies_without_models
 from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeover, selective_query
 from pilotfish.methods.routing import hybrid_llm, routing_benchmark
 from pilotfish.route.policies import RoutePolicy
@@ -73,6 +73,19 @@ def labelled(three):
     replies = {"small": ["sum"] * len(right), "large": right}
     scores = {"small": [float(r == "Sum") for r in right], "large": [1.0] * len(right)}
     return ReplyTable.of(three.queries, scores, {"small": 0.001, "large": 0.01}, replies=replies)
+
+
+@pytest.fixture(scope="module")
+def confident(three):
+    """Most replies state a confidence, high where they are right."""
+    told = [
+        tuple(
+            f"{text} Confidence: {90 if score else 20}%" if i % 9 else text
+            for text, score in zip(row, right, strict=True)
+        )
+        for i, (row, right) in enumerate(zip(three.replies, three.scores, strict=True))
+    ]
+    return replace(three, replies=tuple(told))
 
 
 class Sees(Says):
@@ -160,11 +173,10 @@ def test_all_policies_of_a_table_are_listed(three, labelled):
     assert "consistency_cascade" not in {policy.name for policy in policies_without_models(two)}
 
 
-def test_routes_are_made_of_configuration(three, tmp_path):
-    three.to_jsonl(tmp_path / "t.jsonl")
+def test_what_is_wrong_about_a_route_is_named(three):
     models = {name: Says(name) for name in three.models}
-    settings = {"policy": "calibrated_cascade", "table": str(tmp_path / "t.jsonl"), "budget": "8usd/1k"}
-    route = make_route({**settings, "models": ["small", "large"]}, models)
+    settings = {"policy": "calibrated_cascade", "budget": "8usd/1k"}
+    route = Route({**settings, "models": ["small", "large"]}, three, models)
     assert route.generate([Request.of("add 1 and 2 now")])[0].model in ("small", "large")
     for change, said in (
         ({"policy": "nothing"}, "no method"),
@@ -174,14 +186,19 @@ def test_routes_are_made_of_configuration(three, tmp_path):
         ({"colour": "red"}, "'colour' is unknown"),
         ({"options": {"colour": 1}}, "no option 'colour'"),
         ({"policy": "routing_benchmark"}, "needs table, policies, budget"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_route({**settings, **change}, three, models)
+    for change, said in (
         ({"policy": "cascade_aware_training"}, "different ones: a head answers by label"),
         ({"level": 1e-4}, "no setting of calibrated_cascade is certified"),
         ({"level": 0.5, "budget": 0.0011}, "cheapest certified setting may spend"),
     ):
+        check_route({**settings, **change}, three, models)
         with pytest.raises(InputError, match=said):
-            make_route({**settings, **change}, models)
+            Route({**settings, **change}, three, models)
     with pytest.raises(InputError, match="'budget' is missing"):
-        make_route({"policy": "forc", "table": "t"}, models)
+        check_route({"policy": "forc"}, three, models)
 
 
 def test_a_route_with_a_level_serves_the_cheapest_certified_setting(three):
@@ -209,22 +226,104 @@ def test_answers_nobody_gave_score_nothing():
 
 
 NOT_A_POLICY = {"guaranteed_takeover", "routing_benchmark"}
-SERVED = [c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY]
+# A table holds no probabilities beside its replies.
+NOT_OF_A_TABLE = {"stated_confidence"}
+SERVED = [
+    c.slug for group in ("cascades", "routing") for c in cards(group) if c.slug not in NOT_A_POLICY | NOT_OF_A_TABLE
+]
 
 
 @pytest.mark.parametrize("slug", SERVED)
-def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, tmp_path, slug):
-    three = labelled if slug in HEADS else three
+def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, confident, tmp_path, slug):
+    three = labelled if slug in HEADS else confident if slug == "verbalised_confidence" else three
     models = {name: Sees(name) for name in three.models}
     options = {"options": ["= 1", "= 2"]} if slug == "cp_router" else {}
     route = Route({"policy": slug, "budget": 1.0, "options": options}, three, models)
     asked = [Request.of(query) for query in three.queries[:6]]
     said = [reply.model for reply in route.generate(asked)]
     assert set(said) <= {*three.models, "head"}
+    explained = [route.explain(request) for request in asked]
+    assert [told.chosen.replace(slug, "head") for told in explained] == said
+    assert all(sum(row.verdict == "answers" for row in told.rows) == 1 for told in explained)
+    assert all(told.chosen in told.reason for told in explained)
+    assert sum(row.share for row in explained[0].rows) == pytest.approx(1.0)
+    assert all(row.cost >= 0 for row in explained[0].rows)
     route.save(tmp_path / "route")
     again = Route.load(tmp_path / "route", models)
     assert again.settings == route.settings
     assert [reply.model for reply in again.generate(asked)] == said
+
+
+def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
+    asked = []
+
+    class States(Says):
+        def generate(self, requests):
+            asked.extend(requests)
+            sure = {"small": 20, "middle": 90}[self.name] if self.name in ("small", "middle") else None
+            return [
+                Reply(f"{self.name} says so. Confidence: {sure}%" if sure else "large", self.name) for _ in requests
+            ]
+
+    models = {name: States(name) for name in three.models}
+    settings = make_policy("verbalised_confidence", confident).fit(confident).settings(confident)
+    assert any(0.2 < at <= 0.9 for setting in settings for at in setting)
+    route = Route({"policy": "verbalised_confidence", "budget": 1.0, "chosen": (0.5, 0.5)}, confident, models)
+    [reply] = route.generate([Request.of("who wrote it", system="Be short.")])
+    assert (reply.text, reply.confidence) == ("middle says so.", 0.9)
+    assert "scored 0.2: passed on" in reply.reason
+    assert asked[0].system.startswith("Be short.\n\nAfter the answer, write 'Confidence: '")
+    for policy in ("verbalised_confidence", "stated_confidence"):
+        with pytest.raises(InputError, match="scores no recorded reply of 'small' by"):
+            Route({"policy": policy, "budget": 1.0}, three, models)
+
+
+@pytest.mark.parametrize(
+    ("slug", "options", "said"),
+    [
+        ("orchestra_llm", {"k": "zero"}, "Option 'k' of 'orchestra_llm' is 'zero': input should be a valid integer"),
+        ("route_llm", {"kind": "foo"}, "should be 'similarity', 'matrix'"),
+        ("tryage", {"penalties": 3}, "valid dictionary"),
+        ("smoothie", {"embedder": "x"}, "takes a part, which only Python can give"),
+        ("frugal_gpt", {"length": 1}, "length is 1: give at least 2"),
+        ("zooter", {"temperature": 0}, "temperature 0: give"),
+        ("zooter", {"smoothing": 2.0}, "smoothing is 2"),
+    ],
+)
+def test_options_are_read_as_the_method_takes_them(three, slug, options, said):
+    with pytest.raises(InputError, match=said):
+        make_policy(slug, three, options=options)
+
+
+@pytest.mark.parametrize(
+    ("slug", "n_calls"), [("automix", 3), ("chain_of_verification", 5), ("query_level_uncertainty", 1)]
+)
+def test_the_calls_of_a_scorer_are_paid_for(three, slug, n_calls):
+    live = {"small": Sees("small")}
+    policy = make_policy(slug, three, live=live, options={"n_samples": 3} if slug == "automix" else {}).fit(three)
+    at = 0.5 if slug == "query_level_uncertainty" else (0.5,)
+    spent, small = policy.run(three, at).costs(three), 0.001
+    assert spent.max() == pytest.approx(0.01 + n_calls * small + (0 if slug == "query_level_uncertainty" else small))
+    assert spent.min() == pytest.approx(small + n_calls * small) or spent.min() == spent.max()
+
+
+def test_what_is_accepted_unseen_is_not_verified(three):
+    models = {name: Says(name) for name in three.models}
+    asked = {"policy": "automix", "budget": 1.0, "chosen": (float("-inf"),), "options": {"planned": False}}
+    route = Route(asked, three, models)
+    models["small"].asked.clear()
+    assert route.generate([Request.of("x")])[0].model == "small"
+    assert models["small"].asked == ["x"]
+
+
+def test_a_head_leaves_tools_to_the_large_model(labelled):
+    large = Says("large")
+    route = Route(
+        {"policy": "selective_query", "budget": 1.0, "chosen": 0.0}, labelled, {"small": large, "large": large}
+    )
+    asked = Request.of(labelled.queries[0])
+    replies = route.generate([asked, asked.replace(extra={"tools": [{"type": "function"}]})])
+    assert [reply.model for reply in replies] == ["head", "large"]
 
 
 def test_a_folder_without_a_route_is_named(tmp_path):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pilotfish.errors import InputError, NotFittedError
+from pilotfish.errors import InputError, ModelError, NotFittedError
+from pilotfish.models.fake import FakeModel
 from pilotfish.page import Series, chart
 from pilotfish.route.certify import certify, loss_p_value, spend_upper
 from pilotfish.route.compare import compare
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy, TableGate
 from pilotfish.route.deploy import Gate, deploy, serve, setting_within
+from pilotfish.route.explain import explain
 from pilotfish.route.policies import (
     AlwaysPolicy,
     CascadePolicy,
@@ -23,6 +26,7 @@ from pilotfish.route.policies import (
     RoutePolicy,
     prices,
 )
+from pilotfish.route.router import Candidate
 from pilotfish.rules import Threshold
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality
@@ -30,7 +34,7 @@ from pilotfish.scorers.costs import CostModel, PerCost
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
-from pilotfish.types import Request
+from pilotfish.types import Message, Request
 
 ORDER = ("small", "large")
 MAKERS = [
@@ -76,13 +80,16 @@ def test_both_ends_of_a_cascade_are_reached(table):
     assert (policy.run(calibrate, settings[0]).answered == 0).all()
     last = policy.run(calibrate, settings[-1])
     assert (last.answered == 1).all()
-    np.testing.assert_allclose(last.costs(calibrate), 0.011)
+    # An answer that is never kept is not asked for, on a table and in service.
+    np.testing.assert_allclose(last.costs(calibrate), 0.01)
+    models = {name: FakeModel(name, name=name) for name in ORDER}
+    assert [reply.model for reply in serve(policy, settings[-1], models).generate([Request.of("x")])] == ["large"]
+    assert not models["small"].calls
 
 
 def test_samples_are_paid_for(three):
     policy = CascadePolicy("c", ("small", "large"), (Agreement(),), samples_of=("middle",))
-    choice = policy.run(three, (float("inf"),))
-    np.testing.assert_allclose(choice.costs(three), 0.014)
+    np.testing.assert_allclose(policy.run(three, (2.0,)).costs(three), 0.014)
 
 
 def test_three_stages_search_thresholds_together(three):
@@ -206,6 +213,18 @@ def test_scores_that_leak_are_warned_of():
     table = ReplyTable.of(queries, {"small": small, "large": large}, {"small": 0.1, "large": 0.2})
     report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.2)
     assert any("give the labels away" in said for said in report.warnings)
+    # One model is nearly always right: knowing the scores saves cost, not quality.
+    table = ReplyTable.of(queries, {"small": small, "large": np.arange(900) % 99 > 0}, {"small": 0.1, "large": 0.9})
+    report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.9)
+    assert any("give the labels away" in said for said in report.warnings)
+    honest = replace(table, queries=tuple(f"number {i}" for i in range(900)))
+    report = compare(honest, [RoutePolicy("no leak", KernelQuality())], budget=0.9)
+    assert not any("give the labels away" in said for said in report.warnings)
+
+
+def test_penalties_are_put_on_models_of_the_table(table):
+    with pytest.raises(InputError, match="no model 'nobody'"):
+        RoutePolicy("penalised", KernelQuality(), penalties={"nobody": 1.0}).fit(table)
 
 
 def test_ties_go_to_the_cheaper_model():
@@ -270,6 +289,54 @@ def test_gate_sends_what_has_no_score_to_the_strong_model(says):
 
     gate = Gate(says("weak"), says("strong"), Nothing(), Threshold(float("-inf")))
     assert gate.generate([Request.of("x")])[0].model == "strong"
+
+
+def test_gates_and_blenders_do_without_a_model_that_fails(table, says):
+    class Sure:
+        def score(self, items):
+            return np.ones(len(items))
+
+    broken = FakeModel(lambda request: ModelError("Gone.") if "a" in request.prompt else "here")
+    replies = Gate(broken, says("strong"), Sure(), Threshold(0.5)).generate([Request.of("a"), Request.of("b")])
+    assert [reply.model for reply in replies] == ["strong", "fake"]
+    assert "weak model failed (ModelError), strong model" in replies[0].reason
+    ranker = PairRanker().fit(["q"] * 4, [["= 1 sure", "= 2 perhaps"]] * 4, np.array([[1.0, 0.0]] * 4))
+    assert [r.model for r in Blender([broken, says("b")], ranker).generate([Request.of("a")])] == ["b"]
+    with pytest.raises(ModelError, match="Gone"):
+        Blender([broken, broken], ranker).generate([Request.of("a")])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        GatePolicy("gate", "small", "large", TableGate(KernelQuality())),
+        CascadePolicy("cascade", ("small", "large"), (AnswerQuality(),)),
+        RoutePolicy("route", KernelQuality()),
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_limits_hold_for_every_kind_of_policy(policy, table, says):
+    models = {name: says(name) for name in table.models}
+    setting = {"gate": float("-inf"), "cascade": (float("-inf"),), "route": 1e6}[policy.name]
+    served = serve(policy.fit(table), setting, models, [Candidate("small", context=20, tools=False, images=False)])
+    request = Request.of("who wrote the old book 7")
+    tools = request.replace(extra={"tools": [{"type": "function"}]})
+    picture = Request((Message("user", ({"type": "image_url", "image_url": {"url": "x"}},)),))
+    asked = [request, tools, picture, request.replace(max_tokens=100), Request.of("who " * 40)]
+    assert [reply.model for reply in served.generate(asked)] == ["small"] + ["large"] * 4
+    assert models["small"].asked == [request.prompt]
+
+
+def test_what_the_weak_model_cannot_take_is_not_scored(says):
+    class Asks:
+        def score(self, items):
+            assert not any(item.extra for item in items)
+            return np.ones(len(items))
+
+    gate = Gate(says("s"), says("l"), Asks(), Threshold(0.5), "s", "l", Candidate("s", tools=False))
+    asked = [Request.of("x"), Request.of("y", extra={"tools": [{}]}), Request.of("z")]
+    assert [reply.model for reply in gate.generate(asked)] == ["s", "l", "s"]
+    assert explain(gate, asked[1]).reason == "l answers: the prompt has no score, or is not one that s can take."
 
 
 def test_blender_ranks_sums_and_fuses(table, says):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.errors import ContextLengthError, InputError, UpstreamError
+from pilotfish.models.fake import FakeModel
 from pilotfish.route.router import Candidate, Router
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
@@ -28,6 +29,16 @@ def test_routes_in_order_with_reasons(router):
     assert router.generate([]) == []
 
 
+def test_the_next_best_answers_where_a_model_fails(table, says):
+    broken = FakeModel(lambda request: UpstreamError("Gone.") if "book 7" in request.prompt else "x", name="x-2026")
+    router = Router.fit({"small": broken, "large": says("large")}, table, price=20.0)
+    replies = router.generate([BOOK, SUM, Request.of("who wrote the old book 8")])
+    assert [reply.model for reply in replies] == ["large", "large", "small"]
+    assert replies[0].reason.startswith("small failed (UpstreamError); router: large predicted")
+    with pytest.raises(UpstreamError, match="Gone"):
+        Router.fit({"small": broken, "large": broken}, table).generate([BOOK])
+
+
 def test_context_tools_and_images_rule_models_out(table, says):
     models = {"small": says("small"), "large": says("large")}
     narrow = [Candidate("small", context=20, tools=False, images=False)]
@@ -43,13 +54,18 @@ def test_context_tools_and_images_rule_models_out(table, says):
 
 def test_a_warm_cache_is_worth_staying_for(table, says):
     models = {"small": says("small"), "large": says("large")}
-    # A dollar is worth 20 points; the history of 10,000 tokens is 0.1 dollars dearer when read afresh.
-    warm = [Candidate("large", price_in=10.0, price_cached=1.0)]
-    router = Router.fit(models, table, price=20.0, candidates=warm)
+    # The history of 10,000 tokens costs the small model 0.08 dollars, the large one 0.1 dollars afresh and 0.01 warm.
+    prices = [Candidate("small", price_in=8.0, price_cached=8.0), Candidate("large", price_in=10.0, price_cached=1.0)]
+    router = Router.fit(models, table, price=20.0, candidates=prices)
     router.cost.lines_ = np.array([[0.0, 0.01], [0.0, 0.06]])
     talk = (Message("user", "x" * 35_000), Message("assistant", "y"), Message("user", BOOK.prompt))
     assert router.generate([Request(talk)])[0].model == "small"
-    assert router.generate([Request(talk, metadata={"answered_by": "large"})])[0].model == "large"
+    warm = Request(talk, metadata={"answered_by": "large"})
+    assert router.generate([warm])[0].model == "large"
+    np.testing.assert_allclose(router.weigh([Request(talk), warm])[1], [[0.09, 0.16], [0.09, 0.07]], atol=1e-5)
+    instructed = Request((Message("system", "x" * 3500), Message("user", BOOK.prompt)))
+    cached = instructed.replace(metadata={"answered_by": "large"})
+    np.testing.assert_allclose(router.weigh([instructed, cached])[1], [[0.01, 0.06], [0.01, 0.051]])
 
 
 def test_a_model_is_added_from_few_labels_and_nothing_else_changes(router, says):

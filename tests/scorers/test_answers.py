@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.models.fake import FakeModel
 from pilotfish.scorers.agreement import Agreement, OutputAgreement, triplet_quality, vote
 from pilotfish.scorers.answers import (
     AnswerQuality,
+    AskedConfidence,
     CalibratedConfidence,
     ExpectedWork,
     MeanLogProb,
@@ -29,7 +31,7 @@ from pilotfish.scorers.verification import (
     SelfVerification,
     option_probabilities,
 )
-from pilotfish.types import Exchange, Reply, Request, TokenLogProb
+from pilotfish.types import Exchange, Message, Reply, Request, TokenLogProb
 
 
 class Says:
@@ -264,3 +266,24 @@ def test_option_set_size_prefers_sure_requests():
     scorer = OptionSetSize(model, ["A", "B"], delta=0.5).fit([Request.of("easy")] * 3, [0, 0, 0])
     sure, unsure = scorer.score([Request.of("easy"), Request.of("hard")])
     assert sure > unsure
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "answer"),
+    [
+        ("4.\n\n**Confidence: 85%**", 0.85, "4."),
+        ("4 (confidence: 0.6)", 0.6, "4"),
+        ("The probability is 0.25.", 0.25, "The probability is 0.25."),
+        ("My confidence 40% was low, so I looked it up: 7", 0.4, "My confidence 40% was low, so I looked it up: 7"),
+    ],
+)
+def test_a_stated_confidence_is_taken_off_the_end_only(text, value, answer):
+    assert VerbalisedConfidence.read(text) == (value, answer)
+
+
+def test_a_system_message_of_parts_gets_the_instruction_too():
+    model = FakeModel("4. Confidence: 85%")
+    system = Message("developer", ({"type": "text", "text": "Be short."},))
+    AskedConfidence(model).generate([Request((system, Message("user", "2+2?"))), Request.of("2+2?")])
+    assert [call.system.partition("After")[0] for call in model.calls] == ["Be short.\n", ""]
+    assert [call.prompt for call in model.calls] == ["2+2?"] * 2

@@ -11,8 +11,12 @@ from pilotfish.cli.options import options, pairs
 from pilotfish.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pilotfish.protocols import Model
-    from pilotfish.route.router import Router
+    from pilotfish.route.explain import Explanation
+    from pilotfish.traffic.table import ReplyTable
+    from pilotfish.types import Reply, Request
 
 __all__ = ["app"]
 
@@ -31,10 +35,27 @@ Options = Annotated[
 
 
 class _Absent:
-    """Stands for a model that is not asked while decisions are explained."""
+    """Stands for a model that is not there to be asked: it says what was recorded, and fails on all else.
 
-    def generate(self, requests: object) -> list[object]:  # noqa: ARG002 - the shape of a model
-        raise ModelError("This model is only named here and cannot answer: serve the router to ask it.")
+    Parameters
+    ----------
+    name : str
+        The model's.
+    recorded : mapping of str to str
+        Answers by prompt.
+    """
+
+    def __init__(self, name: str, recorded: Mapping[str, str]) -> None:
+        self.name = name
+        self.recorded = recorded
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        from pilotfish.types import Reply
+
+        for request in requests:
+            if request.prompt not in self.recorded:
+                raise ModelError(f"Model {self.name!r} is only named here: give --model {self.name}=SOURCE to ask it.")
+        return [Reply(self.recorded[request.prompt], self.name) for request in requests]
 
 
 def _live(given: list[str] | None) -> dict[str, Model]:
@@ -45,16 +66,33 @@ def _live(given: list[str] | None) -> dict[str, Model]:
     return {name: GGUFModel(source) for name, source in pairs(given, "--model").items()}
 
 
-def _router(path: Path) -> Router:
-    import json
-
-    from pilotfish.files import read_arrays
+def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[str, Model]) -> Explanation:
+    """Load what 'pilotfish route fit' wrote, a router's file or a route's folder, and explain its decision."""
+    from pilotfish.methods.build import Route
+    from pilotfish.route.explain import explain
     from pilotfish.route.router import Router
+    from pilotfish.types import Request
 
-    with read_arrays(path, "router") as file:
-        names = [c["name"] for c in json.loads(file["about"].tobytes())["candidates"]]
-    absent = dict.fromkeys(names, _Absent())
-    return Router.load(path, absent)  # type: ignore[arg-type]
+    if path.is_dir():
+        settings, table = Route.read(path)
+        recorded = {name: _recorded(table, name) for name in table.models}
+    else:
+        recorded = {candidate.name: {} for candidate in Router.candidates_in(path)}
+    for name, text in said.items():
+        if name not in recorded:
+            raise InputError(f"--reply names {name!r}, which {path} does not ask: give one of {', '.join(recorded)}.")
+        recorded[name][prompt] = text
+    models: dict[str, Any] = {**{name: _Absent(name, replies) for name, replies in recorded.items()}, **live}
+    request = Request.of(prompt)
+    if path.is_dir():
+        return Route(settings, table, models).explain(request)
+    return explain(Router.load(path, models), request)
+
+
+def _recorded(table: ReplyTable, model: str) -> dict[str, str]:
+    column = table.column(model)
+    rows = zip(table.queries, table.replies, strict=bool(table.replies))
+    return {query: reply for query, row in rows if (reply := row[column]) is not None}
 
 
 @app.command()
@@ -82,7 +120,7 @@ def fit(
     settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": options(option)}
     if level is not None:
         settings["level"] = level
-    models: dict[str, Any] = {**dict.fromkeys(read.models, _Absent()), **_live(model)}
+    models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model)}
     route = Route(settings, read, models)
     if policy == "kernel_router" and isinstance(route.model, Router):
         route.model.save(out)
@@ -97,6 +135,27 @@ def fit(
         f"Wrote {out}: {quality:.3f} at ${cost:.3g} per query on {route.n_calibrate} queries it was not fitted on. "
         "The setting was chosen on them: 'pilotfish route compare' measures on fresh ones."
     )
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="the new model, by its name in the table")],
+    table: Table,
+    router: Annotated[Path, typer.Option("--router", "-r", help="file written by 'pilotfish route fit'")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; the router's own by default")] = None,
+) -> None:
+    """Add a model to a saved router from 5 to 50 scored queries, without fitting the rest anew."""
+    from pilotfish.cli.output import console
+    from pilotfish.route.router import Router
+    from pilotfish.traffic.table import ReplyTable
+
+    if router.is_dir():
+        raise InputError(f"--router is {router}, a folder: add the model to its table and fit the policy anew.")
+    models: dict[str, Any] = {known.name: _Absent(known.name, {}) for known in Router.candidates_in(router)}
+    loaded = Router.load(router, models)
+    loaded.add_model(name, _Absent(name, {}), ReplyTable.from_jsonl(table))
+    loaded.save(out or router)
+    console.print(f"Wrote {out or router}: it routes to {', '.join(loaded.names)}.")
 
 
 @app.command()
@@ -138,8 +197,8 @@ def compare(
         grid.add_row(
             row.name,
             _shown(row.quality, ".3f"),
-            f"{_shown(row.low, '.3f')} to {_shown(row.high, '.3f')}",
-            _shown(row.cost, ".3g", "$"),
+            f"{row.low:.3f} to {row.high:.3f}" if row.within_budget else "above budget",
+            _shown(row.cost if row.within_budget else row.least_cost, ".3g", "$"),
             _shown(row.recovered, ".2f"),
             "-" if kept is None else f"{kept:.0%}",
         )
@@ -157,24 +216,35 @@ def compare(
 @app.command()
 def explain(
     prompt: Annotated[str, typer.Argument(help="the prompt to route")],
-    router: Annotated[Path, typer.Option("--router", "-r", help="file written by 'pilotfish route fit'")],
+    router: Annotated[Path, typer.Option("--router", "-r", help="file or folder written by 'pilotfish route fit'")],
+    reply: Annotated[
+        list[str] | None, typer.Option("--reply", help="NAME=TEXT: what a model answers, where the decision needs it")
+    ] = None,
+    model: Live = None,
 ) -> None:
-    """Show what a saved router expects of every model on a prompt, and which one it would ask."""
+    """Show what a saved policy makes of every model on a prompt, which one it would choose, and why."""
     from rich.table import Table as Grid
 
     from pilotfish.cli.output import console
-    from pilotfish.types import Request
 
-    loaded = _router(router)
-    scores, costs = loaded.predict([prompt])
-    [(_, reason)] = loaded.decide([Request.of(prompt)])
+    told = _explained(router, prompt, pairs(reply, "--reply"), _live(model))
+    columns = {
+        "score": [_shown(row.score, ".4g") for row in told.rows],
+        "needs": [_shown(row.needs, ".4g") for row in told.rows],
+        "expected cost": [_shown(row.cost, ".3g", "$") for row in told.rows],
+        "score minus price": [_shown(row.value, ".4g") for row in told.rows],
+        "answered": [_shown(row.share, ".0%") for row in told.rows],
+    }
+    shown = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
     grid = Grid("model", box=None, pad_edge=False, header_style="bold")
-    for name in ("predicted score", "predicted cost", "score minus price"):
+    for name in shown:
         grid.add_column(name, justify="right")
-    for name, score, cost in zip(loaded.names, scores[0], costs[0], strict=True):
-        grid.add_row(name, f"{score:.3f}", f"${cost:.3g}", f"{score - loaded.price * cost:.3f}")
+    grid.add_column("here")
+    for k, row in enumerate(told.rows):
+        grid.add_row(row.model, *(cells[k] for cells in shown.values()), row.verdict)
     console.print(grid)
-    console.print(reason)
+    console.print(told.rule)
+    console.print(told.reason)
 
 
 def _shown(value: float, form: str, before: str = "") -> str:

@@ -20,6 +20,7 @@ from pilotfish.gateway.keys import REFRESH_SECONDS
 from pilotfish.gateway.local import LocalModels, make_models
 from pilotfish.gateway.metrics import CONTENT_TYPE, Metrics
 from pilotfish.gateway.proxy import Proxy
+from pilotfish.gateway.routes import ServedRoute, fit_in_background
 from pilotfish.gateway.shapes import error_body
 from pilotfish.gateway.upstream import Near, Transport, Upstream
 from pilotfish.traffic import Answerer, PatternMasker, TrafficLog
@@ -65,6 +66,7 @@ class Gateway:
         self._proxy: Proxy | None = None
         self._log: TrafficLog | None = None
         self._checks: Checks | None = None
+        self._routes: list[ServedRoute] = []
         self._chores: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,6 +149,8 @@ class Gateway:
         if not self.config.models and not self.config.routes:
             return None
         models = make_models(self.config)
+        self._routes = [model for model in models.values() if isinstance(model, ServedRoute)]
+        fit_in_background(self._routes)
         return lambda beyond: LocalModels(models, beyond)
 
     def _written(self, calls: Any) -> None:
@@ -192,11 +196,14 @@ class Gateway:
         assert self._log is not None, "the application was not started"
         failure = self._log.failure
         breaker = self._proxy.upstream.breaker
-        body = {
-            "status": "ok" if failure is None and not breaker.is_open else "degraded",
+        fine = failure is None and not breaker.is_open and not any(route.failed for route in self._routes)
+        body: dict[str, Any] = {
+            "status": "ok" if fine else "degraded",
             "log": "ok" if failure is None else str(failure),
             "upstream": "left alone after failures" if breaker.is_open else "ok",
         }
+        if self._routes:
+            body["routes"] = {route.name: route.state for route in self._routes}
         return 503 if failure is not None and self.config.log.refuses else 200, orjson.dumps(body)
 
     def _gauge(self) -> None:

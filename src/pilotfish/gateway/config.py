@@ -17,6 +17,7 @@ __all__ = [
     "FusionConfig",
     "GatewayConfig",
     "KeyConfig",
+    "LimitsConfig",
     "LogConfig",
     "ModelConfig",
     "PriceConfig",
@@ -310,6 +311,22 @@ class ModelConfig(_Section):
         return self
 
 
+class LimitsConfig(_Section):
+    """What a model of a route cannot take; it is not asked that.
+
+    Parameters
+    ----------
+    context : int or None
+        Longest conversation with its reply, in tokens.
+    tools, images : bool
+        Whether it takes tool definitions and images.
+    """
+
+    context: Annotated[int, Field(ge=1)] | None = None
+    tools: bool = True
+    images: bool = True
+
+
 class RouteConfig(_Section):
     """A policy that answers under the section's name, by choosing among models.
 
@@ -321,21 +338,37 @@ class RouteConfig(_Section):
         Recorded replies (JSON lines) that it is fitted on when the gateway starts.
     budget : str
         What it may spend, such as ``2usd/1k``.
+    level : float or None
+        Serve the cheapest setting that is certified to lose no more score than this against the last model.
     models : list of str
         From first to last; the table's from the cheapest to the dearest unless given. A name of ``[models]`` is a local
         model, any other is asked for at the endpoint.
     options : dict
         Further arguments of the method.
-    level : float or None
-        Serve the cheapest setting that is certified to lose no more score than this against the last model.
+    saved : Path or None
+        The file or folder that ``pilotfish route fit`` wrote, in the place of all of the above.
+    limits : dict of str to LimitsConfig
+        What models cannot take, by name. A GGUF model's context is its ``n_ctx``, and it takes no images, unless given.
     """
 
-    policy: Annotated[str, Field(min_length=1)]
-    table: Path
-    budget: str
+    policy: str | None = None
+    table: Path | None = None
+    budget: str | None = None
     level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     models: list[str] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
+    saved: Path | None = None
+    limits: dict[str, LimitsConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        given = [name for name in ("policy", "table", "budget", "level", "models", "options") if getattr(self, name)]
+        if self.saved is not None and given:
+            raise ValueError(f"saved goes without {given[0]}: remove either")
+        missing = [name for name in ("policy", "table", "budget") if not getattr(self, name)]
+        if self.saved is None and missing:
+            raise ValueError(f"{missing[0]} is missing: give policy, table and budget, or saved")
+        return self
 
 
 class KeyConfig(_Section):

@@ -60,6 +60,7 @@ class Exchange:
     complete: bool = True
     recorded: bool = False
     finished: float = 0.0
+    cost: float = 0.0
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
         self.started = time.perf_counter()
@@ -169,7 +170,7 @@ class Exchange:
             latency=(self.finished or time.perf_counter()) - self.started,
             prompt_tokens=usage[0],
             completion_tokens=usage[2],
-            cost=0.0 if self.local else cost_of(prices, (self.model, str(body.get("model"))), usage),
+            cost=0.0 if self.local else self.cost or cost_of(prices, (self.model, str(body.get("model"))), usage),
             key_id=self.key_id,
             stream=self.stream,
             complete=complete,

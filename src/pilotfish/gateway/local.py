@@ -14,15 +14,22 @@ from typing import Any
 
 import orjson
 
-from pilotfish.errors import ContextLengthError, InputError, ModelError, PilotfishError, UpstreamError
-from pilotfish.gateway.config import GatewayConfig, ModelConfig, RouteConfig
+from pilotfish.errors import (
+    ContextLengthError,
+    InputError,
+    ModelError,
+    PilotfishError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
+from pilotfish.gateway.config import GatewayConfig, ModelConfig
 from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_body
 from pilotfish.gateway.upstream import Transport, UpstreamReply
 from pilotfish.gateway.wire import Headers
 from pilotfish.protocols import Model
 from pilotfish.types import Reply, Request
 
-__all__ = ["LocalModels", "make_models"]
+__all__ = ["LocalModels", "LocalReply", "make_models"]
 
 _MOST_CHOICES = 128
 _JSON = ((b"content-type", b"application/json"),)
@@ -36,14 +43,21 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
     Raises
     ------
     InputError
-        When a route's policy or table is wrong, or its budget cannot be kept; when a model's draft or fusion is wrong.
+        When a route's policy, table or budget is wrong; when a model's draft or fusion is wrong.
     """
     loaded: dict[Any, Any] = {}  # sections that name the same model share its weights
     models: dict[str, Model] = {name: _make_model(name, c, loaded) for name, c in config.models.items()}
-    made = dict(models)
-    for name, route in config.routes.items():
-        made[name] = _make_route(route, models, config)
-    return made
+    if config.routes:
+        from pilotfish.gateway.routes import make_route
+
+        routes: dict[str, Model] = {}
+        for name, route in config.routes.items():
+            try:
+                routes[name] = make_route(name, route, models, config)
+            except InputError as error:
+                raise InputError(f"In routes.{name}: {error}") from error
+        models |= routes
+    return models
 
 
 def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model:
@@ -60,21 +74,6 @@ def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model
     from pilotfish.models.gguf import GGUFModel
 
     return GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
-
-
-def _make_route(route: RouteConfig, models: Mapping[str, Model], config: GatewayConfig) -> Model:
-    from pilotfish.methods.build import make_route
-    from pilotfish.models.openai import OpenAIModel
-    from pilotfish.traffic.table import ReplyTable
-
-    key = config.upstream.api_key
-    names = route.models or ReplyTable.from_jsonl(route.table).models
-    answering = {
-        name: models.get(name)
-        or OpenAIModel(name, config.upstream.base_url, key.get_secret_value() if key is not None else None)
-        for name in names
-    }
-    return make_route(route.model_dump(), answering)
 
 
 class LocalModels:
@@ -135,14 +134,17 @@ class LocalModels:
             else:
                 replies = await loop.run_in_executor(self._threads, model.generate, requests)
         except Exception as error:  # noqa: BLE001 - whatever a model fails with is told in the form of an endpoint
-            return _Whole(*_refusal(error))
+            return LocalReply(*_refusal(error))
         finally:
             left.set()
         replies = [reply.replace(model=name) for reply in replies]
         call_id, now = secrets.token_hex(12), time.time()
         if data.get("stream"):
-            return _Whole(200, completion_stream(call_id, now, name, *replies, with_usage=with_usage), _SSE)
-        return _Whole(200, orjson.dumps(completion(call_id, now, name, *replies)))
+            body = completion_stream(call_id, now, name, *replies, with_usage=with_usage)
+        else:
+            body = orjson.dumps(completion(call_id, now, name, *replies))
+        cost = sum(reply.usage.cost for reply in replies)
+        return LocalReply(200, body, _SSE if data.get("stream") else _JSON, replies[0].reason, cost)
 
     async def _list(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
         own = [{"id": name, "object": "model", "created": 0, "owned_by": "pilotfish"} for name in self.models]
@@ -157,15 +159,38 @@ class LocalModels:
                 others = list(orjson.loads(b"".join(parts)).get("data", []))
         except (UpstreamError, orjson.JSONDecodeError):
             others = []
-        return _Whole(200, orjson.dumps({"object": "list", "data": [*own, *others]}))
+        return LocalReply(200, orjson.dumps({"object": "list", "data": [*own, *others]}))
 
 
-class _Whole:
-    """A reply that is there at once."""
+class LocalReply:
+    """A reply that is there at once.
 
-    def __init__(self, status: int, body: bytes, raw_headers: Sequence[tuple[bytes, bytes]] = _JSON) -> None:
+    Parameters
+    ----------
+    status : int
+        The HTTP status.
+    body : bytes
+        The whole body.
+    raw_headers : sequence of pairs of bytes
+        The headers.
+    reason : str
+        Why this model answered, where one was chosen.
+    cost : float
+        US dollars that everything asked for it took, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes,
+        raw_headers: Sequence[tuple[bytes, bytes]] = _JSON,
+        reason: str = "",
+        cost: float = 0.0,
+    ) -> None:
         self.status = status
         self.raw_headers = raw_headers
+        self.reason = reason
+        self.cost = cost
         self._body = body
 
     async def read_some(self) -> bytes:
@@ -196,7 +221,7 @@ class _Streamed:
         self._texts = texts
         self._with_usage = with_usage
         self._loop = asyncio.get_running_loop()
-        self._parts: asyncio.Queue[bytes | _Whole] = asyncio.Queue()
+        self._parts: asyncio.Queue[bytes | LocalReply] = asyncio.Queue()
         self._left = threading.Event()
         self._first = b""
         self._head = {
@@ -215,7 +240,7 @@ class _Streamed:
                 begun = True
         except Exception as error:  # noqa: BLE001 - told to the client, as in a reply that is not streamed
             status, body = _refusal(error)
-            self._put(b"data: " + body + b"\n\n" if begun else _Whole(status, body))
+            self._put(b"data: " + body + b"\n\n" if begun else LocalReply(status, body))
         finally:
             close = getattr(self._texts, "close", None)
             if close is not None:
@@ -229,7 +254,7 @@ class _Streamed:
         except asyncio.CancelledError:
             self.close()
             raise
-        if isinstance(first, _Whole):
+        if isinstance(first, LocalReply):
             return first
         self._first = first
         return self
@@ -264,7 +289,7 @@ class _Streamed:
         usage = {"usage": None} if self._with_usage else {}
         return b"data: " + orjson.dumps({**self._head, "choices": [choice], **usage}) + b"\n\n"
 
-    def _put(self, part: bytes | _Whole) -> None:
+    def _put(self, part: bytes | LocalReply) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
@@ -301,6 +326,9 @@ def _refusal(error: Exception) -> tuple[int, bytes]:
         return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
     if isinstance(error, InputError):
         return 400, error_body(str(error), "invalid_request_error", None)
+    if isinstance(error, UpstreamError):
+        status = error.status or (504 if isinstance(error, UpstreamTimeoutError) else 502)
+        return status, error_body(str(error), "upstream_error", "upstream_failed")
     if not isinstance(error, PilotfishError):
         _logger.error("A local model failed.", exc_info=error)
         error = ModelError(f"The model failed with {type(error).__name__}: the gateway's log says more.")

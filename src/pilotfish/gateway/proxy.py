@@ -14,6 +14,7 @@ from pilotfish.errors import InputError, LogError, UpstreamError, UpstreamTimeou
 from pilotfish.gateway.admission import CHAT, CHECKED, CLIENT_LEFT, Admission, Receive, Refused, Scope, Send, respond
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.exchange import Exchange, cost_of, decompressor
+from pilotfish.gateway.local import LocalReply
 from pilotfish.gateway.metrics import Metrics
 from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_of, why_not_local
 from pilotfish.gateway.students import Students
@@ -180,6 +181,9 @@ class Proxy:
         else:
             if fallback is None or reply.status not in FALLEN_BACK:
                 exchange.answered_by = UPSTREAM
+                if isinstance(reply, LocalReply):
+                    exchange.reason = "; ".join(filter(None, (exchange.reason, reply.reason)))
+                    exchange.cost = reply.cost
                 return reply
             why = f"status {reply.status}"
             reply.close()

@@ -111,7 +111,7 @@ def completion(call_id: str, created: float, asked: str, *replies: Reply) -> dic
         "choices": [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": reply.text, "refusal": None, **reply.extra},
+                "message": {"role": "assistant", "content": _content(reply), "refusal": None, **reply.extra},
                 "logprobs": _log_probs(reply),
                 "finish_reason": reply.finish_reason,
             }
@@ -142,6 +142,10 @@ def completion_stream(call_id: str, created: float, asked: str, *replies: Reply,
         events = [{**event, "usage": None} for event in events]
         events.append({**head, "choices": [], "usage": usage_body(*replies)})
     return b"".join([b"data: " + orjson.dumps(event) + b"\n\n" for event in events]) + b"data: [DONE]\n\n"
+
+
+def _content(reply: Reply) -> str | None:
+    return None if reply.extra.get("tool_calls") and not reply.text else reply.text
 
 
 def _numbered(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,9 +224,12 @@ def _add_choice(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
     whole.setdefault("index", part.get("index", 0))
     for name, value in part.items():
         if name == "delta" and isinstance(value, dict):
-            _merge(whole.setdefault("message", {}), value)
+            if not isinstance(whole.get("message"), dict):
+                whole["message"] = {}
+            _merge(whole["message"], value)
         elif name == "text" and isinstance(value, str):
-            whole["text"] = whole.get("text", "") + value
+            before = whole.get("text")
+            whole["text"] = before + value if isinstance(before, str) else value
         elif name == "logprobs" and isinstance(value, dict):
             if not isinstance(whole.get("logprobs"), dict):
                 whole["logprobs"] = {}

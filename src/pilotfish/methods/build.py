@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.files import replacing
 from pilotfish.methods import cards, find
+from pilotfish.methods.options import read_option
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
 from pilotfish.route.deploy import in_service, serve, setting_within
+from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
 from pilotfish.route.router import Candidate
+from pilotfish.scorers.costs import CostModel
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Reply, Request
 
-__all__ = ["Route", "make_policy", "make_route", "parse_budget", "policies_without_models"]
+__all__ = ["Route", "by_cost", "check_route", "make_policy", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
 _LIVE = ("weak", "verifier", "sampler")
@@ -94,6 +98,7 @@ def make_policy(
     unknown = sorted(set(given) - set(parameters))
     if unknown:
         raise InputError(f"Method {slug!r} has no option {unknown[0]!r}: it takes {', '.join(parameters) or 'none'}.")
+    given = {name: read_option(slug, name, value, card.make) for name, value in given.items()}
     if "models" in parameters:
         given.setdefault("models", order)
     for name in _LIVE:
@@ -175,6 +180,8 @@ class Route:
         Mean score and dollars per query on the quarter of the table the choice was made on.
     n_calibrate : int
         Queries of that quarter.
+    shares : dict of str to float
+        Share of them that each model answered; a trained head goes by the policy's name.
 
     Raises
     ------
@@ -198,19 +205,11 @@ class Route:
         models: Mapping[str, Model],
         candidates: Sequence[Candidate] = (),
     ) -> None:
-        _check_fields(settings, {"policy", "budget"})
-        names = tuple(settings.get("models", ()))
-        self.table = table.of_models(names) if names else table
-        options, seed = dict(settings.get("options", {})), int(settings.get("seed", 0))
-        policy = make_policy(str(settings["policy"]), self.table, models=names, live=models, options=options)
-        budget = settings["budget"]
-        budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
-        complete = self.table.complete()
-        # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
-        if not isinstance(policy, HeadPolicy):
-            refuse_no_choice(complete, budget)
-        fit, calibrate = complete.split((0.75, 0.25), seed=seed)
-        policy = in_service(policy).fit(fit)
+        plan = _planned(settings, table, models)
+        self.table, seed, options = plan.table, int(settings.get("seed", 0)), dict(settings.get("options", {}))
+        names, budget = plan.names, plan.budget
+        fit, calibrate = plan.complete.split((0.75, 0.25), seed=seed)
+        policy = in_service(plan.policy).fit(fit)
         level = settings.get("level")
         if "chosen" in settings:
             chosen = _as_tuples(settings["chosen"])
@@ -221,6 +220,10 @@ class Route:
         choice, calibrate = policy.run(calibrate, chosen), calibrate.complete()
         self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
         self.n_calibrate = calibrate.n_queries
+        answering = dict(enumerate(self.table.models))
+        if isinstance(policy, HeadPolicy):
+            answering[-1] = policy.name
+        self.shares = {name: float((choice.answered == j).mean()) for j, name in answering.items()}
         self.model = serve(policy, chosen, models, candidates)
         self.settings: dict[str, Any] = {
             "policy": str(settings["policy"]),
@@ -235,6 +238,15 @@ class Route:
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
         return self.model.generate(requests)
+
+    def explain(self, request: Request) -> Explanation:
+        """Say which model the policy chooses for a request, and why; see :func:`pilotfish.route.explain.explain`.
+
+        Costs the policy does not predict are those expected by the length of the prompt.
+        """
+        costs = CostModel().fit(self.table.queries, self.table.costs).predict([request.prompt])[0]
+        known = dict.fromkeys(self.shares, 0.0) | dict(zip(self.table.models, costs.tolist(), strict=True))
+        return explain(self.model, request).with_known(known, self.shares)
 
     def save(self, folder: Path | str) -> None:
         """Write ``table.jsonl`` and ``route.json`` into a folder, which is made; the models are not saved.
@@ -263,11 +275,22 @@ class Route:
         InputError
             When the folder holds no saved route.
         """
+        return cls(*cls.read(folder), models, candidates)
+
+    @staticmethod
+    def read(folder: Path | str) -> tuple[dict[str, Any], ReplyTable]:
+        """Read a saved route's settings and table; nothing is fitted.
+
+        Raises
+        ------
+        InputError
+            When the folder holds no saved route.
+        """
         try:
-            settings = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
+            settings: dict[str, Any] = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} holds no readable route.json: name the folder of a saved route.") from error
-        return cls(settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl"), models, candidates)
+        return settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl")
 
 
 _ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen"})
@@ -300,8 +323,37 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def make_route(settings: Mapping[str, Any], models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Route:
-    """Make the route named in a configuration: the fields of :class:`Route` and ``table``, a JSONL file."""
-    _check_fields(settings, {"policy", "table", "budget"})
-    rest = {name: value for name, value in settings.items() if name != "table"}
-    return Route(rest, ReplyTable.from_jsonl(settings["table"]), models, candidates)
+def check_route(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> None:
+    """Refuse what is wrong about a route before anything is fitted; the arguments are those of :class:`Route`.
+
+    Raises
+    ------
+    InputError
+        As of :class:`Route`, but for what only fitting finds out.
+    """
+    _planned(settings, table, models)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What settings ask for, checked; nothing is fitted."""
+
+    policy: Policy
+    table: ReplyTable
+    complete: ReplyTable
+    names: tuple[str, ...]
+    budget: float
+
+
+def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> _Plan:
+    _check_fields(settings, {"policy", "budget"})
+    names = tuple(settings.get("models", ()))
+    table = table.of_models(names) if names else table
+    policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
+    budget = settings["budget"]
+    budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
+    complete = table.complete()
+    # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
+    if not isinstance(policy, HeadPolicy):
+        refuse_no_choice(complete, budget)
+    return _Plan(policy, table, complete, names, budget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 
+from pilotfish.errors import InputError
 from pilotfish.methods import method
 from pilotfish.protocols import Model, Scorer
 from pilotfish.route.certify import Certificate, certify
@@ -98,6 +99,8 @@ def frugal_ml(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> 
 )
 def frugal_gpt(models: Sequence[str], length: int = 3) -> AnyOf:
     """Learn to score answers, then search the order of up to three models and their thresholds under a budget."""
+    if length < 2:
+        raise InputError(f"length is {length}: give at least 2 models a cascade.")
     size = min(length, len(models))
     orders = [order for k in range(2, size + 1) for order in permutations(models, k)]
     return AnyOf(

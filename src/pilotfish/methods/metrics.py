@@ -8,6 +8,7 @@ from typing import Any
 
 from pilotfish.errors import InputError
 from pilotfish.methods import find
+from pilotfish.methods.options import read_option
 from pilotfish.protocols import Scorer
 from pilotfish.types import Exchange
 
@@ -53,7 +54,8 @@ def make_metrics(
         if unknown:
             takes = ", ".join(parameters) or "none"
             raise InputError(f"Metric {name!r} has no option {unknown[0]!r}: it takes {takes}.")
-        given = {k: v for k, v in (parts or {}).items() if k in parameters} | dict(own.get(name, ()))
+        given = {k: v for k, v in (parts or {}).items() if k in parameters}
+        given |= {k: read_option(name, k, v, card.make) for k, v in own.get(name, {}).items()}
         missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in given]
         if missing:
             raise InputError(f"Metric {name!r} needs --{missing[0]}: run it as '{card.command}'.")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from pilotfish.errors import InputError
 from pilotfish.methods import method
 from pilotfish.protocols import Embedder, FloatArray, Model
 from pilotfish.route.compare import Report, compare
@@ -97,6 +98,8 @@ def hybrid_llm(
 @method("zooter", paper="Lu 2023a, arXiv:2311.08692", group="routing", needs="black box", command=_COMPARE + "zooter")
 def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
     """Distil reward scores, smoothed by tags, into a router of queries."""
+    if not (0 <= smoothing <= 1 and temperature > 0):
+        raise InputError(f"smoothing is {smoothing:g} and temperature {temperature:g}: give 0 to 1, and above 0.")
 
     def target(table: ReplyTable) -> FloatArray:
         tags = TagQuality(KeywordTagger().fit(table.queries)).fit(table.queries, table.scores, table.models)

@@ -61,6 +61,16 @@ class Row:
     baseline: bool
     scores: FloatArray
 
+    @property
+    def within_budget(self) -> bool:
+        """Whether some setting keeps to the budget."""
+        return bool(np.isfinite(self.quality))
+
+    @property
+    def least_cost(self) -> float:
+        """Mean cost of the cheapest setting on the test queries."""
+        return float(self.curve.costs[0])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
@@ -260,7 +270,7 @@ def _row(
 
 
 def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, best_name: str, level: float) -> str:
-    runnable = [r for r in rows if r.name != "oracle" and np.isfinite(r.quality)]
+    runnable = [r for r in rows if r.name != "oracle" and r.within_budget]
     if not runnable:
         return f"No policy keeps to ${budget:.3g} per query on the calibration queries: raise the budget."
     winner = max(runnable, key=lambda r: r.quality)
@@ -307,17 +317,23 @@ def _warnings(table: ReplyTable, test: ReplyTable, rows: Sequence[Row], n_left_o
         )
     if float(np.nanmax(test.scores, axis=1).mean()) == 0:
         said.append("Every answer in the test table is wrong: no policy can be told from another.")
-    oracle = next((r for r in rows if r.name == "oracle"), None)
-    if oracle is not None and test.n_queries >= 100:
-        ceiling = float(oracle.curve.qualities.max())
-        single = float(test.scores.mean(axis=0).max())
-        for row in rows:
-            if (
-                not row.baseline
-                and ceiling - single > 0.02
-                and row.curve.qualities.max() > ceiling - 0.02 * (ceiling - single)
-            ):
-                said.append(
-                    f"{row.name} is as good as knowing the scores: the queries or replies may give the labels away."
-                )
+    if test.n_queries >= 100:
+        for row in _too_good(rows, float(test.scores.mean(axis=0).max())):
+            said.append(
+                f"{row.name} is as good as knowing the scores: the queries or replies may give the labels away."
+            )
     return said
+
+
+def _too_good(rows: Sequence[Row], single: float) -> list[Row]:
+    """The policies that recover all of what the oracle gains: over the best single model, or over a random mix."""
+    oracle, random = (next(row for row in rows if row.name == name) for name in ("oracle", "random"))
+    ceiling = float(oracle.curve.qualities.max())
+    measures = [(ceiling, single, [float(row.curve.qualities.max()) for row in rows])]
+    measures.append((oracle.aiq, random.aiq, [row.aiq for row in rows]))
+    return [
+        row
+        for k, row in enumerate(rows)
+        if not row.baseline
+        and any(top - low > 0.02 and values[k] > top - 0.02 * (top - low) for top, low, values in measures)
+    ]

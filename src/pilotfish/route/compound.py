@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from pilotfish.cascade import ask
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, Model
 from pilotfish.route.curves import pareto
@@ -303,6 +304,8 @@ class RankPolicy:
 class Blender:
     """A model of several: all answer, a ranker puts the answers in order, and a model fuses the first few.
 
+    A model that fails is left out; where all do, the first one's failure is raised.
+
     Parameters
     ----------
     models : sequence of Model
@@ -313,28 +316,40 @@ class Blender:
         Writes one answer from the first ``top``; left out, the first is returned.
     top : int
         Answers the fuser sees.
+    names : sequence of str
+        What explanations call the models; left out, they are numbered.
 
     References
     ----------
     Jiang et al. 2023 (LLM-Blender, arXiv:2306.02561).
     """
 
-    def __init__(self, models: Sequence[Model], ranker: PairRanker, fuser: Model | None = None, top: int = 3) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        ranker: PairRanker,
+        fuser: Model | None = None,
+        top: int = 3,
+        names: Sequence[str] = (),
+    ) -> None:
         if len(models) < 2:
             raise InputError(f"models has {len(models)}: give at least 2 to rank.")
         self.models = tuple(models)
         self.ranker = ranker
         self.fuser = fuser
         self.top = top
+        self.names = tuple(names) or tuple(f"model {k + 1}" for k in range(len(models)))
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order; its usage sums everything asked."""
         if not requests:
             return []
-        columns = [model.generate(requests) for model in self.models]
+        columns = [ask(model, requests) for model in self.models]
         out = []
         for i, request in enumerate(requests):
-            replies = [column[i] for column in columns]
+            replies = [answered[i] for answered, _ in columns if i in answered]
+            if not replies:
+                raise columns[0][1][i]
             rates = self.ranker.win_rates(request.prompt, [r.text for r in replies])
             order = np.argsort(-rates, kind="stable")
             spent = sum((r.usage for r in replies), Usage())

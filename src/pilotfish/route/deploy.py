@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from pilotfish.cascade import Cascade, Stage
-from pilotfish.errors import InputError
-from pilotfish.protocols import Model, Scorer
+from pilotfish.cascade import Cascade, Stage, ask, score_each
+from pilotfish.errors import ContextLengthError, InputError
+from pilotfish.protocols import FloatArray, Model, Scorer
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy
 from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
-from pilotfish.route.router import Candidate, Router
+from pilotfish.route.router import Candidate, Router, count_tokens
 from pilotfish.rules import Threshold
-from pilotfish.scorers.answers import StatedConfidence
+from pilotfish.scorers.answers import AskedConfidence, StatedConfidence, VerbalisedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
-from pilotfish.types import Reply, Request
+from pilotfish.types import Exchange, Reply, Request
 
 __all__ = ["Gate", "deploy", "serve", "setting_within"]
 
@@ -26,40 +26,100 @@ __all__ = ["Gate", "deploy", "serve", "setting_within"]
 class Gate:
     """A model of two: the weak one answers requests that score high enough, the strong one the rest.
 
+    Where the weak model fails, the strong one answers.
+
     Parameters
     ----------
     weak, strong : Model
         The two models.
     scorer : Scorer of Request
-        Higher means the weak model will do; NaN goes to the strong one.
+        Higher means the weak model will do; where it fails or gives NaN, the strong one answers.
     rule : Threshold
         Least score for the weak model.
+    weak_name, strong_name : str
+        What reasons call the two.
+    limits : Candidate, optional
+        The weak model's: what they rule out goes to the strong one unscored.
     """
 
-    def __init__(self, weak: Model, strong: Model, scorer: Scorer[Request], rule: Threshold) -> None:
+    def __init__(
+        self,
+        weak: Model,
+        strong: Model,
+        scorer: Scorer[Request],
+        rule: Threshold,
+        weak_name: str = "weak model",
+        strong_name: str = "strong model",
+        limits: Candidate | None = None,
+    ) -> None:
         self.weak = weak
         self.strong = strong
         self.scorer = scorer
         self.rule = rule
+        self.weak_name = weak_name
+        self.strong_name = strong_name
+        self.limits = limits
+
+    def scores(self, requests: Sequence[Request]) -> FloatArray:
+        """Score of each request, (n,); NaN where the weak model cannot take it or the scorer fails."""
+        able = [i for i, request in enumerate(requests) if self.limits is None or self.limits.can_answer(request)]
+        scores = np.full(len(requests), np.nan)
+        scores[able] = score_each(self.scorer, [requests[i] for i in able])
+        return scores
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
         if not requests:
             return []
-        scores = np.asarray(self.scorer.score(requests), dtype=np.float64)
+        scores = self.scores(requests)
         unscored = np.isnan(scores)
         passed = self.rule.decide(np.where(unscored, -np.inf, scores)).indices
-        to_weak = set(passed[~unscored[passed]].tolist())
-        replies: dict[int, Reply] = {}
-        for model, said, at in (
-            (self.weak, "weak model", [i for i in range(len(requests)) if i in to_weak]),
-            (self.strong, "strong model", [i for i in range(len(requests)) if i not in to_weak]),
-        ):
-            if at:
-                for i, reply in zip(at, model.generate([requests[i] for i in at]), strict=True):
-                    own = f"; {reply.reason}" if reply.reason else ""
-                    replies[i] = reply.replace(reason=f"gate: scored {scores[i]:.4g}, {said}{own}")
+        to_weak = passed[~unscored[passed]].tolist()
+        answered, failed = ask(self.weak, [requests[i] for i in to_weak])
+        replies = {to_weak[k]: _with(reply, scores[to_weak[k]], self.weak_name) for k, reply in answered.items()}
+        errors = {to_weak[k]: f"{self.weak_name} failed ({type(error).__name__}), " for k, error in failed.items()}
+        left = [i for i in range(len(requests)) if i not in replies]
+        if left:
+            for i, reply in zip(left, self.strong.generate([requests[i] for i in left]), strict=True):
+                replies[i] = _with(reply, scores[i], f"{errors.get(i, '')}{self.strong_name}")
         return [replies[i] for i in range(len(requests))]
+
+
+def _with(reply: Reply, score: float, said: str) -> Reply:
+    own = f"; {reply.reason}" if reply.reason else ""
+    return reply.replace(reason=f"gate: scored {score:.4g}, {said}{own}")
+
+
+class Limited:
+    """A model that is not asked what its limits rule out: it fails on that, so that a policy turns to another.
+
+    Parameters
+    ----------
+    model : Model
+        Asked for everything else.
+    candidate : Candidate
+        Its limits.
+    """
+
+    def __init__(self, model: Model, candidate: Candidate) -> None:
+        self.model = model
+        self.candidate = candidate
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer a batch: one reply per request, in order.
+
+        Raises
+        ------
+        ContextLengthError
+            When a request does not fit the context or asks for tools or images that the model does not take.
+        """
+        for request in requests:
+            if not self.candidate.can_answer(request):
+                raise ContextLengthError(
+                    f"Model {self.candidate.name!r} does not take this request of about {count_tokens(request):.0f} "
+                    "tokens, its tools and images: ask a model that does."
+                )
+        return self.model.generate(requests)
 
 
 def setting_within(policy: Policy, table: ReplyTable, budget: float) -> Any:
@@ -90,6 +150,8 @@ def setting_within(policy: Policy, table: ReplyTable, budget: float) -> Any:
 def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates: Sequence[Candidate] = ()) -> Model:
     """Make the model that serves a fitted policy at one setting.
 
+    A model is not asked what its candidate's limits rule out; the policy then turns to another.
+
     Raises
     ------
     InputError
@@ -106,15 +168,20 @@ def serve(policy: Policy, setting: Any, models: Mapping[str, Model], candidates:
         if policy.by_budget:
             raise InputError(f"{policy.name} assigns whole tables within a budget: serve the same scorer by a price.")
         return Router(models, policy.scorer, policy.cost_, float(setting), candidates)
+    limits = {candidate.name: candidate for candidate in candidates}
+    models = {name: Limited(model, limits[name]) if name in limits else model for name, model in models.items()}
     if isinstance(policy, CascadePolicy | LearnedPolicy):
         return _cascade(policy, setting, models)
     if isinstance(policy, GatePolicy):
-        return Gate(models[policy.weak], models[policy.strong], policy.scorer, Threshold(float(setting)))
+        pair = models[policy.weak], models[policy.strong]
+        names = policy.weak, policy.strong
+        return Gate(*pair, policy.scorer, Threshold(float(setting)), *names, limits.get(policy.weak))
     if isinstance(policy, HeadPolicy):
-        stage = Stage(policy.head, StatedConfidence(), Threshold(float(setting)), policy.name)
+        head = Limited(policy.head, Candidate(policy.name, tools=False, images=False))
+        stage = Stage(head, StatedConfidence(), Threshold(float(setting)), policy.name)
         return Cascade([stage], models[policy.large], policy.large)
     if isinstance(policy, RankPolicy):
-        return Blender([models[name] for name in policy.models], policy.ranker)
+        return Blender([models[name] for name in policy.models], policy.ranker, names=policy.models)
     if isinstance(policy, AlwaysPolicy):
         return models[policy.model]
     raise InputError(f"{policy.name} cannot be served: it is a baseline on recorded replies.")
@@ -144,10 +211,25 @@ def _cascade(policy: CascadePolicy | LearnedPolicy, setting: Any, models: Mappin
     else:
         beside = tuple(models[name] for name in policy.samples_of)
         stages = [
-            Stage(models[name], scorer, Threshold(at), name, beside=beside)
+            Stage(_asked_for(scorer, models[name]), scorer, Threshold(at), name, beside=beside)
+            if at > -np.inf
+            else Stage(models[name], Unread(), Threshold(at), name)
             for name, scorer, at in zip(policy.order, policy.scorers, setting, strict=False)
+            if at < np.inf
         ]
     return Cascade(stages, models[last], last)
+
+
+class Unread:
+    """The scorer of a stage that accepts whatever is answered: nothing is asked to find a score."""
+
+    def score(self, items: Sequence[Exchange]) -> FloatArray:
+        """0 for each, (n,)."""
+        return np.zeros(len(items))
+
+
+def _asked_for(scorer: Scorer[Exchange], model: Model) -> Model:
+    return AskedConfidence(model) if isinstance(scorer, VerbalisedConfidence) else model
 
 
 def in_service(policy: Policy) -> Policy:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -204,8 +204,16 @@ class RoutePolicy:
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def fit(self, table: ReplyTable) -> Self:
-        """Learn the scorer and each model's cost per character of prompt."""
+        """Learn the scorer and each model's cost per character of prompt.
+
+        Raises
+        ------
+        InputError
+            When a penalty is put on a model that the table does not have.
+        """
         self.seen = Seen()
+        for model in self.penalties:
+            table.column(model)
         outputs = getattr(self.scorer, "fit_outputs", None)
         if outputs is not None:
             kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
@@ -307,8 +315,10 @@ class CascadePolicy:
         Further columns whose replies the scorers see as samples; their cost is counted where the stage is reached.
     n_settings : int
         Most points of the curve.
-    scorer_cost : tuple of float
-        Dollars each scorer takes per answer.
+
+    Notes
+    -----
+    A call that a scorer makes itself (a verification, a sample) is taken to cost what a call of the stage's model does.
     """
 
     name: str
@@ -317,7 +327,6 @@ class CascadePolicy:
     gain: bool = False
     samples_of: tuple[str, ...] = ()
     n_settings: int = 40
-    scorer_cost: tuple[float, ...] = ()
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def __post_init__(self) -> None:
@@ -347,11 +356,19 @@ class CascadePolicy:
         """Scores of each stage's answer, (n, number of stages)."""
 
         def make() -> FloatArray:
-            pairs = zip(self.scorers, self.order, strict=False)
-            return np.stack([s.score(exchanges(table, m, self.samples_of)) for s, m in pairs], axis=1)
+            return np.stack([self._scored(k, table) for k in range(len(self.scorers))], axis=1)
 
         found: FloatArray = self.seen.of(table, make)
         return found
+
+    def _scored(self, k: int, table: ReplyTable) -> FloatArray:
+        scores = np.asarray(self.scorers[k].score(exchanges(table, self.order[k], self.samples_of)))
+        if scores.size and np.isnan(scores).all():
+            raise InputError(
+                f"{self.name} scores no recorded reply of {self.order[k]!r} by {type(self.scorers[k]).__name__}: "
+                "record replies that hold what it reads, or choose another policy."
+            )
+        return scores
 
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds on the frontier of cost and quality, from cheap to dear.
@@ -361,10 +378,7 @@ class CascadePolicy:
         scores = self.stage_scores(table)
         n_stages = scores.shape[1]
         per_stage = self.n_settings if n_stages == 1 else max(5, round(600 ** (1 / n_stages)))
-        grids = [
-            [-np.inf, *np.unique(np.quantile(column, np.linspace(0, 1, per_stage))).tolist(), np.inf]
-            for column in scores.T
-        ]
+        grids = [[-np.inf, *_quantiles(column, per_stage), np.inf] for column in scores.T]
         tried = list(itertools.product(*grids))
         if n_stages == 1:
             return tried
@@ -385,13 +399,15 @@ class CascadePolicy:
         extra = np.zeros(n)
         open_ = np.ones(n, dtype=bool)
         for k, threshold in enumerate(setting):
+            if threshold == np.inf:  # an answer that is never kept is not asked for
+                continue
             column = table.column(self.order[k])
             tried[open_, column] = True
             if threshold > -np.inf:
                 for sample in self.samples_of:
                     tried[open_, table.column(sample)] = True
-                extra[open_] += self.scorer_cost[k] if self.scorer_cost else 0.0
-            stops = open_ & (scores[:, k] >= threshold)
+                extra[open_] += own_cost(self.scorers[k], table, self.order[k])
+            stops = open_ & ((scores[:, k] >= threshold) | (threshold == -np.inf))
             answered[stops] = column
             open_ &= ~stops
         tried[open_, table.column(self.order[-1])] = True
@@ -436,10 +452,28 @@ class GatePolicy:
 
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds at quantiles of the score, from all weak to all strong."""
-        at = np.unique(np.quantile(self.scores(table), np.linspace(0, 1, self.n_settings)))
-        return [float("-inf"), *at.tolist(), float("inf")]
+        return [float("-inf"), *_quantiles(self.scores(table), self.n_settings), float("inf")]
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Send each query to the weak or the strong model."""
         weak = self.scores(table) >= setting
-        return Choices.direct(np.where(weak, table.column(self.weak), table.column(self.strong)), table.n_models)
+        answered = np.where(weak, table.column(self.weak), table.column(self.strong))
+        return replace(
+            Choices.direct(answered, table.n_models),
+            extra_cost=np.full(table.n_queries, own_cost(self.scorer, table, self.weak)),
+        )
+
+
+def own_cost(scorer: object, table: ReplyTable, model: str) -> float:
+    """Dollars for each item of the calls that a scorer makes itself, at what a model's calls cost on a table."""
+    inner = getattr(scorer, "scorer", None)
+    if inner is not None:
+        return own_cost(inner, table, model)
+    n_calls: int = getattr(scorer, "n_calls", 0)
+    return n_calls * float(np.nanmean(table.costs[:, table.column(model)])) if n_calls else 0.0
+
+
+def _quantiles(scores: FloatArray, n: int) -> list[float]:
+    """Different scores that cut the items into equal parts; what has no score (NaN) is never above a threshold."""
+    found: list[float] = np.unique(np.quantile(scores[~np.isnan(scores)], np.linspace(0, 1, n))).tolist()
+    return found

@@ -57,7 +57,8 @@ def render(report: Report) -> str:
             "cheapest and the best model; dots are its settings.",
         )
     )
-    chosen = [row for row in report.rows if math.isfinite(row.quality)]
+    within = sorted((row for row in report.rows if row.within_budget), key=lambda row: -row.quality)
+    above = [row for row in report.rows if not row.within_budget]
     parts.append(
         section(
             "At the budget",
@@ -71,11 +72,11 @@ def render(report: Report) -> str:
                     "gap recovered",
                     "cost at best single",
                 ],
-                [_line(row, report) for row in sorted(chosen, key=lambda r: -r.quality)],
+                [_line(row, report) for row in (*within, *above)],
                 numeric=(1, 2, 3, 4, 5, 6),
             ),
             note="Settings were chosen on the calibration queries; every number is from the test queries. "
-            "The oracle knows the scores and cannot be run.",
+            "Above the budget, the cost is the cheapest setting's. The oracle knows the scores and cannot be run.",
         )
     )
     proven = [row for row in report.rows if row.certificate is not None]
@@ -113,9 +114,9 @@ def _line(row: Row, report: Report) -> list[str]:
     )
     return [
         row.name,
-        f"{row.quality:.3f}",
-        f"{row.low:.3f} to {row.high:.3f}",
-        _dollars(row.cost),
+        f"{row.quality:.3f}" if row.within_budget else "-",
+        f"{row.low:.3f} to {row.high:.3f}" if row.within_budget else "above budget",
+        _dollars(row.cost if row.within_budget else row.least_cost),
         f"{row.aiq:.3f}" if math.isfinite(row.aiq) else "-",
         f"{row.recovered:.2f}" if math.isfinite(row.recovered) else "-",
         at_best,

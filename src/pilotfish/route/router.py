@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pilotfish.cascade import ask
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.files import read_arrays, write_arrays
-from pilotfish.protocols import FloatArray, Model
+from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.rules import value_minus_price
 from pilotfish.scorers.costs import CostModel
 from pilotfish.scorers.quality import KernelQuality, QualityScorer
@@ -36,8 +37,8 @@ class Candidate:
     tools, images : bool
         Whether it takes tool definitions and images.
     price_in, price_cached : float
-        Dollars per million prompt tokens, fresh and from the provider's prompt cache. Where they differ, leaving the
-        model that answered the turn before costs the difference on the whole conversation so far.
+        Dollars per million prompt tokens, fresh and from the provider's prompt cache. The model that answered the turn
+        before reads the conversation so far at the second price, every other at the first.
     """
 
     name: str
@@ -47,9 +48,9 @@ class Candidate:
     price_in: float = 0.0
     price_cached: float = 0.0
 
-    def can_answer(self, request: Request, n_tokens: float) -> bool:
+    def can_answer(self, request: Request) -> bool:
         """Whether the request fits the context and asks for nothing the model does not take."""
-        if self.context is not None and n_tokens + (request.max_tokens or 0) > self.context:
+        if self.context is not None and count_tokens(request) + (request.max_tokens or 0) > self.context:
             return False
         if not self.tools and (request.extra.get("tools") or request.extra.get("functions")):
             return False
@@ -161,6 +162,37 @@ class Router:
         self.models[name] = model
         self.candidates = (*self.candidates, candidate or Candidate(name))
 
+    def weigh(self, requests: Sequence[Request]) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Predict scores and dollars of every model on each request, each (n, m), and find the winner's column, (n,).
+
+        A model that cannot take a request has score minus infinity. Earlier turns are paid for at each model's price of
+        a prompt, at that of a cached one where the model answered the turn before.
+
+        Raises
+        ------
+        ContextLengthError
+            When no model can take a request.
+        """
+        scores, costs = self.predict([request.prompt for request in requests])
+        for i, request in enumerate(requests):
+            n_tokens = count_tokens(request)
+            n_instructions, n_turns = _count_before(request)
+            before = request.metadata.get("answered_by")
+            for j, candidate in enumerate(self.candidates):
+                # Recorded costs are those of single prompts, their instructions included: earlier turns come on top.
+                cost = costs[i, j] + n_turns * candidate.price_in / 1e6
+                if not candidate.can_answer(request):
+                    scores[i, j] = -np.inf
+                elif before == candidate.name:
+                    cost -= (n_instructions + n_turns) * (candidate.price_in - candidate.price_cached) / 1e6
+                costs[i, j] = max(cost, 0.0)
+            if np.isneginf(scores[i]).all():
+                raise ContextLengthError(
+                    f"No model takes this request of about {n_tokens:.0f} tokens, its tools and images: "
+                    "add one that does."
+                )
+        return scores, costs, value_minus_price(scores, costs, self.price)
+
     def decide(self, requests: Sequence[Request]) -> list[tuple[str, str]]:
         """Choose a model for each request: its name and the reason.
 
@@ -171,37 +203,46 @@ class Router:
         """
         if not requests:
             return []
-        scores, costs = self.predict([request.prompt for request in requests])
-        for i, request in enumerate(requests):
-            n_tokens = sum(len(m.text) for m in request.messages) / _CHARACTERS_PER_TOKEN
-            before = request.metadata.get("answered_by")
-            for j, candidate in enumerate(self.candidates):
-                if not candidate.can_answer(request, n_tokens):
-                    scores[i, j] = -np.inf
-                elif before == candidate.name:
-                    saved = (candidate.price_in - candidate.price_cached) * n_tokens / 1e6
-                    costs[i, j] = max(costs[i, j] - saved, 0.0)
-            if np.isneginf(scores[i]).all():
-                raise ContextLengthError(
-                    f"No model takes this request of about {n_tokens:.0f} tokens, its tools and images: "
-                    "add one that does."
-                )
-        chosen = value_minus_price(scores, costs, self.price)
+        scores, costs, chosen = self.weigh(requests)
         return [
             (self.names[j], f"router: {self.names[j]} predicted {scores[i, j]:.3f} for ${costs[i, j]:.3g}")
             for i, j in enumerate(chosen.tolist())
         ]
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Answer a batch: each model is asked once for all the requests it won."""
-        decided = self.decide(requests)
-        replies: list[Reply | None] = [None] * len(requests)
-        for name in dict.fromkeys(name for name, _ in decided):
-            at = [i for i, (winner, _) in enumerate(decided) if winner == name]
-            for i, reply in zip(at, self.models[name].generate([requests[i] for i in at]), strict=True):
-                own = f"; {reply.reason}" if reply.reason else ""
-                replies[i] = reply.replace(reason=decided[i][1] + own, model=reply.model or name)
-        return [reply for reply in replies if reply is not None]
+        """Answer a batch: each model is asked once for all the requests it won; where it fails, the next best answers.
+
+        Raises
+        ------
+        ContextLengthError
+            When no model can take a request.
+        ModelError
+            When every model that can take a request fails.
+        """
+        if not requests:
+            return []
+        scores, costs, chosen = self.weigh(requests)
+        replies: dict[int, Reply] = {}
+        tried = [""] * len(requests)
+        left = list(range(len(requests)))
+        while left:
+            for j in np.unique(chosen[left]).tolist():
+                at = [i for i in left if chosen[i] == j]
+                answered, lost = ask(self.models[self.names[j]], [requests[i] for i in at])
+                for k, reply in answered.items():
+                    i = at[k]
+                    said = f"{tried[i]}router: {self.names[j]} predicted {scores[i, j]:.3f} for ${costs[i, j]:.3g}"
+                    own = f"; {reply.reason}" if reply.reason else ""
+                    replies[i] = reply.replace(reason=said + own, model=self.names[j])
+                for k, error in lost.items():
+                    i = at[k]
+                    tried[i] += f"{self.names[j]} failed ({type(error).__name__}); "
+                    scores[i, j] = -np.inf
+                    if np.isneginf(scores[i]).all():
+                        raise error
+            left = [i for i in left if i not in replies]
+            chosen[left] = value_minus_price(scores[left], costs[left], self.price)
+        return [replies[i] for i in range(len(requests))]
 
     def save(self, path: Path | str) -> None:
         """Write the router to one npz file, whole or not at all, without its models and without pickle.
@@ -221,6 +262,18 @@ class Router:
         about = {"version": 1, "price": self.price, "candidates": [asdict(c) for c in self.candidates]}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         write_arrays(path, arrays, private=True)
+
+    @staticmethod
+    def candidates_in(path: Path | str) -> tuple[Candidate, ...]:
+        """Read from a saved router which models it routes to, and their limits.
+
+        Raises
+        ------
+        InputError
+            When the file is not a saved router.
+        """
+        with read_arrays(path, "router") as file:
+            return tuple(Candidate(**known) for known in json.loads(file["about"].tobytes())["candidates"])
 
     @classmethod
     def load(cls, path: Path | str, models: Mapping[str, Model], scorer: KernelQuality | None = None) -> Router:
@@ -275,6 +328,22 @@ class _Added:
 
     def score(self, others: FloatArray) -> FloatArray:
         return np.asarray(others @ self.weights[:-1] + self.weights[-1])
+
+
+def count_tokens(request: Request) -> float:
+    """About how many tokens the conversation and its tool definitions take, by their characters."""
+    texts = [message.text for message in request.messages]
+    tools = [str(request.extra[name]) for name in ("tools", "functions") if request.extra.get(name)]
+    return sum(map(len, [*texts, *tools])) / _CHARACTERS_PER_TOKEN
+
+
+def _count_before(request: Request) -> tuple[float, float]:
+    """About how many tokens the instructions and the turns before the last question take."""
+    last = max((k for k, message in enumerate(request.messages) if message.role == "user"), default=0)
+    counts = [0, 0]
+    for message in request.messages[:last]:
+        counts[message.role not in ("system", "developer")] += len(message.text)
+    return counts[0] / _CHARACTERS_PER_TOKEN, counts[1] / _CHARACTERS_PER_TOKEN
 
 
 def _has_images(request: Request) -> bool:

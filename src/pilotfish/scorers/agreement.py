@@ -63,6 +63,11 @@ class Agreement:
         self.temperature = temperature
         self.answer_of = answer_of
 
+    @property
+    def n_calls(self) -> int:
+        """Calls of the model for each answer."""
+        return 0 if self.model is None else self.n_samples
+
     def score(self, items: Sequence[Exchange]) -> FloatArray:
         """Share in [0, 1] of agreeing samples per answer, (n,); NaN where there is no sample."""
         return np.array([self._share(item) for item in items])

@@ -6,6 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol, Self
 
@@ -13,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.protocols import FloatArray, Scorer
+from pilotfish.protocols import FloatArray, Model, Scorer
 from pilotfish.scorers.prompts import form_of
 from pilotfish.scorers.quality import KernelQuality
-from pilotfish.types import Exchange
+from pilotfish.types import Exchange, Message, Reply, Request
 
 __all__ = [
     "EQUATION",
     "AnswerQuality",
+    "AskedConfidence",
     "CalibratedConfidence",
     "ExpectedWork",
     "MeanLogProb",
@@ -98,15 +100,63 @@ class VerbalisedConfidence:
     _pattern = re.compile(r"(?:confidence|probability)\D{0,20}?(\d+(?:\.\d+)?)\s*(%)?", re.IGNORECASE)
 
     def score(self, items: Sequence[Exchange]) -> FloatArray:
-        """Probability that each answer is right, (n,)."""
-        return np.array([self._read(e.reply.text) for e in items])
+        """Probability that each answer is right, (n,): the one taken out of the text, where that was done already."""
+        return np.array(
+            [self.read(e.reply.text)[0] if e.reply.confidence is None else e.reply.confidence for e in items]
+        )
 
-    def _read(self, text: str) -> float:
-        found = self._pattern.findall(text)
+    @classmethod
+    def read(cls, text: str) -> tuple[float, str]:
+        """Read the last confidence that an answer states, NaN where there is none, and the answer without it."""
+        found = list(cls._pattern.finditer(text))
         if not found:
-            return math.nan
-        value = float(found[-1][0])
-        return min(value / 100 if found[-1][1] or value > 1 else value, 1.0)
+            return math.nan, text
+        last = found[-1]
+        value, percent = float(last.group(1)), last.group(2)
+        # What only speaks of a probability, or stands amid the answer, is part of it.
+        apart = last.group().casefold().startswith("confidence") and not text[last.end() :].strip(" .*_)")
+        return min(value / 100 if percent or value > 1 else value, 1.0), (
+            text[: last.start()].rstrip(" \n*_(") if apart else text
+        )
+
+
+class AskedConfidence:
+    """A model that is asked to state its confidence with each answer; the answer is returned without it.
+
+    Parameters
+    ----------
+    model : Model
+        Asked.
+
+    Examples
+    --------
+    >>> from pilotfish.models.fake import FakeModel
+    >>> from pilotfish.types import Request
+    >>> [reply] = AskedConfidence(FakeModel("4. Confidence: 85%")).generate([Request.of("2+2?")])
+    >>> reply.text, reply.confidence
+    ('4.', 0.85)
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer a batch: one reply per request, in order."""
+        replies = []
+        for reply in self.model.generate([_instructed(request) for request in requests]):
+            value, text = VerbalisedConfidence.read(reply.text)
+            replies.append(reply if math.isnan(value) else reply.replace(text=text, confidence=value))
+        return replies
+
+
+def _instructed(request: Request) -> Request:
+    said = VerbalisedConfidence.instruction
+    first, *rest = request.messages
+    if first.role not in ("system", "developer"):
+        return request.replace(messages=(Message("system", said), *request.messages))
+    if isinstance(first.content, str):
+        return request.replace(messages=(replace(first, content=f"{first.content}\n\n{said}"), *rest))
+    return request.replace(messages=(replace(first, content=(*first.content, {"type": "text", "text": said})), *rest))
 
 
 class CalibratedConfidence:

@@ -290,9 +290,11 @@ class PairRanker:
         return self
 
     def win_rates(self, question: str, answers: Sequence[str]) -> FloatArray:
-        """Mean chance of each answer to beat each other one, (m,)."""
+        """Mean chance of each answer to beat each other one, (m,); 1 for a single answer."""
         if not hasattr(self, "weights_"):
             raise NotFittedError("PairRanker was used before fit: call fit(questions, answers, scores) first.")
+        if len(answers) == 1:
+            return np.ones(1)
         worth = (self._rows(question, answers) / self.scale_) @ self.weights_
         chance = 1 / (1 + np.exp(-(worth[:, None] - worth[None])))
         m = len(answers)

@@ -83,6 +83,11 @@ class InternalConfidence:
         self.model = model
         self.asked = question or self.question
 
+    @property
+    def n_calls(self) -> int:
+        """Calls of the model for each prompt."""
+        return 1
+
     def score(self, items: Sequence[Request]) -> FloatArray:
         """Probability of "yes" per request, (n,)."""
         if not items:
@@ -118,6 +123,11 @@ class SelfVerification:
         self.n_samples = n_samples
         self.temperature = temperature
 
+    @property
+    def n_calls(self) -> int:
+        """Calls of the model for each answer."""
+        return self.n_samples
+
     def score(self, items: Sequence[Exchange]) -> FloatArray:
         """Share in [0, 1] of verifications that pass, (n,)."""
         asked = []
@@ -149,6 +159,11 @@ class ChainOfVerification:
     def __init__(self, model: Model, n_questions: int = 3) -> None:
         self.model = model
         self.n_questions = n_questions
+
+    @property
+    def n_calls(self) -> int:
+        """Calls of the model for each answer."""
+        return self.n_questions + 2
 
     def score(self, items: Sequence[Exchange]) -> FloatArray:
         """1 where the answer stands after verification, else 0, (n,)."""
@@ -249,13 +264,19 @@ class OptionSetSize:
 
     def probabilities(self, items: Sequence[Request]) -> FloatArray:
         """Probability of each option per request, (n, k)."""
-        asked = [item.replace(max_tokens=1, temperature=0.0, log_probs=20) for item in items]
+        # Without its tools: a call of one has no option to read.
+        asked = [item.replace(max_tokens=1, temperature=0.0, log_probs=20, extra={}) for item in items]
         return np.array([option_probabilities(reply, self.options) for reply in self.model.generate(asked)])
 
     def fit(self, items: Sequence[Request], labels: Sequence[int]) -> Self:
         """Learn the set's threshold from requests and the number of each one's right option."""
         self.sets_ = ConformalSetSize(self.delta).fit(self.probabilities(items), labels)
         return self
+
+    @property
+    def n_calls(self) -> int:
+        """Calls of the model for each prompt."""
+        return 1
 
     def score(self, items: Sequence[Request]) -> FloatArray:
         """Score per request, (n,): minus the number of options, plus the best one's probability."""

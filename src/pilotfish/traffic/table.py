@@ -225,7 +225,7 @@ class ReplyTable:
         Raises
         ------
         InputError
-            When the file cannot be read, or a line is not a JSON object; the sentence names the line.
+            When the file cannot be read or is empty, or a line is not a JSON object; the sentence names the line.
         """
         if not Path(path).is_file():
             raise InputError(f"Table {path} is not a file: give one of JSON lines with query, model, reply, score.")
@@ -247,7 +247,10 @@ class ReplyTable:
                         )
                     yield row
 
-        return cls.from_rows(rows())
+        table = cls.from_rows(rows())
+        if not table.queries:
+            raise InputError(f"Table {path} is empty: give JSON lines with query, model, reply, score and cost.")
+        return table
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one row per answer that was asked for; numbers that are NaN are left out."""
