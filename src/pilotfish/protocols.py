@@ -23,7 +23,6 @@ __all__ = [
     "Rule",
     "Scorer",
     "Session",
-    "StudentKind",
     "Tokenizer",
     "Transform",
     "TreeSession",
@@ -34,7 +33,6 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 LogProbs = NDArray[np.float32]
 FeatureKind = Literal["encoder", "large", "static", "ngrams"]
-StudentKind = Literal["encoder", "large", "tuned", "static", "ngrams"]
 T_contra = TypeVar("T_contra", contravariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)
 B_co = TypeVar("B_co", covariant=True)

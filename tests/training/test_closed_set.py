@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -205,37 +204,6 @@ def test_a_large_encoder_reads_the_doubtful_calls_alone(
     # Nothing is doubtful of calls that are all sure: the large encoder is not asked, and not kept.
     sure = ClosedSetStudent("large", n_axes=64).fit(*_calls(240)[:2])
     assert len(sure.readers_) == 2
-    features._encoder.cache_clear()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_encoder_tuned_on_the_calls_reads_what_the_glance_leaves(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    pytest.importorskip("transformers")
-    model = str(pulled("all-minilm-l6-v2"))
-    monkeypatch.setitem(features._ENCODERS, "encoder", (model, ("mean@1",)))
-    features._encoder.cache_clear()
-    monkeypatch.setattr("pilotfish.training.tuned._N_EPOCHS", 2)
-    fit, test = _recorded(data_dir, 5000, 2500)
-    common = dict(Counter(r["llm"] for r in fit).most_common(6))
-    fit, test = ([r for r in rows if r["llm"] in common] for rows in (fit, test))
-    calls = [r["text"] for r in fit], [r["llm"] for r in fit]
-    texts, said = [r["text"] for r in test], [normalise(r["llm"]) for r in test]
-    tuned, plain = (ClosedSetStudent(kind, n_axes=16).fit(*calls) for kind in ("tuned", "encoder"))
-    assert len(tuned.readers_) == 3
-    right = [(np.array(list(map(normalise, s.predict(texts).labels))) == said).mean() for s in (tuned, plain)]
-    assert right[0] > right[1]
-    tuned.save(tmp_path)
-    found, again = tuned.predict(texts), ClosedSetStudent.load(tmp_path).predict(texts)
-    assert again.labels == found.labels
-    np.testing.assert_allclose(again.confidence, found.confidence, atol=1e-6)
-    weights = tmp_path / "encoder" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    with pytest.raises(IntegrityError, match="not the file that was saved"):
-        ClosedSetStudent.load(tmp_path)
-    # Too few calls to hold a tenth out: it is not tried.
-    assert len(ClosedSetStudent("tuned", n_axes=64).fit(*_calls(240)[:2]).readers_) == 2
     features._encoder.cache_clear()
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from pilotfish.protocols import StudentKind
+from pilotfish.protocols import FeatureKind
 
 __all__ = [
     "ChecksConfig",
@@ -149,13 +149,13 @@ class StudentConfig(_Section):
 
     Parameters
     ----------
-    features : {'encoder', 'large', 'tuned', 'static', 'ngrams'}
+    features : {'encoder', 'large', 'static', 'ngrams'}
         See :class:`pilotfish.training.closed_set.ClosedSetStudent`.
     timeout_s : float
         Seconds after which a call goes to the large model.
     """
 
-    features: StudentKind = "encoder"
+    features: FeatureKind = "encoder"
     timeout_s: Seconds = 0.25
 
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,12 @@ from threadpoolctl import threadpool_limits
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.features import dealt_out
+from pilotfish.features import FEATURE_KINDS, dealt_out
 from pilotfish.files import refuse_changed, replacing, sha256_of
-from pilotfish.protocols import FeatureKind, FloatArray, StudentKind
+from pilotfish.protocols import FeatureKind, FloatArray
 from pilotfish.training.labels import denoise
 from pilotfish.training.reader import Calibration, Reader, geometric_mean, under
 from pilotfish.training.students import Predicted
-from pilotfish.training.tuned import TunedReader
 from pilotfish.types import Reply, Request, Usage
 
 __all__ = ["ClosedSetStudent"]
@@ -39,10 +38,7 @@ _READ_BY_LARGE = 0.27
 _LEARNED_BY_LARGE = 0.7
 _GOLD_COVERS = 0.95
 _LEAST_TO_CALIBRATE = 50
-# A tenth of them is held out, and is calibrated on.
-_LEAST_TO_TUNE = 10 * _LEAST_TO_CALIBRATE
 _MANY = 100
-_TUNED = "encoder"
 
 
 class ClosedSetStudent:
@@ -54,13 +50,11 @@ class ClosedSetStudent:
 
     Parameters
     ----------
-    features : {"encoder", "large", "tuned", "static", "ngrams"}
+    features : {"encoder", "large", "static", "ngrams"}
         What reads the calls. ``encoder``: as said above. ``large``: an encoder of eight times the operations also reads
         the calls that are neither sure nor hopeless, if it orders held-out ones better; more can then be certified, and
-        learning and batches take two to three times as long. ``tuned``: the sentence encoder tuned on the calls also
-        reads what the glance leaves, from 500 calls on and if it orders held-out ones better; most can be certified,
-        answers take twice as long, and learning takes minutes for 10,000 calls and needs ``pilotfish[torch]``.
-        ``static``: the glance alone. ``ngrams`` needs no model file.
+        learning and batches take two to three times as long. ``static``: the glance alone. ``ngrams`` needs no model
+        file.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
     n_axes : int
@@ -74,14 +68,14 @@ class ClosedSetStudent:
         The answers, in the form in which answers are compared.
     surfaces_ : list of str
         The same answers as the large model writes them.
-    readers_ : list of Reader or TunedReader
-        The glance and the encoder, or the only one; and the large or tuned encoder where it is used.
+    readers_ : list of Reader
+        The glance and the encoder, or the only one; and the large encoder where it is used.
     calibrations_ : list of Calibration
         One per stage.
     glance_at_ : float
         The glance answers alone at or above this confidence.
     doubtful_ : tuple of float
-        From the first of these confidences of the encoder, and below the second, the further one reads a call.
+        From the first of these confidences of the encoder, and below the second, the large encoder reads a call.
 
     References
     ----------
@@ -99,7 +93,7 @@ class ClosedSetStudent:
 
     def __init__(
         self,
-        features: StudentKind = "encoder",
+        features: FeatureKind = "encoder",
         precision: Literal["int8", "fp32"] = "int8",
         n_axes: int = 512,
         seed: int = 0,
@@ -141,8 +135,8 @@ class ClosedSetStudent:
         InputError
             When lengths differ or fewer than two answers were given twice.
         """
-        if self.features not in get_args(StudentKind):
-            raise InputError(f"features is {self.features!r}: use one of {', '.join(get_args(StudentKind))}.")
+        if self.features not in FEATURE_KINDS:
+            raise InputError(f"features is {self.features!r}: use one of {', '.join(FEATURE_KINDS)}.")
         if len(texts) != len(answers) or (gold is not None and len(gold) != len(texts)):
             n_gold = "no" if gold is None else len(gold)
             raise InputError(f"{len(texts)} texts, {len(answers)} answers, {n_gold} gold labels: give one per call.")
@@ -164,29 +158,26 @@ class ClosedSetStudent:
             texts, numbers, truth = [texts[int(i)] for i in rows], numbers[rows], truth[rows]
             typical = typical[rows]
         settings: dict[str, Any] = {"precision": self.precision, "n_axes": self.n_axes, "seed": self.seed}
-        with_glance = self.features in ("encoder", "large", "tuned")
-        readers = [Reader("encoder" if with_glance else cast(FeatureKind, self.features), **settings)]
+        with_glance = self.features in ("encoder", "large")
+        self.readers_ = [Reader("encoder" if with_glance else self.features, **settings)]
         if with_glance:
             # In the small space a network alone ranks its calls no worse than with the kernel, at half the time.
-            readers.insert(0, Reader("static", n_networks=1, kernel_weight=0.0, **settings))
+            self.readers_.insert(0, Reader("static", n_networks=1, kernel_weight=0.0, **settings))
         # The heavy parts run side by side on one thread each: split products crawl on a machine that is also serving.
         with threadpool_limits(limits=1):
-            placed = [reader.place(texts) for reader in readers]
+            placed = [reader.place(texts) for reader in self.readers_]
             if gold is None:
                 targets = np.eye(len(number), dtype=np.float32)[numbers]
             else:
                 targets = denoise(placed[-1], numbers, truth, len(number)).targets
-            for reader, X in zip(readers, placed, strict=True):
+            for reader, X in zip(self.readers_, placed, strict=True):
                 reader.fit(X, targets)
-        self.readers_: list[Reader | TunedReader] = [*readers]
         typical = _enough(typical)
         self._settle([r.held_out_[typical] for r in self.readers_], targets[typical], truth[typical])
         self.doubtful_ = (2.0, 2.0)
         if self.features == "large":
             with threadpool_limits(limits=1):
                 self._look_closer(texts, targets, truth, typical)
-        elif self.features == "tuned":
-            self._tune_too(texts, targets, truth, typical)
         return self
 
     def predict(self, texts: Sequence[str]) -> Predicted:
@@ -209,13 +200,11 @@ class ClosedSetStudent:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write the student into an existing folder: ``student.json``, ``student.npz``, and a tuned encoder."""
+        """Write the student into an existing folder: ``student.json`` and ``student.npz``."""
         self._check_fitted()
         stages: list[dict[str, Any]] = []
         arrays: dict[str, NDArray[Any]] = {}
         for i, reader in enumerate(self.readers_):
-            if isinstance(reader, TunedReader):
-                reader.save(folder / _TUNED)
             plain, mine = reader.get_state()
             stages.append({**plain, "calibration": self.calibrations_[i].slopes_.tolist()})
             arrays |= {f"stage{i}_{name}": value for name, value in mine.items()}
@@ -266,12 +255,7 @@ class ClosedSetStudent:
         made.doubtful_ = tuple(plain["doubtful"])
         made.readers_, made.calibrations_ = [], []
         for i, stage in enumerate(plain["stages"]):
-            own = under(arrays, f"stage{i}_")
-            made.readers_.append(
-                TunedReader.load(folder / _TUNED, stage["tuned"], own)
-                if "tuned" in stage
-                else Reader.from_state(stage, own)
-            )
+            made.readers_.append(Reader.from_state(stage, under(arrays, f"stage{i}_")))
             calibration = Calibration()
             calibration.slopes_ = np.array(stage["calibration"])
             made.calibrations_.append(calibration)
@@ -333,34 +317,16 @@ class ClosedSetStudent:
         rows = np.sort(order[n - max(round(_LEARNED_BY_LARGE * n), n - first) :])
         reader = Reader("large", self.precision, self.n_axes, n_hidden=768, kernel_weight=0.0, seed=self.seed)
         reader.fit(reader.place([texts[int(i)] for i in rows]), targets[rows])
-        ends = self.calibrations_[-1].predict(_top(encoder[doubtful[[-1, 0]]]))
-        own = reader.held_out_[np.searchsorted(rows, doubtful)]
-        if self._take_on(reader, doubtful, own, targets, truth, typical):
-            self.doubtful_ = (float(ends[0]), float(ends[1]))
-
-    def _tune_too(
-        self, texts: Sequence[str], targets: Array, truth: NDArray[np.int64], typical: NDArray[np.bool_]
-    ) -> None:
-        """Have an encoder tuned on the calls read all that the glance leaves, if it orders held-out ones better."""
-        if len(texts) < _LEAST_TO_TUNE:
+        at = np.searchsorted(rows, doubtful)
+        together = _together(encoder[doubtful], reader.held_out_[at])
+        if _right_where_sure(together, targets[doubtful]) <= _right_where_sure(encoder[doubtful], targets[doubtful]):
             return
-        reader = TunedReader(self.precision, self.seed).fit(texts, targets)
-        if self._take_on(reader, reader.held_, reader.held_out_, targets, truth, typical):
-            self.doubtful_ = (-1.0, 2.0)
-
-    def _take_on(
-        self, reader: Reader | TunedReader, rows: NDArray[np.int64], own: Array, targets: Array,
-        truth: NDArray[np.int64], typical: NDArray[np.bool_],
-    ) -> bool:  # fmt: skip
-        """Add a further reader, with its held-out predictions of some rows, if it orders them better."""
-        encoder, targets = self.readers_[-1].held_out_[rows], targets[rows]
-        together = _together(encoder, own)
-        if _right_where_sure(together, targets) <= _right_where_sure(encoder, targets):
-            return False
-        drawn = _enough(typical[rows])
+        drawn = _enough(typical[doubtful])
+        calibration = _calibrated(together[drawn], targets[doubtful][drawn], truth[doubtful][drawn])
+        ends = self.calibrations_[-1].predict(_top(encoder[doubtful[[-1, 0]]]))
         self.readers_.append(reader)
-        self.calibrations_.append(_calibrated(together[drawn], targets[drawn], truth[rows][drawn]))
-        return True
+        self.calibrations_.append(calibration)
+        self.doubtful_ = (float(ends[0]), float(ends[1]))
 
 
 def _enough(typical: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pilotfish.errors import InputError
+from pilotfish.errors import InputError, missing_extra
+from pilotfish.files import replacing
+from pilotfish.models import catalog
 from pilotfish.scorers.entailment import joined
-from pilotfish.training.encoders import tune_encoder
 
 __all__ = ["Inference", "corrupted", "train_entailment"]
 
 LABELS = ("entailment", "neutral", "contradiction", "not entailment")
+_HEAD_RATE = 50
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'])")
 _NUMBER = re.compile(r"\b\d[\d,.]*\d\b|\b\d\b")
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
@@ -134,16 +138,84 @@ def train_entailment(
     unknown = sorted({e.label for e in examples} - set(LABELS))
     if len(examples) < 100 or unknown:
         raise InputError(f"{len(examples)} examples, unknown labels {unknown}: give at least 100, of {LABELS}.")
-    labels = [LABELS.index(e.label) for e in examples]
-
-    def loss(logits: Any, rows: Sequence[int]) -> Any:
+    try:
         import torch
+        import transformers
+        from safetensors.torch import load_file, save_file
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "torch", "Training a cross-encoder") from None
+    from tokenizers import Tokenizer
 
+    place = catalog.resolve(base)
+    torch.manual_seed(seed)
+    config = transformers.BertConfig.from_json_file(str(place / "config.json"))
+    model = transformers.BertModel(config, add_pooling_layer=False)
+    weights = {k.removeprefix("bert."): v.float() for k, v in load_file(place / "model.safetensors").items()}
+    model.load_state_dict(weights, strict=False)
+    for part in (model.embeddings, *model.encoder.layer[:n_frozen]):
+        part.requires_grad_(False)
+    head = torch.nn.Linear(2 * config.hidden_size, 3)
+    if (place / "head.safetensors").is_file():
+        begun = load_file(place / "head.safetensors")
+        head.load_state_dict({"weight": begun["weight"].T, "bias": begun["bias"]})
+    tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    ids = [e.ids for e in tokenizer.encode_batch([joined(e.premise, e.hypothesis) for e in examples])]
+    labels = [LABELS.index(e.label) for e in examples]
+    rng = np.random.default_rng(seed)
+    batches = [b for _ in range(n_epochs) for b in _batches(ids, batch_tokens, rng)]
+    parameters = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+    inner = [p for p in model.parameters() if p.requires_grad]
+    # Unit vectors are small: their head needs large weights, so it takes larger steps.
+    groups = [{"params": inner}, {"params": head.parameters(), "lr": _HEAD_RATE * learning_rate}]
+    adam = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.01)
+    rise = max(1, len(batches) // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda k: min((k + 1) / rise, (len(batches) - k) / max(1, len(batches) - rise))
+    )
+    model.train()
+    for rows in batches:
+        logits = _logits(model, head, [ids[i] for i in rows])
         logs = torch.log_softmax(logits, dim=-1)
         # "Not entailment" is either of the two others: their probability is added up.
         either = torch.cat([logs, torch.logsumexp(logs[:, 1:], dim=1, keepdim=True)], dim=1)
-        return -either[torch.arange(len(rows)), torch.tensor([labels[i] for i in rows])].mean()
+        loss = -either[torch.arange(len(rows)), torch.tensor([labels[i] for i in rows])].mean()
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        adam.step()
+        schedule.step()
+    folder = Path(folder)
+    with replacing(folder) as new:
+        new.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
+        save_file({"weight": head.weight.T.contiguous(), "bias": head.bias}, new / "head.safetensors")
+        shutil.copyfile(place / "tokenizer.json", new / "tokenizer.json")
+        (new / "config.json").write_text(json.dumps(json.loads((place / "config.json").read_text())), encoding="utf-8")
+    return folder
 
-    how: dict[str, Any] = {"n_epochs": n_epochs, "learning_rate": learning_rate, "n_frozen": n_frozen, "seed": seed}
-    sizes = {"batch_tokens": batch_tokens, "max_length": max_length}
-    return tune_encoder([joined(e.premise, e.hypothesis) for e in examples], 3, loss, folder, base=base, **how, **sizes)
+
+def _logits(model: Any, head: Any, ids: Sequence[Sequence[int]]) -> Any:
+    """Head on the joined unit vectors of the mean and the maximum over the tokens, as the ONNX graph pools."""
+    import torch
+
+    longest = max(map(len, ids))
+    tokens = torch.tensor([list(row) + [0] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in ids])[..., None]
+    states = model(tokens, attention_mask=mask[..., 0]).last_hidden_state
+    mean = torch.nn.functional.normalize((states * mask).sum(1), dim=-1)
+    most = torch.nn.functional.normalize((states - 1e4 * (1 - mask)).amax(1), dim=-1)
+    return head(torch.cat([mean, most], dim=1))
+
+
+def _batches(ids: Sequence[Sequence[int]], budget: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Rows of like length in batches of a bounded number of tokens, in random order."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]) + rng.random() * 6)
+    batches: list[list[int]] = [[]]
+    for i in order:
+        if batches[-1] and (len(batches[-1]) + 1) * len(ids[i]) > budget:
+            batches.append([])
+        batches[-1].append(i)
+    for k in rng.permutation(len(batches)):
+        yield batches[int(k)]
