@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,3 +75,19 @@ def encoder_states(
 
 def unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x / np.linalg.norm(x)
+
+
+def toy_mpnet(hidden_size: int, n_layers: int, n_heads: int, inner: int) -> tuple[Any, Any, list[list[int]]]:
+    """A random MPNet of transformers whose distances matter, its config, and texts as tokens, one of them long."""
+    import torch
+    import transformers
+
+    config = transformers.MPNetConfig(
+        vocab_size=60, hidden_size=hidden_size, num_hidden_layers=n_layers, num_attention_heads=n_heads,
+        intermediate_size=inner, max_position_embeddings=202,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MPNetModel(config).eval()
+    with torch.inference_mode():
+        model.encoder.relative_attention_bias.weight.mul_(40)
+    return model, config, [[0, 7, 9, 2], [0, *range(5, 55), *range(5, 55), *range(5, 45), 2], [0, 2]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder, build_onnx
-from tests.models.encoders import encoder_states, toy_weights, unit
+from tests.models.encoders import encoder_states, toy_mpnet, toy_weights, unit
 from tests.models.fixtures import pulled
 
 TEXTS = [
@@ -87,17 +87,9 @@ def test_a_wrong_architecture_is_told(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_an_mpnet_encoder_equals_transformers(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MPNetConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=202,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.MPNetModel(config).eval()
-    with torch.inference_mode():
-        model.encoder.relative_attention_bias.weight.mul_(40)
+    pytest.importorskip("transformers")
+    model, config, rows = toy_mpnet(32, 3, 4, 48)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    rows = [[0, 7, 9, 2], [0, *range(5, 55), *range(5, 55), *range(5, 45), 2], [0, 2]]
     for poolings in (["mean", "mean@2"], ["max@1"]):
         build_onnx(weights, config.to_dict(), tmp_path / "m.onnx", poolings=poolings)
         found = _run(tmp_path / "m.onnx", rows)

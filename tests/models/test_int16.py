@@ -15,7 +15,7 @@ from pilotfish.models.bert import build_onnx
 from pilotfish.models.embedder import OnnxEmbedder
 from pilotfish.models.int16 import Int16Encoder, can_read
 from pilotfish.models.tiles import COLUMNS
-from tests.models.encoders import encoder_states, toy_weights
+from tests.models.encoders import encoder_states, toy_mpnet, toy_weights
 from tests.models.fixtures import pulled
 from tests.toy_encoder import write_toy_encoder
 
@@ -43,17 +43,9 @@ def test_the_vectors_are_those_of_a_bert_encoder(n_layers):
 @pytest.mark.filterwarnings("ignore")
 def test_an_mpnet_encoder_equals_transformers():
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MPNetConfig(
-        vocab_size=60, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192,
-        max_position_embeddings=202,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.MPNetModel(config).eval()
-    with torch.inference_mode():
-        model.encoder.relative_attention_bias.weight.mul_(40)
+    pytest.importorskip("transformers")
+    model, config, rows = toy_mpnet(128, 2, 2, 192)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    rows = [[0, 7, 9, 2], [0, *range(5, 55), *range(5, 55), *range(5, 45), 2], [0, 2]]
     for row, vectors in zip(rows, Int16Encoder(weights, config.to_dict()).read(rows), strict=True):
         with torch.inference_mode():
             wanted = model(torch.tensor([row])).last_hidden_state[0].numpy()
