@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli.methods import methods
+from pilotfish.cli.output import console
 from pilotfish.cli.route import app
 from pilotfish.errors import InputError
 from pilotfish.models.fake import FakeModel
@@ -22,7 +23,7 @@ def path(tmp_path_factory):
 
 
 def run(*words, command=app):
-    return CliRunner().invoke(command, list(words), catch_exceptions=False, env={"COLUMNS": "200"})
+    return CliRunner().invoke(command, list(words), catch_exceptions=False)
 
 
 def test_fit_then_explain(path, tmp_path):
@@ -161,7 +162,8 @@ def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
     assert "small answers: " in told.output
 
 
-def test_rows_above_the_budget_say_so(path, tmp_path):
+def test_rows_above_the_budget_say_so(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "width", 200)
     page = tmp_path / "r.html"
     lines = run("compare", "-t", path, "-b", "6usd/1k", "-p", "tag_router", "--html", str(page)).output.splitlines()
     [single] = [line.split("  ") for line in lines if line.startswith("best single (large)")]
