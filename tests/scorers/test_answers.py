@@ -14,15 +14,14 @@ from pilotfish.models.fake import FakeModel
 from pilotfish.scorers.agreement import Agreement, OutputAgreement, triplet_quality, vote
 from pilotfish.scorers.answers import (
     AnswerQuality,
-    AskedConfidence,
     CalibratedConfidence,
     ExpectedWork,
     MeanLogProb,
     StatedConfidence,
-    VerbalisedConfidence,
     final_answer,
     wrong_equations,
 )
+from pilotfish.scorers.verbalised import AskedConfidence, VerbalisedConfidence
 from pilotfish.scorers.verification import (
     ChainOfVerification,
     ConformalSetSize,

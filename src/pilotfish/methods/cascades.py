@@ -13,7 +13,8 @@ from pilotfish.route.compound import AnyOf, LearnedPolicy
 from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import CascadePolicy, GatePolicy, Policy
 from pilotfish.scorers.agreement import Agreement
-from pilotfish.scorers.answers import AnswerQuality, CalibratedConfidence, StatedConfidence, VerbalisedConfidence
+from pilotfish.scorers.answers import AnswerQuality, CalibratedConfidence, StatedConfidence
+from pilotfish.scorers.verbalised import VerbalisedConfidence
 from pilotfish.scorers.verification import ChainOfVerification, InternalConfidence, SelfVerification
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.training.cascade_head import CascadeHead

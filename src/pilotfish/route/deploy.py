@@ -16,7 +16,8 @@ from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
 from pilotfish.route.router import Candidate, Router, count_tokens
 from pilotfish.rules import Threshold
-from pilotfish.scorers.answers import AskedConfidence, StatedConfidence, VerbalisedConfidence
+from pilotfish.scorers.answers import StatedConfidence
+from pilotfish.scorers.verbalised import AskedConfidence, VerbalisedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 from pilotfish.types import Exchange, Reply, Request
 
