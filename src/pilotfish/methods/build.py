@@ -15,7 +15,7 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.files import replacing
 from pilotfish.methods import cards, find
-from pilotfish.methods.options import read_option
+from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
 from pilotfish.route.deploy import in_service, serve, setting_within
@@ -94,11 +94,7 @@ def make_policy(
     card = find(slug)
     order = tuple(models) or by_cost(table)
     parameters = inspect.signature(card.make).parameters
-    given: dict[str, Any] = {k.replace("-", "_"): v for k, v in (options or {}).items()}
-    unknown = sorted(set(given) - set(parameters))
-    if unknown:
-        raise InputError(f"Method {slug!r} has no option {unknown[0]!r}: it takes {', '.join(parameters) or 'none'}.")
-    given = {name: read_option(slug, name, value, card.make) for name, value in given.items()}
+    given = read_options("Method", slug, {k.replace("-", "_"): v for k, v in (options or {}).items()}, card.make)
     if "models" in parameters:
         given.setdefault("models", order)
     for name in _LIVE:
@@ -112,9 +108,8 @@ def make_policy(
         from pilotfish.models.embedder import StaticEmbedder
 
         given["embedder"] = StaticEmbedder("wordllama")
-    missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in given]
-    if missing:
-        raise InputError(f"Method {slug!r} needs {', '.join(missing)}: run it with '{card.command}'.")
+    if lacking := missing(card.make, given):
+        raise InputError(f"Method {slug!r} needs {', '.join(lacking)}: run it with '{card.command}'.")
     made = card.make(**given)
     if not hasattr(made, "settings"):
         raise InputError(f"Method {slug!r} is not a policy over a table: run it with '{card.command}'.")

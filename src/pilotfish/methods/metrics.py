@@ -8,7 +8,7 @@ from typing import Any
 
 from pilotfish.errors import InputError
 from pilotfish.methods import find
-from pilotfish.methods.options import read_option
+from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Scorer
 from pilotfish.types import Exchange
 
@@ -50,15 +50,10 @@ def make_metrics(
     for name in names:
         card = find(name)
         parameters = inspect.signature(card.make).parameters
-        unknown = sorted(set(own.get(name, ())) - set(parameters))
-        if unknown:
-            takes = ", ".join(parameters) or "none"
-            raise InputError(f"Metric {name!r} has no option {unknown[0]!r}: it takes {takes}.")
         given = {k: v for k, v in (parts or {}).items() if k in parameters}
-        given |= {k: read_option(name, k, v, card.make) for k, v in own.get(name, {}).items()}
-        missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in given]
-        if missing:
-            raise InputError(f"Metric {name!r} needs --{missing[0]}: run it as '{card.command}'.")
+        given |= read_options("Metric", name, own.get(name, {}), card.make)
+        if lacking := missing(card.make, given):
+            raise InputError(f"Metric {name!r} needs --{lacking[0]}: run it as '{card.command}'.")
         scorer = card.make(**given)
         if not hasattr(scorer, "score"):
             raise InputError(f"Method {name!r} does not score answers: run it as '{card.command}'.")

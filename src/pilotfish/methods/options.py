@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from pilotfish.errors import InputError
 
-__all__ = ["read_option"]
+__all__ = ["missing", "read_options"]
 
 
-def read_option(slug: str, name: str, value: Any, make: Callable[..., Any]) -> Any:
-    """Read an option as its parameter is annotated; what is not plain data is taken as it is."""
+def read_options(what: str, slug: str, given: Mapping[str, Any], make: Callable[..., Any]) -> dict[str, Any]:
+    """Read options as the parameters of a method are annotated; what is not plain data is taken as it is.
+
+    Raises
+    ------
+    InputError
+        When the method has no such option, or one of another type; ``what`` and ``slug`` name the method.
+    """
+    parameters = inspect.signature(make).parameters
+    unknown = sorted(set(given) - set(parameters))
+    if unknown:
+        raise InputError(f"{what} {slug!r} has no option {unknown[0]!r}: it takes {', '.join(parameters) or 'none'}.")
+    return {name: _read(slug, name, value, make) for name, value in given.items()}
+
+
+def missing(make: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
+    """The arguments that a method needs and was not given."""
+    parameters = inspect.signature(make).parameters
+    return [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in given]
+
+
+def _read(slug: str, name: str, value: Any, make: Callable[..., Any]) -> Any:
     if not isinstance(value, bool | int | float | str | list | dict):
         return value
     from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
