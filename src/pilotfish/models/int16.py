@@ -11,21 +11,20 @@ Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, for the error
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.models.bert import DISTANCES, named_weights
+from pilotfish.models.rows import ONE, ZERO, compiled, exponential, exponentials, larger, summed
 from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, HAS_SHORT, LINE, ROWS, float_tile, short_tile
 
 __all__ = ["Int16Encoder", "can_read"]
@@ -48,26 +47,13 @@ _ROWS_AT_ONCE = 4 * ROWS
 """Rows that go from one layer to the next while they are in the core's cache."""
 
 _single = np.float32
-_LOG2_E, _LN2_HIGH, _LN2_LOW = _single(1.44269504), _single(0.693359375), _single(-2.12194440e-4)
-_HALF, _ONE, _ZERO, _LEAST = _single(0.5), _single(1), _single(0), _single(-87)
-_EXP = tuple(_single(1 / math.factorial(i)) for i in range(6, -1, -1))
+_HALF = _single(0.5)
 _ERF = tuple(map(_single, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)))
 _ERF_P, _ROOT_HALF = _single(0.3275911), _single(0.5**0.5)
 _TINY = _single(1e-30)
 
-_compiled = functools.partial(njit, cache=True, nogil=True, error_model="numpy")
 # All numbers are finite, since weights are looked at and rows are normalised.
-_summed = functools.partial(_compiled, fastmath={"reassoc", "contract", "nsz", "nnan"})
 _void, _FLOATS = types.void, types.float32[::1]
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _power_of_two(_: Any, n: Any) -> tuple[Any, Any]:
-    def generated(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        whole = ir.IntType(32)
-        return builder.bitcast(builder.shl(builder.add(args[0], whole(127)), whole(23)), ir.FloatType())
-
-    return types.float32(n), generated
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -80,83 +66,54 @@ def _nearest(_: Any, x: Any) -> tuple[Any, Any]:
     return types.int16(x), generated
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _larger(_: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    def generated(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 2)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.maxnum.f32")
-        return builder.call(function, args, fastmath=("nnan", "nsz"))
-
-    return types.float32(a, b), generated
-
-
-@_compiled(inline="always")  # type: ignore[untyped-decorator]
-def _exp(x: Any) -> Any:
-    """The exponential of a number that is not above 0, in float32."""
-    x = _larger(x, _LEAST)
-    n = np.int32(x * _LOG2_E - _HALF)
-    rest = x - np.float32(n) * _LN2_HIGH
-    rest -= np.float32(n) * _LN2_LOW
-    total = ((((_EXP[0] * rest + _EXP[1]) * rest + _EXP[2]) * rest + _EXP[3]) * rest + _EXP[4]) * rest + _EXP[5]
-    return (total * rest + _EXP[6]) * _power_of_two(n)
-
-
-@_summed(_void(_FLOATS))  # type: ignore[untyped-decorator]
+@summed(_void(_FLOATS))  # type: ignore[untyped-decorator]
 def _gelu(row: _Vectors) -> None:
     for i in range(row.size):
         x = row[i]
         far = abs(x) * _ROOT_HALF
-        t = _ONE / (_ONE + _ERF_P * far)
-        rest = ((((_ERF[0] * t + _ERF[1]) * t + _ERF[2]) * t + _ERF[3]) * t + _ERF[4]) * t * _exp(-far * far)
-        row[i] = x * (_ONE - _HALF * rest) if x > 0 else x * _HALF * rest
+        t = ONE / (ONE + _ERF_P * far)
+        rest = ((((_ERF[0] * t + _ERF[1]) * t + _ERF[2]) * t + _ERF[3]) * t + _ERF[4]) * t * exponential(-far * far)
+        row[i] = x * (ONE - _HALF * rest) if x > 0 else x * _HALF * rest
 
 
-@_summed(_void(_FLOATS, _FLOATS, _FLOATS, types.float32))  # type: ignore[untyped-decorator]
+@summed(_void(_FLOATS, _FLOATS, _FLOATS, types.float32))  # type: ignore[untyped-decorator]
 def _normalise(row: _Vectors, weight: _Vectors, bias: _Vectors, epsilon: Any) -> None:
-    mean = _ZERO
+    mean = ZERO
     for i in range(row.size):
         mean += row[i]
     mean /= np.float32(row.size)
-    spread = _ZERO
+    spread = ZERO
     for i in range(row.size):
         spread += (row[i] - mean) * (row[i] - mean)
-    scale = _ONE / np.sqrt(spread / np.float32(row.size) + epsilon)
+    scale = ONE / np.sqrt(spread / np.float32(row.size) + epsilon)
     for i in range(row.size):
         row[i] = (row[i] - mean) * scale * weight[i] + bias[i]
 
 
-@_summed(types.float32(_FLOATS, types.int16[::1]))  # type: ignore[untyped-decorator]
+@summed(types.float32(_FLOATS, types.int16[::1]))  # type: ignore[untyped-decorator]
 def _round(row: _Vectors, out: Any) -> Any:
     """The row in whole steps, written to ``out``; the size of the step is given back."""
-    square, greatest = _ZERO, _ZERO
+    square, greatest = ZERO, ZERO
     for i in range(row.size):
         square += row[i] * row[i]
     for i in range(row.size):
-        greatest = _larger(greatest, abs(row[i]))
+        greatest = larger(greatest, abs(row[i]))
     step = max(np.sqrt(square) / np.float32(_LENGTH), greatest / np.float32(_MOST), _TINY)
-    inverse = _ONE / step
+    inverse = ONE / step
     for i in range(row.size):
         out[i] = _nearest(row[i] * inverse)
     return step
 
 
-@_summed(_void(_FLOATS))  # type: ignore[untyped-decorator]
+@summed(_void(_FLOATS))  # type: ignore[untyped-decorator]
 def _soften(row: _Vectors) -> None:
     """Softmax in place."""
-    greatest = row[0]
-    for i in range(row.size):
-        greatest = _larger(greatest, row[i])
-    total = _ZERO
-    for i in range(row.size):
-        value = _exp(row[i] - greatest)
-        row[i] = value
-        total += value
-    inverse = _ONE / total
+    inverse = ONE / exponentials(row)
     for i in range(row.size):
         row[i] *= inverse
 
 
-@_compiled
+@compiled
 def _multiply(x: _Vectors, weight: Any, step: _Vectors, bias: _Vectors, whole: Any, steps: _Vectors, out: Any) -> None:
     """``out = x @ weight + bias`` for a few rows; ``whole`` and ``steps`` are room for them rounded."""
     n, n_in, n_out = x.shape[0], x.shape[1], out.shape[1]
@@ -179,31 +136,31 @@ def _multiply(x: _Vectors, weight: Any, step: _Vectors, bias: _Vectors, whole: A
                 )  # fmt: skip
 
 
-@_compiled
+@compiled
 def _float_blocks(n: int, x: Any, x_stride: int, w: _Vectors, k: int, out: Any, out_stride: int) -> None:
     """A few rows at ``x`` by blocks (n_blocks, k or more, COLUMNS)."""
     for row in range(0, n, ROWS):
         for block in range(w.shape[0]):
             float_tile(
-                min(ROWS, n - row), x + 4 * row * x_stride, x_stride, w[block].ctypes.data, k,
+                min(ROWS, n - row), x + 4 * row * x_stride, x_stride, w[block].ctypes.data, COLUMNS, k,
                 out + 4 * (row * out_stride + block * COLUMNS), out_stride,
             )  # fmt: skip
 
 
-@_compiled
+@compiled
 def _attend(asked: _Vectors, out: _Vectors, n_heads: int, distances: _Vectors, keys: Any, scores: Any) -> None:
     """Attention within one text: queries, keys and values (n, 3 * size) to what they see (n, size)."""
     n, size = out.shape
     width = size // n_heads
     n_blocks = (n + COLUMNS - 1) // COLUMNS
-    scale = _ONE / np.sqrt(np.float32(width))
+    scale = ONE / np.sqrt(np.float32(width))
     stride = n_blocks * COLUMNS
     keys_of = keys[: n_blocks * width * COLUMNS].reshape(n_blocks, width, COLUMNS)
     values_of = keys[: n * width].reshape(width // COLUMNS, n, COLUMNS)
     seen = scores[: n * stride].reshape(n, stride)
     for head in range(n_heads):
         first = head * width
-        keys_of[n_blocks - 1] = _ZERO
+        keys_of[n_blocks - 1] = ZERO
         for i in range(n):
             for j in range(width):
                 keys_of[i // COLUMNS, j, i % COLUMNS] = asked[i, size + first + j] * scale
@@ -219,7 +176,7 @@ def _attend(asked: _Vectors, out: _Vectors, n_heads: int, distances: _Vectors, k
         _float_blocks(n, seen.ctypes.data, stride, values_of, n, out.ctypes.data + 4 * first, size)
 
 
-@_compiled
+@compiled
 def _read(
     x: _Vectors, ends: Any, n_heads: int, epsilon: Any, distances: _Vectors, norms: _Vectors, weights: Any, steps: Any,
     biases: Any,
@@ -267,7 +224,7 @@ def _read(
                     _normalise(rows[i], norms[layer, 2 * part], norms[layer, 2 * part + 1], epsilon)
 
 
-@_compiled
+@compiled
 def _embed(ids: Any, ends: Any, words: _Vectors, positions: _Vectors, norm: _Vectors, epsilon: Any) -> _Vectors:
     out = np.empty((ids.size, words.shape[1]), np.float32)
     before = 0

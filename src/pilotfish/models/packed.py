@@ -104,7 +104,12 @@ def _register() -> None:
     def grouped(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **how: Any) -> tuple[Any, None]:
         import torch
 
+        from pilotfish.models.attention import attend
+
         n_batch, n_heads, n, width = query.shape
+        if key.stride(2) == 1 and _is_usual(module, attention_mask, how):  # keys lie in a room of ours
+            seen = None if attention_mask is None else attention_mask.expand(n_batch, 1, n, -1)[:, 0]
+            return attend(query, key, value, seen, how.get("scaling")), None
         n_groups = n_heads // key.shape[1]
         shared = n_groups > 1 and n <= _FEW and attention_mask is not None and attention_mask.shape[1] == 1
         if not shared or how.get("position_bias") is not None:
@@ -125,9 +130,27 @@ def _register() -> None:
     AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
+def _plain_room(keys: Any, values: Any, size: int) -> tuple[Any, ...]:
+    return tuple(new.new_empty((*new.shape[:-2], size, new.shape[-1])) for new in (keys, values))
+
+
+def _is_usual(module: Any, mask: Any, how: dict[str, Any]) -> bool:
+    """Attention without anything beside a scale and a mask that all heads share."""
+    import torch
+
+    more = ("position_bias", "s_aux", "softcap", "dropout")
+    if any(how.get(name) for name in more):
+        return False
+    if mask is None:
+        return bool(getattr(module, "is_causal", True)) and how.get("is_causal") is not False
+    return bool(mask.dtype == torch.bool and mask.shape[1] == 1)
+
+
 @functools.cache
 def _growing() -> Any:
     from transformers.cache_utils import DynamicLayer
+
+    from pilotfish.models.attention import attends, new_room
 
     class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """Keys and values are the filled part of a longer tensor; copies share it until one of them writes."""
@@ -159,9 +182,8 @@ def _growing() -> Any:
             if self.room is None or self.shared or end > self.room[0].shape[-2]:
                 size = max(128, end + end // 2)
                 old = (self.keys, self.values)
-                self.room = [
-                    new.new_empty((*new.shape[:-2], size, new.shape[-1])) for new in (key_states, value_states)
-                ]
+                make = new_room if attends(key_states, value_states) else _plain_room
+                self.room = make(key_states, value_states, size)
                 self.shared = False
                 if n:
                     for new, before in zip(self.room, old, strict=True):

@@ -13,7 +13,7 @@ from numba import njit, prange, types
 
 from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, LINE, ROWS, float_tile
 
-__all__ = ["PackedMatrix", "multiplies"]
+__all__ = ["PackedMatrix", "multiplies", "n_threads"]
 
 _alone = False
 """Whether this process was copied from another: the threads of OpenMP stayed behind."""
@@ -37,7 +37,7 @@ def _blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, first: int, la
     for block in range(first, last):
         for row in range(0, n, ROWS):
             float_tile(
-                min(ROWS, n - row), x + 4 * row * k, k, w + 4 * block * k * COLUMNS, k,
+                min(ROWS, n - row), x + 4 * row * k, k, w + 4 * block * k * COLUMNS, COLUMNS, k,
                 out + 4 * (row * n_out + block * COLUMNS), n_out,
             )  # fmt: skip
 
@@ -69,6 +69,13 @@ def multiplies(weight: Any) -> bool:
     return fits and HAS_FLOAT and _threads_are_torchs()
 
 
+def n_threads(most: int) -> int:
+    """How many threads to share ``most`` parts among: torch's, or one in a copy of a process."""
+    import torch
+
+    return 1 if _alone else max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, most))
+
+
 class PackedMatrix:
     """A matrix of float32 in the order in which a product of few rows reads it.
 
@@ -98,13 +105,11 @@ class PackedMatrix:
 
     def product(self, rows: Any) -> Any:
         """The product with each of some rows, (..., n_in) to (..., n_out)."""
-        import torch
-
         rows = rows.contiguous()
         out = rows.new_empty((*rows.shape[:-1], self.n_out))
         n, n_blocks = rows.numel() // self.n_in, self.n_out // COLUMNS
-        n_threads = 1 if _alone else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, n_blocks)
-        run: Callable[..., None] = _blocks if n_threads == 1 else _shared_blocks
-        end = (0, n_blocks) if n_threads == 1 else (n_blocks, n_threads)
+        threads = n_threads(n_blocks)
+        run: Callable[..., None] = _blocks if threads == 1 else _shared_blocks
+        end = (0, n_blocks) if threads == 1 else (n_blocks, threads)
         run(rows.data_ptr(), n, self.n_in, self._values.data_ptr(), out.data_ptr(), self.n_out, *end)
         return out

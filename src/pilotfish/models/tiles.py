@@ -54,8 +54,9 @@ def _everywhere(builder: Any, value: Any, kind: Any) -> Any:
 
 
 def _add_sums(
-    builder: Any, n: int, start: Any, x: Any, x_stride: Any, w: Any, k: Any, kind: Any, function: str, ahead: int
-) -> list[list[Any]]:
+    builder: Any, n: int, start: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, k: Any, kind: Any, function: str,
+    ahead: int,
+) -> list[list[Any]]:  # fmt: skip
     """The loop over the weights for ``n`` rows; the builder is left behind it, with the sums by row."""
     multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), function)
     byte = ir.IntType(8).as_pointer()
@@ -72,7 +73,7 @@ def _add_sums(
     builder.position_at_end(loop)
     at = builder.phi(_INDEX)
     sums = [[builder.phi(kind) for _ in range(2)] for _ in rows]
-    weights = builder.gep(w, [builder.mul(at, _INDEX(COLUMNS))])
+    weights = builder.gep(w, [builder.mul(at, w_stride)])
     loaded = [builder.load(_vector(builder, weights, half * _VECTOR, kind), align=4 * _VECTOR) for half in range(2)]
     for line in range(0, 4 * COLUMNS if ahead else 0, LINE):
         later = builder.bitcast(builder.gep(weights, [_INDEX((ahead + line) // 4)]), byte)
@@ -114,17 +115,22 @@ def _pointers(builder: Any, addresses: Sequence[Any], kind: Any) -> list[Any]:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def float_tile(_: Any, n: Any, x: Any, x_stride: Any, w: Any, k: Any, out: Any, out_stride: Any) -> tuple[Any, Any]:
-    """The first ``n`` rows at ``x`` by one block of columns at ``w``, written to ``out``; addresses in bytes."""
+def float_tile(
+    _: Any, n: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, k: Any, out: Any, out_stride: Any
+) -> tuple[Any, Any]:
+    """The first ``n`` rows at ``x`` by one block of columns at ``w``, written to ``out``; addresses in bytes.
+
+    ``w_stride`` is from one weight of a column to the next: :data:`COLUMNS` in a packed matrix.
+    """
 
     def generated(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        n, x, x_stride, w, k, out, out_stride = args
+        n, x, x_stride, w, w_stride, k, out, out_stride = args
         x, w, out = _pointers(builder, (x, w, out), ir.FloatType())
 
         def add(count: int, start: Any) -> None:
             function = f"llvm.fma.v{_VECTOR}f32"
             for row, sums in enumerate(
-                _add_sums(builder, count, start, x, x_stride, w, k, _FLOATS, function, ahead=_AHEAD)
+                _add_sums(builder, count, start, x, x_stride, w, w_stride, k, _FLOATS, function, ahead=_AHEAD)
             ):
                 target = builder.gep(out, [builder.mul(out_stride, _INDEX(row))])
                 for half, value in enumerate(sums):
@@ -132,7 +138,7 @@ def float_tile(_: Any, n: Any, x: Any, x_stride: Any, w: Any, k: Any, out: Any, 
 
         return _by_rows(context, builder, n, add)
 
-    return types.void(n, x, x_stride, w, k, out, out_stride), generated
+    return types.void(n, x, x_stride, w, w_stride, k, out, out_stride), generated
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -153,7 +159,7 @@ def short_tile(
 
         def add(count: int, start: Any) -> None:
             function = f"llvm.x86.avx512.vpdpwssd.{32 * _VECTOR}"
-            sums = _add_sums(builder, count, start, x, x_stride, w, k, _WHOLE, function, ahead=0)
+            sums = _add_sums(builder, count, start, x, x_stride, w, _INDEX(COLUMNS), k, _WHOLE, function, ahead=0)
             steps = [builder.load(_vector(builder, w_step, half * _VECTOR), align=4) for half in range(2)]
             for row, values in enumerate(sums):
                 step = _everywhere(builder, builder.load(builder.gep(x_step, [_INDEX(row)])), _FLOATS)
