@@ -33,7 +33,7 @@ def texts(n_batch: int, n_heads: int, n_shared: int, n: int, n_keys: int, width:
     made = torch.Generator().manual_seed(n_keys)
     query = torch.randn(n_batch, n, n_heads, width, generator=made).transpose(1, 2)
     keys, values = (torch.randn(n_batch, n_shared, n_keys, size, generator=made) for size in (width, 2 * width))
-    room = new_room(keys, values, n_keys)
+    room = new_room(n_batch, n_shared, (width, 2 * width), n_keys)
     for whole, new in zip(room, (keys, values), strict=True):
         whole.fill_(torch.nan)
         whole[:, :, :n_keys] = new
@@ -80,7 +80,7 @@ def test_a_row_is_the_same_alone_in_a_draft_and_behind_masked_keys(threads: int)
         assert torch.equal(alone[:, 0], together[:, i])
     # The same with strangers among the keys, whose place is thereby another.
     at = torch.tensor([i for i in range(150) if i not in (97, 140, 141)])
-    room = new_room(keys, values, at.numel())
+    room = new_room(1, 2, (64, 128), at.numel())
     for whole, part in zip(room, (keys, values), strict=True):
         whole[:, :, : at.numel()] = part[:, :, at]
     few = attend(query[:, :, -1:], *(whole[:, :, : at.numel()] for whole in room))

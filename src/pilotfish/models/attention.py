@@ -14,16 +14,17 @@ from numba import prange, types
 
 from pilotfish.models.products import multiplies, n_threads
 from pilotfish.models.rows import ONE, ZERO, compiled, exponentials
-from pilotfish.models.tiles import COLUMNS, ROWS, float_tile
+from pilotfish.models.tiles import COLUMNS, ROWS, TILE, tile_at
 
-__all__ = ["attend", "attends", "new_room"]
+__all__ = ["NONE_SEEN", "attend", "attend_some", "attends", "new_room"]
 
 _FULL = 64
 """A sum over scores adds up so many at once, and is the same however many masked ones follow."""
 _FOUR = types.float32[:, :, :, :]
 _SEEN = types.boolean[:, :, :]
 _INDEX = types.intp
-_NONE = np.zeros((0, 0, 0), dtype=np.bool_)
+NONE_SEEN = np.zeros((0, 0, 0), dtype=np.bool_)
+"""Said in the place of a mask: each query sees the keys up to its own place."""
 
 
 @compiled
@@ -57,8 +58,10 @@ def _weighed(scores: Any, seen: Any, n: int) -> Any:
     return share
 
 
-@compiled(types.void(_FOUR, _FOUR, _FOUR, _SEEN, _FOUR, types.float32, _INDEX, _INDEX))  # type: ignore[untyped-decorator]
-def _some(query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, first: int, step: int) -> None:
+@compiled(types.void(_FOUR, _FOUR, _FOUR, _SEEN, _FOUR, types.float32, _INDEX, _INDEX, _INDEX))  # type: ignore[untyped-decorator]
+def attend_some(
+    query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, tile: int, first: int, step: int
+) -> None:
     """Every ``step``-th bundle of rows; keys are (n_batch, n_shared, width, n_keys), the last axis contiguous."""
     n_batch, n_heads, n, width = query.shape
     n_shared, n_keys, n_values = keys.shape[1], keys.shape[3], values.shape[3]
@@ -80,9 +83,9 @@ def _some(query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, f
             longest = max(longest, ends[row])
         at = keys[batch, shared].ctypes.data
         for block in range(0, longest, COLUMNS):
-            float_tile(
-                count, asked.ctypes.data, width, at + 4 * block, keys.strides[2] // 4, width, at_scores + 4 * block,
-                stride,
+            tile_at(
+                tile, count, asked.ctypes.data, width, at + 4 * block, keys.strides[2] // 4, width,
+                at_scores + 4 * block, stride,
             )  # fmt: skip
         for row in range(count):
             end = ends[row]
@@ -93,8 +96,16 @@ def _some(query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, f
                 scores[row, end:longest] = ZERO
         at = values[batch, shared].ctypes.data
         for block in range(0, n_values, COLUMNS):
-            float_tile(
-                count, at_scores, stride, at + 4 * block, values.strides[2] // 4, longest, at_made + 4 * block, n_values
+            tile_at(
+                tile,
+                count,
+                at_scores,
+                stride,
+                at + 4 * block,
+                values.strides[2] // 4,
+                longest,
+                at_made + 4 * block,
+                n_values,
             )
         for row in range(count):
             head, i = shared * (n_rows // n) + (start + row) // n, (start + row) % n
@@ -103,9 +114,9 @@ def _some(query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, f
 
 
 @compiled(parallel=True)  # type: ignore[untyped-decorator]
-def _shared(query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, n: int) -> None:
+def _shared(query: Any, keys: Any, values: Any, seen: Any, out: Any, scale: Any, tile: int, n: int) -> None:
     for thread in prange(n):
-        _some(query, keys, values, seen, out, scale, thread, n)
+        attend_some(query, keys, values, seen, out, scale, tile, thread, n)
 
 
 def attends(keys: Any, values: Any) -> bool:
@@ -114,15 +125,18 @@ def attends(keys: Any, values: Any) -> bool:
     return fits and keys.device.type == "cpu" and multiplies(keys.new_empty((COLUMNS, 0)))
 
 
-def new_room(keys: Any, values: Any, size: int) -> tuple[Any, Any]:
-    """Room for keys and values (n_batch, n_heads, at least ``size``, width) of the kind that :func:`attend` reads.
+def new_room(n_batch: int, n_shared: int, widths: tuple[int, int], size: int) -> tuple[Any, Any]:
+    """Room for keys and values, (n_batch, n_shared, at least ``size``, width), of the kind that :func:`attend` reads.
 
-    The keys of a text lie beside each other for each of their numbers.
+    The keys of a text lie beside each other for each of their numbers. ``widths`` are those of keys and of values.
     """
+    import torch
+
     # An odd number of blocks, so that the numbers of a key don't fall on the same lines of the cache.
     size = (math.ceil(size / COLUMNS) | 1) * COLUMNS
-    room = keys.new_empty((*keys.shape[:2], keys.shape[3], size)).transpose(2, 3)
-    return room, values.new_empty((*values.shape[:2], size, values.shape[3]))
+    return torch.empty(n_batch, n_shared, widths[0], size).transpose(2, 3), torch.empty(
+        n_batch, n_shared, size, widths[1]
+    )
 
 
 def attend(query: Any, keys: Any, values: Any, seen: Any = None, scale: float | None = None) -> Any:
@@ -148,7 +162,7 @@ def attend(query: Any, keys: Any, values: Any, seen: Any = None, scale: float | 
     --------
     >>> import torch
     >>> keys, values = (torch.ones(1, 1, 2, 32) for _ in range(2))
-    >>> room = new_room(keys, values, 2)
+    >>> room = new_room(1, 1, (32, 32), 2)
     >>> for filled, new in zip(room, (keys, values)):
     ...     filled[:, :, :2] = new
     >>> attend(torch.ones(1, 3, 1, 32), *(filled[:, :, :2] for filled in room)).shape
@@ -159,9 +173,9 @@ def attend(query: Any, keys: Any, values: Any, seen: Any = None, scale: float | 
     n_bundles = n_batch * keys.shape[1] * math.ceil(n_heads // keys.shape[1] * n / ROWS)
     threads = n_threads(n_bundles)
     arrays = [t.numpy() for t in (query, keys.transpose(2, 3), values)]
-    given = (*arrays, _NONE if seen is None else seen.numpy(), out.numpy(), np.float32(scale or width**-0.5))
+    given = (*arrays, NONE_SEEN if seen is None else seen.numpy(), out.numpy(), np.float32(scale or width**-0.5), TILE)
     if threads == 1:
-        _some(*given, 0, 1)
+        attend_some(*given, 0, 1)
     else:
         _shared(*given, threads)
     return out

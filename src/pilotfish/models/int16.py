@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pilotfish.errors import InputError
 from pilotfish.models.bert import DISTANCES, named_weights
 from pilotfish.models.rows import ONE, ZERO, compiled, exponential, exponentials, larger, summed
-from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, HAS_SHORT, LINE, ROWS, float_tile, short_tile
+from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, HAS_SHORT, LINE, ROWS, TILE, short_tile, tile_at
 
 __all__ = ["Int16Encoder", "can_read"]
 
@@ -137,18 +137,20 @@ def _multiply(x: _Vectors, weight: Any, step: _Vectors, bias: _Vectors, whole: A
 
 
 @compiled
-def _float_blocks(n: int, x: Any, x_stride: int, w: _Vectors, k: int, out: Any, out_stride: int) -> None:
+def _float_blocks(tile: int, n: int, x: Any, x_stride: int, w: _Vectors, k: int, out: Any, out_stride: int) -> None:
     """A few rows at ``x`` by blocks (n_blocks, k or more, COLUMNS)."""
     for row in range(0, n, ROWS):
         for block in range(w.shape[0]):
-            float_tile(
-                min(ROWS, n - row), x + 4 * row * x_stride, x_stride, w[block].ctypes.data, COLUMNS, k,
+            tile_at(
+                tile, min(ROWS, n - row), x + 4 * row * x_stride, x_stride, w[block].ctypes.data, COLUMNS, k,
                 out + 4 * (row * out_stride + block * COLUMNS), out_stride,
             )  # fmt: skip
 
 
 @compiled
-def _attend(asked: _Vectors, out: _Vectors, n_heads: int, distances: _Vectors, keys: Any, scores: Any) -> None:
+def _attend(
+    asked: _Vectors, out: _Vectors, n_heads: int, distances: _Vectors, keys: Any, scores: Any, tile: int
+) -> None:
     """Attention within one text: queries, keys and values (n, 3 * size) to what they see (n, size)."""
     n, size = out.shape
     width = size // n_heads
@@ -164,7 +166,7 @@ def _attend(asked: _Vectors, out: _Vectors, n_heads: int, distances: _Vectors, k
         for i in range(n):
             for j in range(width):
                 keys_of[i // COLUMNS, j, i % COLUMNS] = asked[i, size + first + j] * scale
-        _float_blocks(n, asked.ctypes.data + 4 * first, 3 * size, keys_of, width, seen.ctypes.data, stride)
+        _float_blocks(tile, n, asked.ctypes.data + 4 * first, 3 * size, keys_of, width, seen.ctypes.data, stride)
         for i in range(n):
             if distances.size:
                 for j in range(n):
@@ -173,13 +175,13 @@ def _attend(asked: _Vectors, out: _Vectors, n_heads: int, distances: _Vectors, k
         for block in range(width // COLUMNS):
             at = 2 * size + first + block * COLUMNS
             values_of[block] = asked[:, at : at + COLUMNS]
-        _float_blocks(n, seen.ctypes.data, stride, values_of, n, out.ctypes.data + 4 * first, size)
+        _float_blocks(tile, n, seen.ctypes.data, stride, values_of, n, out.ctypes.data + 4 * first, size)
 
 
 @compiled
 def _read(
     x: _Vectors, ends: Any, n_heads: int, epsilon: Any, distances: _Vectors, norms: _Vectors, weights: Any, steps: Any,
-    biases: Any,
+    biases: Any, tile: int,
 ) -> None:  # fmt: skip
     """All layers in place: ``x`` (n_tokens, size) are the embeddings of texts that end at ``ends``."""
     n, size = x.shape
@@ -204,7 +206,7 @@ def _read(
             _multiply(rows, weights[0][layer], steps[0][layer], biases[0][layer], whole, step, out)
         before = 0
         for end in ends:
-            _attend(asked[before:end], seen[before:end], n_heads, distances, keys, scores)
+            _attend(asked[before:end], seen[before:end], n_heads, distances, keys, scores, tile)
             before = end
         for start in range(0, n, _ROWS_AT_ONCE):
             rows = x[start : start + _ROWS_AT_ONCE]
@@ -299,7 +301,7 @@ class Int16Encoder:
         x = _embed(flat, ends, self._words, self._positions, self._norm, self._epsilon)
         if len(self._norms):
             parts = (self._norms, self._weights, self._steps, self._biases)
-            _read(x, ends, self._n_heads, self._epsilon, self._distances, *parts)
+            _read(x, ends, self._n_heads, self._epsilon, self._distances, *parts, TILE)
         x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _TINY)
         return np.split(x, ends[:-1])
 

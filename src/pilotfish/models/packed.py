@@ -73,7 +73,8 @@ def _twin(module: Any, config: Any, new_config: Any) -> Any:
         twin.config = new_config
     if type(module) is torch.nn.Linear and module.weight.numel() >= _LARGE:
         twin._parameters = {}
-        twin.forward = _product(module.weight.detach(), None if module.bias is None else module.bias.detach())
+        twin.added = None if module.bias is None else module.bias.detach()
+        twin.matrix, twin.forward = _product(module.weight.detach(), twin.added)
         return twin
     # A shallow copy of a module shares the table of its parts.
     twin._modules = {
@@ -82,17 +83,17 @@ def _twin(module: Any, config: Any, new_config: Any) -> Any:
     return twin
 
 
-def _product(weight: Any, bias: Any) -> Callable[[Any], Any]:
-    """What a linear layer does, by the fastest way for this matrix on this machine."""
+def _product(weight: Any, bias: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Packed weights and what a linear layer does with them, by the fastest way for this matrix on this machine."""
     import torch
 
     from pilotfish.models.products import PackedMatrix, multiplies
 
     if not multiplies(weight):
         prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, prepacked, bias, "none", [], "")
+        return prepacked, lambda rows: torch.ops.mkldnn._linear_pointwise(rows, prepacked, bias, "none", [], "")
     matrix = PackedMatrix(weight)
-    return matrix.product if bias is None else lambda rows: matrix.product(rows).add_(bias)
+    return matrix, matrix.product if bias is None else lambda rows: matrix.product(rows).add_(bias)
 
 
 @functools.cache
@@ -128,10 +129,6 @@ def _register() -> None:
 
     AttentionInterface.register(_ATTENTION, grouped)
     AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-
-
-def _plain_room(keys: Any, values: Any, size: int) -> tuple[Any, ...]:
-    return tuple(new.new_empty((*new.shape[:-2], size, new.shape[-1])) for new in (keys, values))
 
 
 def _is_usual(module: Any, mask: Any, how: dict[str, Any]) -> bool:
@@ -182,8 +179,13 @@ def _growing() -> Any:
             if self.room is None or self.shared or end > self.room[0].shape[-2]:
                 size = max(128, end + end // 2)
                 old = (self.keys, self.values)
-                make = new_room if attends(key_states, value_states) else _plain_room
-                self.room = make(key_states, value_states, size)
+                if attends(key_states, value_states):
+                    n_batch, n_shared, _, width = key_states.shape
+                    self.room = new_room(n_batch, n_shared, (width, value_states.shape[3]), size)
+                else:
+                    self.room = tuple(
+                        new.new_empty((*new.shape[:-2], size, new.shape[-1])) for new in (key_states, value_states)
+                    )
                 self.shared = False
                 if n:
                     for new, before in zip(self.room, old, strict=True):

@@ -11,9 +11,9 @@ from typing import Any
 import numba
 from numba import njit, prange, types
 
-from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, LINE, ROWS, float_tile
+from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, LINE, ROWS, TILE, tile_at
 
-__all__ = ["PackedMatrix", "multiplies", "n_threads"]
+__all__ = ["PackedMatrix", "is_copy", "multiplies", "n_threads"]
 
 _alone = False
 """Whether this process was copied from another: the threads of OpenMP stayed behind."""
@@ -32,20 +32,22 @@ _NUMBER = types.intp
 _compiled = functools.partial(njit, cache=True, nogil=True)
 
 
-@_compiled(types.void(*[_NUMBER] * 8))  # type: ignore[untyped-decorator]
-def _blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, first: int, last: int) -> None:
+@_compiled(types.void(*[_NUMBER] * 9))  # type: ignore[untyped-decorator]
+def _blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, tile: int, first: int, last: int) -> None:
     for block in range(first, last):
         for row in range(0, n, ROWS):
-            float_tile(
-                min(ROWS, n - row), x + 4 * row * k, k, w + 4 * block * k * COLUMNS, COLUMNS, k,
+            tile_at(
+                tile, min(ROWS, n - row), x + 4 * row * k, k, w + 4 * block * k * COLUMNS, COLUMNS, k,
                 out + 4 * (row * n_out + block * COLUMNS), n_out,
             )  # fmt: skip
 
 
 @_compiled(parallel=True)  # type: ignore[untyped-decorator]
-def _shared_blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, n_blocks: int, n_threads: int) -> None:
+def _shared_blocks(
+    x: int, n: int, k: int, w: int, out: int, n_out: int, tile: int, n_blocks: int, n_threads: int
+) -> None:
     for thread in prange(n_threads):
-        _blocks(x, n, k, w, out, n_out, thread * n_blocks // n_threads, (thread + 1) * n_blocks // n_threads)
+        _blocks(x, n, k, w, out, n_out, tile, thread * n_blocks // n_threads, (thread + 1) * n_blocks // n_threads)
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def _threads_are_torchs() -> bool:
         return False
     if numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER = "omp"
-    _shared_blocks(0, 0, 0, 0, 0, 0, 0, 1)
+    _shared_blocks(0, 0, 0, 0, 0, 0, TILE, 0, 1)
     return bool(numba.threading_layer() == "omp")
 
 
@@ -67,6 +69,11 @@ def multiplies(weight: Any) -> bool:
 
     fits = weight.dtype == torch.float32 and weight.shape[0] % COLUMNS == 0
     return fits and HAS_FLOAT and _threads_are_torchs()
+
+
+def is_copy() -> bool:
+    """Whether this process was copied from another, so that nothing may be shared among threads."""
+    return _alone
 
 
 def n_threads(most: int) -> int:
@@ -103,6 +110,11 @@ class PackedMatrix:
         by_block = weight.detach().reshape(-1, COLUMNS, self.n_in).transpose(1, 2)
         self._values.view(by_block.shape).copy_(by_block)
 
+    @property
+    def address(self) -> int:
+        """Where the first weight lies."""
+        return int(self._values.data_ptr())
+
     def product(self, rows: Any) -> Any:
         """The product with each of some rows, (..., n_in) to (..., n_out)."""
         rows = rows.contiguous()
@@ -111,5 +123,5 @@ class PackedMatrix:
         threads = n_threads(n_blocks)
         run: Callable[..., None] = _blocks if threads == 1 else _shared_blocks
         end = (0, n_blocks) if threads == 1 else (n_blocks, threads)
-        run(rows.data_ptr(), n, self.n_in, self._values.data_ptr(), out.data_ptr(), self.n_out, *end)
+        run(rows.data_ptr(), n, self.n_in, self.address, out.data_ptr(), self.n_out, TILE, *end)
         return out

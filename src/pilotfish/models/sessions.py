@@ -13,7 +13,16 @@ from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.models.packed import new_cache, takes_trees
 from pilotfish.protocols import IntArray, LogProbs
 
-__all__ = ["ArrayLogits", "FunctionSession", "TorchLogits", "TorchSession", "memory_told", "n_common"]
+__all__ = [
+    "ArrayLogits",
+    "FunctionSession",
+    "TextSession",
+    "TorchLogits",
+    "TorchSession",
+    "check_rewind",
+    "memory_told",
+    "n_common",
+]
 
 
 @contextmanager
@@ -106,23 +115,18 @@ class TorchLogits:
         return logs
 
 
-class TorchSession:
-    """A causal language model of transformers with its key-value cache.
+class TextSession:
+    """What sessions of local models share: what may be read, and how a tree is read.
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        Its layers' cache must be able to forget: state-space models cannot.
     window : int
         Longest text, in tokens.
     """
 
-    def __init__(self, model: Any, window: int) -> None:
-        self.model = model
+    def __init__(self, window: int) -> None:
         self.window = window
         self.n_tokens = 0
-        self._cache: Any = None
-        self._takes_trees: bool | None = None
 
     def extend(self, tokens: Sequence[int], n_last: int | None = None) -> TorchLogits:
         """Read further tokens, and tell what is expected after each of the last ``n_last`` of them.
@@ -134,14 +138,7 @@ class TorchSession:
         ModelError
             When the memory does not suffice; the state is as before.
         """
-        return self._read(tokens, n_last or len(tokens))
-
-    @property
-    def takes_trees(self) -> bool:
-        """Whether its model can read tokens side by side: those with a sliding window cannot."""
-        if self._takes_trees is None:
-            self._takes_trees = takes_trees(self.model, new_cache(self.model))
-        return self._takes_trees
+        return self._checked(tokens, n_last or len(tokens))
 
     def extend_tree(self, tokens: Sequence[int], branches: Sequence[int], parents: Sequence[int]) -> TorchLogits:
         """Read further tokens and a tree after them, and tell what is expected after the text and each of its tokens.
@@ -153,20 +150,58 @@ class TorchSession:
         ContextLengthError, ModelError
             As of :meth:`extend`.
         """
-        import torch
-
         n, m = len(tokens), len(branches)
-        seen = torch.ones(n + m, self.n_tokens + n + m, dtype=torch.bool).tril_(self.n_tokens)
+        seen = np.tri(n + m, self.n_tokens + n + m, self.n_tokens, dtype=np.bool_)
         seen[n:, self.n_tokens + n :] = False
-        places = torch.arange(self.n_tokens, self.n_tokens + n + m)
+        places = np.arange(self.n_tokens, self.n_tokens + n + m)
         for i, parent in enumerate(parents):
             if parent >= 0:
                 seen[n + i] = seen[n + parent]
             seen[n + i, self.n_tokens + n + i] = True
             places[n + i] = places[n + parent if parent >= 0 else n - 1] + 1
-        how = {"attention_mask": seen[None, None], "position_ids": places[None]}
-        device = self.model.device
-        return self._read([*tokens, *branches], m + 1, **{name: value.to(device) for name, value in how.items()})
+        return self._checked([*tokens, *branches], m + 1, places, seen)
+
+    def _checked(self, tokens: Sequence[int], n_last: int, *tree: Any) -> TorchLogits:
+        if not tokens:
+            raise InputError("There are no tokens to read: give at least one.")
+        if self.n_tokens + len(tokens) > self.window:
+            raise ContextLengthError(
+                f"The text has {self.n_tokens + len(tokens)} tokens, but the model's window has {self.window}: "
+                "shorten it."
+            )
+        with memory_told(f"{self.n_tokens + len(tokens)} tokens", "shorten the text"):
+            logits = self._read(tokens, n_last, *tree)
+        self.n_tokens += len(tokens)
+        return logits
+
+    def _read(self, tokens: Sequence[int], n_last: int, places: Any = None, seen: Any = None) -> TorchLogits:
+        """Read tokens; of a tree are given the places (n,) and what each sees (n, n_tokens + n)."""
+        raise NotImplementedError
+
+
+class TorchSession(TextSession):
+    """A causal language model of transformers with its key-value cache.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Its layers' cache must be able to forget: state-space models cannot.
+    window : int
+        Longest text, in tokens.
+    """
+
+    def __init__(self, model: Any, window: int) -> None:
+        super().__init__(window)
+        self.model = model
+        self._cache: Any = None
+        self._takes_trees: bool | None = None
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether its model can read tokens side by side: those with a sliding window cannot."""
+        if self._takes_trees is None:
+            self._takes_trees = takes_trees(self.model, new_cache(self.model))
+        return self._takes_trees
 
     def keep(self, n: int, places: Sequence[int]) -> None:
         """Of the last ``n`` tokens, the tree, keep those at these places, which follow one another."""
@@ -180,18 +215,18 @@ class TorchSession:
                 layer.keep(n, places)
         self.n_tokens -= n - len(places)
 
-    def _read(self, tokens: Sequence[int], n_last: int, **how: Any) -> TorchLogits:
+    def _read(self, tokens: Sequence[int], n_last: int, places: Any = None, seen: Any = None) -> TorchLogits:
         import torch
 
-        if not tokens:
-            raise InputError("There are no tokens to read: give at least one.")
-        if self.n_tokens + len(tokens) > self.window:
-            raise ContextLengthError(
-                f"The text has {self.n_tokens + len(tokens)} tokens, but the model's window has {self.window}: "
-                "shorten it."
-            )
-        with memory_told(f"{self.n_tokens + len(tokens)} tokens", "shorten the text"), torch.inference_mode():
-            ids = torch.tensor([tokens], device=self.model.device)
+        device = self.model.device
+        with torch.inference_mode():
+            how: dict[str, Any] = {}
+            if seen is not None:
+                how = {
+                    "attention_mask": torch.from_numpy(seen)[None, None].to(device),
+                    "position_ids": torch.from_numpy(places)[None].to(device),
+                }
+            ids = torch.tensor([tokens], device=device)
             try:
                 if self._cache is None:
                     self._cache = new_cache(self.model)
@@ -201,12 +236,11 @@ class TorchSession:
             except (RuntimeError, MemoryError):
                 self._restore()
                 raise
-        self.n_tokens += len(tokens)
         return TorchLogits(logits, str(getattr(self.model, "name_or_path", "")))
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens."""
-        _check_rewind(n, self.n_tokens)
+        check_rewind(n, self.n_tokens)
         self.n_tokens -= n
         if self.n_tokens == 0:
             self._cache = None
@@ -289,7 +323,7 @@ class FunctionSession:
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens."""
-        _check_rewind(n, len(self.tokens))
+        check_rewind(n, len(self.tokens))
         if n:
             del self.tokens[-n:]
 
@@ -318,6 +352,6 @@ def _check(total: float, name: str = "") -> None:
         raise ModelError(f"{who} gave NaN in place of probabilities: check its weights, or use dtype float32.")
 
 
-def _check_rewind(n: int, n_tokens: int) -> None:
+def check_rewind(n: int, n_tokens: int) -> None:
     if not 0 <= n <= n_tokens:
         raise InputError(f"rewind is {n}, but {n_tokens} tokens have been read: give 0 to {n_tokens}.")

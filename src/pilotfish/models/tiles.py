@@ -13,11 +13,11 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["COLUMNS", "HAS_FLOAT", "HAS_SHORT", "LINE", "ROWS", "float_tile", "short_tile"]
+__all__ = ["COLUMNS", "HAS_FLOAT", "HAS_SHORT", "LINE", "ROWS", "TILE", "float_tile", "short_tile", "tile_at"]
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 
@@ -176,3 +176,26 @@ def short_tile(
 
     kinds = (n, x, x_stride, w, k, out, out_stride, x_step, w_step, added, added_stride)
     return types.void(*kinds), generated
+
+
+@cfunc(types.void(*[types.intp] * 8), cache=True)  # type: ignore[untyped-decorator]
+def _tile(n: int, x: int, x_stride: int, w: int, w_stride: int, k: int, out: int, out_stride: int) -> None:
+    float_tile(n, x, x_stride, w, w_stride, k, out, out_stride)
+
+
+TILE = _tile.address
+"""Where the compiled :func:`float_tile` lies. Code that holds the loops themselves takes seconds to compile."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def tile_at(
+    _: Any, tile: Any, n: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, k: Any, out: Any, out_stride: Any
+) -> tuple[Any, Any]:
+    """Call :func:`float_tile` where it lies, at :data:`TILE`; addresses are known only when the code runs."""
+
+    def generated(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_INDEX] * 8)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(tile, n, x, x_stride, w, w_stride, k, out, out_stride), generated

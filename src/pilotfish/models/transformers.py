@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError, missing_extra
 from pilotfish.models import catalog, download
@@ -19,6 +19,9 @@ from pilotfish.models.packed import is_packed, packed
 from pilotfish.models.sessions import TorchSession, memory_told
 from pilotfish.models.tokenizers import HubTokenizer, encode_request
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
+
+if TYPE_CHECKING:
+    from pilotfish.models.causal import CausalDecoder, CausalSession
 
 __all__ = ["TransformersModel", "answer_loss", "first_layers", "low_rank", "pretrained"]
 
@@ -62,6 +65,7 @@ class TransformersModel:
         self._loaded: tuple[Any, Any] | None = None
         self._trained: tuple[Any, Any] | None = None
         self._tokenizer: HubTokenizer | None = None
+        self._decoder: tuple[Any, CausalDecoder | None] | None = None
         self._lock = threading.Lock()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
@@ -125,9 +129,13 @@ class TransformersModel:
         """The longest text it can read, in tokens."""
         return self._window()
 
-    def session(self) -> TorchSession:
+    def session(self) -> CausalSession | TorchSession:
         """Begin a text."""
-        return TorchSession(self._parts()[1], self._window())
+        network, window = self._parts()[1], self._window()
+        if self._decoder is None or self._decoder[0] is not network:
+            self._decoder = network, _decoder_of(network)
+        decoder = self._decoder[1]
+        return TorchSession(network, window) if decoder is None else decoder.session(window)
 
     def first_layers(self, n_layers: int) -> TransformersModel:
         """The same model without its later layers; the weights are shared.
@@ -340,6 +348,14 @@ def _library(why: str) -> Any:
     except ImportError as error:
         raise missing_extra(error.name or "torch", "torch", why) from None
     return transformers
+
+
+def _decoder_of(network: Any) -> CausalDecoder | None:
+    if not is_packed(network):
+        return None
+    from pilotfish.models.causal import CausalDecoder
+
+    return CausalDecoder.of(network)
 
 
 def low_rank(model: Any, rank: int, why: str) -> Any:
