@@ -154,8 +154,8 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
         "plain": Decoder(model), "lookup": Decoder(model, [Lookup()]),
         "combination": Decoder(model, [Lookup(), Retrieval(replies)]),
     }  # fmt: skip
-    ways: dict[str, Callable[[Request], tuple[str, int]]] = {
-        name: functools.partial(_written, decoder) for name, decoder in ours.items()
+    ways: dict[str, Callable[[Request], tuple[str, int, float]]] = {
+        name: functools.partial(_written, clock, decoder) for name, decoder in ours.items()
     }
     peer = model._trainable()[1]  # as transformers loads it
     ways["transformers generate"] = lambda request: _generated(model, peer, request)
@@ -178,8 +178,9 @@ def speed(run: Run, label: str, model: TransformersModel, groups: dict[str, list
             if late or (i, name) in done or (few and i >= 2):
                 continue
             start = clock()
-            _, n_written = ways[name](ask(text, n_tokens))
-            kept.add(i=i, group=group, way=name, n_tokens=n_written, seconds=clock() - start, clock=clock.__name__)
+            _, n_written, first = ways[name](ask(text, n_tokens))
+            seconds = clock() - start
+            kept.add(i=i, group=group, way=name, n_tokens=n_written, seconds=seconds, first=first, clock=clock.__name__)
     speed_figures(run, label, kept.rows)
 
 
@@ -195,14 +196,15 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
         print("Not every task group was timed yet: run the part again.")
         return
 
-    def rate(name: str, wanted: Iterable[int]) -> float:
+    def rate(name: str, wanted: Iterable[int], first: bool = True) -> float:
         found = [by_way[name][i] for i in wanted]
-        return float(sum(row["n_tokens"] for row in found) / sum(row["seconds"] for row in found))
+        n, seconds = (sum(row[key] for row in found) for key in ("n_tokens", "seconds"))
+        return float(n / seconds if first else (n - len(found)) / (seconds - sum(row["first"] for row in found)))
 
-    def ratio(one: str, other: str, *among: str) -> tuple[float, int]:
-        """Of two ways' speeds on the prompts both had, and how many there were."""
+    def ratio(one: str, other: str, *among: str, first: bool = True) -> tuple[float, int]:
+        """Of two ways' speeds on the prompts both had, with the first token or from it on, and how many there were."""
         both = [i for i in by_way[one].keys() & by_way[other].keys() if not among or by_way[one][i]["group"] in among]
-        return rate(one, both) / rate(other, both), len(both)
+        return rate(one, both, first) / rate(other, both, first), len(both)
 
     for name, found in by_way.items():
         of = {group: [i for i, row in found.items() if row["group"] == group] for group in groups}
@@ -223,7 +225,11 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
     low, high = bootstrap(np.array([rate("combination", [i]) / rate("plain", [i]) for i in both]))
     figure("overall_speedup", ratio("combination", "plain"), low=low, high=high, floor=1.5)
     shown = {group: round(ratio("lookup", "plain", group)[0], 3) for group in groups}
-    figure("lookup_summarisation_speedup", ratio("lookup", "plain", *COPYING), floor=1.8, groups=shown)
+    figure(
+        "lookup_summarisation_speedup", ratio("lookup", "plain", *COPYING), floor=1.8, groups=shown,
+        after_the_prompt=round(ratio("lookup", "plain", *COPYING, first=False)[0], 3),
+        over_transformers_lookup=round(ratio("lookup", "transformers lookup", *COPYING)[0], 3),
+    )  # fmt: skip
     peers = {name: ratio("combination", name) for name in by_way if name.startswith("transformers")}
     best = min(peers, key=lambda name: peers[name])
     figure(
@@ -243,12 +249,18 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
 
 
-def _written(decoder: Decoder, request: Request) -> tuple[str, int]:
-    (reply,) = decoder.generate([request])
-    return reply.text, max(1, reply.usage.completion_tokens)
+def _written(clock: Callable[[], float], decoder: Decoder, request: Request) -> tuple[str, int, float]:
+    """The text, its tokens, and the seconds to the first of them: those of reading the prompt."""
+    start, first, pieces = clock(), 0.0, decoder.stream(request)
+    while True:
+        try:
+            next(pieces)
+            first = first or clock() - start
+        except StopIteration as end:
+            return end.value.text, max(1, end.value.usage.completion_tokens), first
 
 
-def _generated(model: TransformersModel, network: Any, request: Request, **how: Any) -> tuple[str, int]:
+def _generated(model: TransformersModel, network: Any, request: Request, **how: Any) -> tuple[str, int, float]:
     import torch
 
     tokenizer, _ = model._parts()
@@ -259,7 +271,7 @@ def _generated(model: TransformersModel, network: Any, request: Request, **how: 
             temperature=None, top_p=None, pad_token_id=tokenizer.eos_token_id, **how,
         )  # fmt: skip
     tokens = made[0, ids.shape[1] :]
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens)
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens), 0.0
 
 
 def llama_cpp(target: str) -> dict[str, Any]:
@@ -283,10 +295,10 @@ def llama_cpp(target: str) -> dict[str, Any]:
     return servers
 
 
-def _served(server: Any, request: Request) -> tuple[str, int]:
+def _served(server: Any, request: Request) -> tuple[str, int, float]:
     body = {key: value for key, value in request.to_json().items() if key != "model"}
     data = server.handle_chat_completions(json.loads(json.dumps({**body, "cache_prompt": False})))
-    return data["choices"][0]["message"]["content"], max(1, data["usage"]["completion_tokens"])
+    return data["choices"][0]["message"]["content"], max(1, data["usage"]["completion_tokens"]), 0.0
 
 
 def sampling(run: Run, model: TransformersModel) -> None:
