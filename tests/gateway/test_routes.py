@@ -228,3 +228,29 @@ def test_the_endpoints_refusal_keeps_its_status(start, upstream, route, status):
     reply = run.chat(EASY, model="smart")
     assert reply.status == status
     assert "Not so." in reply.data["error"]["message"]
+
+
+@pytest.mark.parametrize(("status", "with_fallback"), [(200, False), (503, False), (503, True)])
+def test_the_log_counts_all_that_a_route_asks(start, upstream, tmp_path, status, with_fallback):
+    """Two verifications of the weak answer, and both answers; a strong model that fails takes nothing back."""
+
+    async def script(received, reader, writer):
+        asked = received.data["messages"][-1]["content"]
+        says = "No" if "Is the proposed answer correct?" in asked else "easy"
+        writer.write(whole(answer(says), status if received.data["model"] == "dear" else 200))
+
+    upstream.script = script
+    settings = {"policy": "automix", "budget": 1.0, "options": {"n_samples": 2, "planned": False}, "chosen": [0.5]}
+    models = {"cheap": FakeModel("No"), "dear": FakeModel()}
+    Route(settings, make_table(24), models).save(tmp_path / "route")
+    fallback = {"fallback": {"base_url": upstream.url, "model": "cheap"}} if with_fallback else {}
+    prices = {"cheap": {"input": 1.0, "output": 10.0}, "dear": {"input": 100.0, "output": 1000.0}}
+    run = start(routes={"smart": {"saved": str(tmp_path / "route")}}, prices=prices, **fallback)
+    ready(run)
+    upstream.received.clear()
+    assert run.chat(EASY, model="smart").status == (200 if with_fallback else status)
+    sent = [got.data["model"] for got in upstream.received]
+    assert sent == ["cheap"] * 3 + ["dear"] + ["cheap"] * with_fallback
+    [call] = run.calls()
+    assert call.cost == pytest.approx(42e-6 * sent.count("cheap") + 4200e-6 * (status == 200))
+    assert run.metric("pilotfish_cost_usd_total") == pytest.approx(call.cost)

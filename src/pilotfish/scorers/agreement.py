@@ -11,6 +11,7 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import Embedder, FloatArray, Model
 from pilotfish.scorers.answers import final_answer
 from pilotfish.scorers.prompts import PromptFeatures
+from pilotfish.scorers.spending import ask_aside
 from pilotfish.types import Exchange, Reply
 
 __all__ = ["Agreement", "OutputAgreement", "triplet_quality", "vote"]
@@ -90,7 +91,7 @@ class Agreement:
                     content = f"{last.content}\n\n{hint}"
                     ask = ask.replace(messages=(*ask.messages[:-1], type(last)(last.role, content, last.extra)))
             requests.append(ask)
-        return self.model.generate(requests)
+        return ask_aside(self.model, requests)
 
 
 def vote(replies: Sequence[Reply], answer_of: Callable[[str], str] = final_answer) -> tuple[Reply, float]:
