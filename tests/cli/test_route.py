@@ -11,7 +11,9 @@ from pilotfish.cli.methods import methods
 from pilotfish.cli.output import console
 from pilotfish.cli.route import app
 from pilotfish.errors import InputError
+from pilotfish.methods.build import Route
 from pilotfish.models.fake import FakeModel
+from pilotfish.traffic.table import ReplyTable
 from tests.route.conftest import make_table
 
 
@@ -53,10 +55,62 @@ def test_a_model_is_added_to_a_saved_router(path, tmp_path):
     for name, router, said in (
         ("new", out, "already routed to"),
         ("other", out, "no model 'other'"),
-        ("new", tmp_path, "a folder: add the model to its table"),
+        ("new", tmp_path, "no readable route.json"),
     ):
         with pytest.raises(InputError, match=said):
             run("add", name, "--table", str(new), "--router", str(router))
+
+
+def _labels(model, n=40):
+    """Rows of a model that is right about sums, which are the hard questions, and about nothing else."""
+    asked = [(f"add {i} and 5 now", 1.0) if i % 2 else (f"who wrote the old book {i}", 0.0) for i in range(n)]
+    return "".join(json.dumps({"query": q, "model": model, "score": s, "cost": 0.002}) + "\n" for q, s in asked)
+
+
+@pytest.mark.parametrize("policy", ["orchestra_llm", "tryage", "forc", "kernel_router"])
+def test_a_model_is_added_to_any_policy_that_predicts_scores(policy, path, tmp_path):
+    out, more, new = tmp_path / "route", tmp_path / "more", tmp_path / "new.jsonl"
+    new.write_text(_labels("new"))
+    asked = {"policy": policy, "budget": 0.006}
+    Route(asked, ReplyTable.from_jsonl(path), {"small": FakeModel(), "large": FakeModel()}).save(out)
+    before = run("explain", "add 3 and 9 now", "--router", str(out)).output.splitlines()
+    done = run("add", "new", "--table", str(new), "--router", str(out), "--out", str(more)).output
+    assert "it routes to small, large, new." in done
+    assert "a query to cost $0.0" in done
+    after = run("explain", "add 3 and 9 now", "--router", str(more)).output
+    assert [line.split()[:4] for line in after.splitlines()[1:3]] == [line.split()[:4] for line in before[1:3]]
+    assert "new answers: " in after
+    assert "new answers: " not in run("explain", "who wrote the old book 3", "--router", str(more)).output
+    with pytest.raises(InputError, match="already routed to"):
+        run("add", "new", "--table", str(new), "--router", str(more))
+    new.write_text(_labels("newer", 4))
+    with pytest.raises(InputError, match="has 4 scored queries: give at least 5"):
+        run("add", "newer", "--table", str(new), "--router", str(more))
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("route_llm", "chooses between two models"),
+        ("zooter", "predicts which model is better"),
+        ("calibrated_cascade", "sets its thresholds on what all its models answered"),
+        ("llm_blender", "ranks the answers of all its models"),
+    ],
+)
+def test_policies_that_few_labels_cannot_teach_say_why(policy, said, path, tmp_path):
+    out, new = tmp_path / "route", tmp_path / "new.jsonl"
+    new.write_text(_labels("new"))
+    assert run("fit", "-t", path, "-b", "20usd/1k", "-p", policy, "--out", str(out)).exit_code == 0
+    with pytest.raises(InputError, match=f"{said}.*, so that a model cannot be added"):
+        run("add", "new", "--table", str(new), "--router", str(out))
+
+
+def test_a_model_that_would_spend_more_than_the_budget_is_told_of(path, tmp_path):
+    out, new = tmp_path / "route", tmp_path / "new.jsonl"
+    new.write_text(_labels("new").replace("0.002", "0.0099"))
+    assert run("fit", "-t", path, "-b", "1.1usd/1k", "-p", "orchestra_llm", "--out", str(out)).exit_code == 0
+    done = run("add", "new", "--table", str(new), "--router", str(out)).output
+    assert ("above the budget of $0.0011" in done) == ("is to answer 0%" not in done)
 
 
 def test_a_saved_route_is_explained_with_answers_recorded_given_or_asked(path, tmp_path, monkeypatch):

@@ -144,6 +144,20 @@ def test_what_the_command_line_saved_is_served(start, upstream, tmp_path, route,
         make_models(GatewayConfig.model_validate(wrong))
 
 
+def test_a_model_that_was_added_later_answers_and_has_its_limits(start, upstream, tmp_path):
+    models = {name: FakeModel() for name in ("cheap", "dear", "new")}
+    made = Route({"policy": "orchestra_llm", "budget": "6usd/1k"}, make_table(), models)
+    labels = [(f"question {i} {'hard' if i % 2 else 'easy'}", float(i % 2)) for i in range(40)]
+    table = ReplyTable.of([q for q, _ in labels], {"new": [s for _, s in labels]}, {"new": 0.0015})
+    made.add_model("new", models["new"], table)
+    made.save(tmp_path / "route")
+    run = start(routes={"smart": {"saved": str(tmp_path / "route"), "limits": {"new": {"tools": False}}}})
+    ready(run)
+    for prompt, chosen, more in ((EASY, "cheap", {}), (HARD, "new", {}), (HARD, "dear", {"tools": TOOLS})):
+        assert run.chat(prompt, model="smart", **more).status == 200
+        assert upstream.received[-1].data["model"] == chosen
+
+
 @pytest.mark.parametrize("policy", ["orchestra_llm", "route_llm", "calibrated_cascade"])
 def test_a_model_is_not_asked_what_it_cannot_take(start, upstream, route, policy):
     limits = {"cheap": {"context": 30, "tools": False, "images": False}}

@@ -32,7 +32,7 @@ from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality
 from pilotfish.scorers.costs import CostModel, PerCost
 from pilotfish.scorers.preferences import PairRanker
-from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
+from pilotfish.scorers.quality import KernelQuality, NeighbourQuality, PenalisedQuality
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Request
 
@@ -223,8 +223,16 @@ def test_scores_that_leak_are_warned_of():
 
 
 def test_penalties_are_put_on_models_of_the_table(table):
-    with pytest.raises(InputError, match="no model 'nobody'"):
-        RoutePolicy("penalised", KernelQuality(), penalties={"nobody": 1.0}).fit(table)
+    with pytest.raises(InputError, match="penalties names 'nobody', which is no model here"):
+        RoutePolicy("penalised", PenalisedQuality(KernelQuality(), {"nobody": 1.0})).fit(table)
+
+
+def test_penalties_count_in_service_too(table, says):
+    models = {name: says(name) for name in table.models}
+    for penalty, chosen in ((0.0, "large"), (5.0, "small")):
+        policy = RoutePolicy("tryage", PenalisedQuality(KernelQuality(), {"large": penalty})).fit(table)
+        [reply] = serve(policy, 0.0, models).generate([Request.of("add 3 and 9 now")])
+        assert reply.model == chosen
 
 
 def test_ties_go_to_the_cheaper_model():

@@ -68,14 +68,14 @@ def _live(given: list[str] | None) -> dict[str, Model]:
 
 def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[str, Model]) -> Explanation:
     """Load what 'pilotfish route fit' wrote, a router's file or a route's folder, and explain its decision."""
-    from pilotfish.methods.build import Route
+    from pilotfish.methods.build import Route, models_of
     from pilotfish.route.explain import explain
     from pilotfish.route.router import Router
     from pilotfish.types import Request
 
     if path.is_dir():
         settings, table = Route.read(path)
-        recorded = {name: _recorded(table, name) for name in table.models}
+        recorded = {name: _recorded(table, name) for name in models_of(settings, table)}
     else:
         recorded = {candidate.name: {} for candidate in Router.candidates_in(path)}
     for name, text in said.items():
@@ -90,6 +90,8 @@ def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[s
 
 
 def _recorded(table: ReplyTable, model: str) -> dict[str, str]:
+    if model not in table.models:
+        return {}
     column = table.column(model)
     rows = zip(table.queries, table.replies, strict=bool(table.replies))
     return {query: reply for query, row in rows if (reply := row[column]) is not None}
@@ -141,21 +143,38 @@ def fit(
 def add(
     name: Annotated[str, typer.Argument(help="the new model, by its name in the table")],
     table: Table,
-    router: Annotated[Path, typer.Option("--router", "-r", help="file written by 'pilotfish route fit'")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; the router's own by default")] = None,
+    router: Annotated[Path, typer.Option("--router", "-r", help="file or folder written by 'pilotfish route fit'")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="where to write; over the router by default")] = None,
 ) -> None:
-    """Add a model to a saved router from 5 to 50 scored queries, without fitting the rest anew."""
+    """Add a model to a saved policy that predicts scores, from 5 to 50 scored queries; the rest stays as it is."""
     from pilotfish.cli.output import console
+    from pilotfish.methods.build import Route, models_of
     from pilotfish.route.router import Router
     from pilotfish.traffic.table import ReplyTable
+    from pilotfish.types import Request
 
-    if router.is_dir():
-        raise InputError(f"--router is {router}, a folder: add the model to its table and fit the policy anew.")
-    models: dict[str, Any] = {known.name: _Absent(known.name, {}) for known in Router.candidates_in(router)}
-    loaded = Router.load(router, models)
-    loaded.add_model(name, _Absent(name, {}), ReplyTable.from_jsonl(table))
-    loaded.save(out or router)
-    console.print(f"Wrote {out or router}: it routes to {', '.join(loaded.names)}.")
+    new = ReplyTable.from_jsonl(table).of_models([name])
+    if not router.is_dir():
+        models: dict[str, Any] = {known.name: _Absent(known.name, {}) for known in Router.candidates_in(router)}
+        loaded = Router.load(router, models)
+        loaded.add_model(name, _Absent(name, {}), new)
+        loaded.save(out or router)
+        console.print(f"Wrote {out or router}: it routes to {', '.join(loaded.names)}.")
+        return
+    settings, recorded = Route.read(router)
+    if name in models_of(settings, recorded):
+        raise InputError(f"Model {name!r} is already routed to: give the new model another name.")
+    settings["added"] = [*settings.get("added", ()), *new.rows()]
+    route = Route(settings, recorded, {each: _Absent(each, {}) for each in models_of(settings, recorded)})
+    served, queries = route.model, [Request.of(query) for query in recorded.queries]
+    assert isinstance(served, Router), "models are added to routers only"
+    _, costs, winners = served.weigh(queries)
+    share = float((winners == served.names.index(name)).mean())
+    cost, budget = float(costs[range(len(queries)), winners].mean()), float(route.settings["budget"])
+    route.save(out or router)
+    above = f", above the budget of ${budget:.3g}: fit anew to keep to it" if cost > budget else ""
+    console.print(f"Wrote {out or router}: it routes to {', '.join(served.names)}.")
+    console.print(f"On its table {name} is to answer {share:.0%}, and a query to cost ${cost:.3g}{above}.")
 
 
 @app.command()

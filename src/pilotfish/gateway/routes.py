@@ -165,7 +165,7 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
     InputError
         When its settings, its table, or what was saved is wrong in a way that shows before fitting.
     """
-    from pilotfish.methods.build import Route, by_cost, check_route
+    from pilotfish.methods.build import Route, by_cost, check_route, models_of
     from pilotfish.route.router import Candidate, Router
     from pilotfish.traffic.table import ReplyTable
 
@@ -184,11 +184,12 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
         assert route.table is not None, "a route that was not saved has a table"
         settings = route.model_dump(include={"policy", "budget", "level", "models", "options"})
         table = ReplyTable.from_jsonl(route.table)
-    order = settings.get("models") or by_cost(table)
-    answering = _answering(order, local, config)
-    limited = _candidates([Candidate(model) for model in order], route.limits, config)
+    last = (settings.get("models") or by_cost(table))[-1]
+    names = models_of(settings, table)
+    answering = _answering(names, local, config)
+    limited = _candidates([Candidate(model) for model in names], route.limits, config)
     check_route(settings, table, answering)
-    return ServedRoute(name, lambda: Route(settings, table, answering, limited), answering[order[-1]], _warm(limited))
+    return ServedRoute(name, lambda: Route(settings, table, answering, limited), answering[last], _warm(limited))
 
 
 def _answering(names: Iterable[str], local: Mapping[str, Model], config: GatewayConfig) -> dict[str, Model]:

@@ -18,16 +18,16 @@ from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
-from pilotfish.route.deploy import in_service, serve, setting_within
+from pilotfish.route.deploy import in_service, refuse_addition, serve, setting_within
 from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
-from pilotfish.route.router import Candidate
+from pilotfish.route.router import Candidate, Router
 from pilotfish.scorers.costs import CostModel
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Reply, Request
 
-__all__ = ["Route", "by_cost", "check_route", "make_policy", "parse_budget", "policies_without_models"]
+__all__ = ["Route", "by_cost", "check_route", "make_policy", "models_of", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
 _LIVE = ("weak", "verifier", "sampler")
@@ -157,7 +157,8 @@ class Route:
         ``policy``, ``budget`` (dollars per query, or text such as ``2usd/1k``), and optionally ``models`` (from first
         to last), ``options`` of the method, ``seed``, ``level``, and ``chosen``: the setting, which is otherwise chosen
         on a quarter of the table that the policy is not fitted on: the best within the budget or, with ``level``, the
-        cheapest that is certified at 95 % confidence to lose no more score than that against the dearest model.
+        cheapest that is certified at 95 % confidence to lose no more score than that against the dearest model; and
+        ``added``: the rows of models that were added later, as :meth:`add_model` leaves them.
     table : ReplyTable
         Recorded replies.
     models : mapping of str to Model
@@ -190,7 +191,7 @@ class Route:
     >>> table = ReplyTable.of(["a b", "c d", "e f", "g h"] , {"s": [0, 0, 1, 1], "l": [1, 1, 1, 1]}, {"s": 1, "l": 2})
     >>> route = Route({"policy": "orchestra_llm", "budget": 3.0}, table, {"s": FakeModel(), "l": FakeModel()})
     >>> sorted(route.settings)
-    ['budget', 'chosen', 'level', 'models', 'options', 'policy', 'seed']
+    ['added', 'budget', 'chosen', 'level', 'models', 'options', 'policy', 'seed']
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class Route:
         self.table, seed, options = plan.table, int(settings.get("seed", 0)), dict(settings.get("options", {}))
         names, budget = plan.names, plan.budget
         fit, calibrate = plan.complete.split((0.75, 0.25), seed=seed)
-        policy = in_service(plan.policy).fit(fit)
+        self._policy = policy = in_service(plan.policy).fit(fit)
         level = settings.get("level")
         if "chosen" in settings:
             chosen = _as_tuples(settings["chosen"])
@@ -228,7 +229,38 @@ class Route:
             "seed": seed,
             "level": level,
             "chosen": chosen,
+            "added": [],
         }
+        known = {candidate.name: candidate for candidate in candidates}
+        for name in plan.added.models:
+            self.add_model(name, models[name], plan.added, known.get(name))
+
+    def add_model(self, name: str, model: Model, table: ReplyTable, candidate: Candidate | None = None) -> None:
+        """Add a model from a few labelled queries, 10 to 50 say; see :meth:`pilotfish.route.router.Router.add_model`.
+
+        Nothing is fitted anew, and what is predicted of the other models stays.
+
+        Parameters
+        ----------
+        name : str
+            The model's, in the table and from now on.
+        model : Model
+            What answers.
+        table : ReplyTable
+            Scores and costs of the model.
+        candidate : Candidate, optional
+            Its limits.
+
+        Raises
+        ------
+        InputError
+            When the policy is not one that predicts each model's score, the name is taken, or fewer than 5 queries are
+            scored.
+        """
+        refuse_addition(self._policy)
+        assert isinstance(self.model, Router), "a policy that predicts scores is served by a router"
+        self.model.add_model(name, model, table, candidate)
+        self.settings["added"] = [*self.settings["added"], *table.of_models([name]).rows()]
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
@@ -258,7 +290,7 @@ class Route:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         self.table.to_jsonl(place / "table.jsonl")
-        with replacing(place / "route.json") as half:
+        with replacing(place / "route.json", private=True) as half:
             half.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -288,7 +320,13 @@ class Route:
         return settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl")
 
 
-_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen"})
+_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen", "added"})
+
+
+def models_of(settings: Mapping[str, Any], table: ReplyTable) -> tuple[str, ...]:
+    """Names of the models that a route asks: from first to last, then those that were added later."""
+    added = [str(row["model"]) for row in settings.get("added", ())]
+    return tuple(dict.fromkeys([*(settings.get("models") or by_cost(table)), *added]))
 
 
 def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: str, level: float, budget: float) -> Any:
@@ -338,6 +376,7 @@ class _Plan:
     complete: ReplyTable
     names: tuple[str, ...]
     budget: float
+    added: ReplyTable
 
 
 def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> _Plan:
@@ -351,4 +390,9 @@ def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str
     # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
     if not isinstance(policy, HeadPolicy):
         refuse_no_choice(complete, budget)
-    return _Plan(policy, table, complete, names, budget)
+    added = ReplyTable.from_rows(settings.get("added", ()))
+    for name in added.models:
+        refuse_addition(policy)
+        if name not in models:
+            raise InputError(f"models has no {name!r}, which was added to the route: give it.")
+    return _Plan(policy, table, complete, names, budget, added)

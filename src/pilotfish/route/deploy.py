@@ -22,7 +22,7 @@ from pilotfish.scorers.verbalised import AskedConfidence, VerbalisedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["Gate", "deploy", "serve", "setting_within"]
+__all__ = ["Gate", "deploy", "refuse_addition", "serve", "setting_within"]
 
 
 class Gate:
@@ -241,6 +241,30 @@ def _asked_for(scorer: Scorer[Exchange], model: Model) -> Model:
 def in_service(policy: Policy) -> Policy:
     """The form of a policy that can decide one query at a time."""
     return replace(policy, by_budget=False, n_settings=40) if isinstance(policy, RoutePolicy) else policy
+
+
+def refuse_addition(policy: Policy) -> None:
+    """Refuse to add a model to a policy that a few labels of it cannot teach.
+
+    Raises
+    ------
+    InputError
+        When the policy does not predict each model's score from the prompt.
+    """
+    if isinstance(policy, RoutePolicy):
+        if not getattr(policy.scorer, "relative", False):
+            return
+        why = "predicts which model is better, not how well each scores"
+    elif isinstance(policy, GatePolicy | HeadPolicy):
+        why = "chooses between two models"
+    elif isinstance(policy, RankPolicy):
+        why = "ranks the answers of all its models"
+    else:
+        why = "sets its thresholds on what all its models answered"
+    raise InputError(
+        f"{policy.name} {why}, so that a model cannot be added from a few labels: record the model's replies to the "
+        "queries of the table, and fit anew."
+    )
 
 
 def deploy(

@@ -149,8 +149,13 @@ class Router:
         Raises
         ------
         InputError
-            When the name is taken or fewer than 5 queries are scored.
+            When the name is taken, fewer than 5 queries are scored, or the scorer predicts in no unit of scores.
         """
+        if getattr(self.scorer, "relative", False):
+            raise InputError(
+                f"Model {name!r} cannot be added to {type(self.scorer).__name__}, which predicts in no unit of scores: "
+                "record the model's replies to the queries of the table, and fit anew."
+            )
         if name in self.names:
             raise InputError(f"Model {name!r} is already routed to: give the new model another name.")
         column = table.column(name)

@@ -165,6 +165,8 @@ class OutputAgreement:
     Guha et al. 2024 (Smoothie, arXiv:2412.04692): Smoothie-global for k = 0, Smoothie-local else.
     """
 
+    relative = True
+
     def __init__(self, embedder: Embedder, k: int = 20, features: PromptFeatures | None = None) -> None:
         self.embedder = embedder
         self.k = k
