@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -214,6 +216,22 @@ def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
     assert "Left out 5 queries that some model has no score for." in made.output
     told = run("explain", "add 4 and 8 now", "--router", str(tmp_path / "r.npz"))
     assert "small answers: " in told.output
+
+
+def test_labels_that_leak_are_told_of_by_fit_as_by_compare(tmp_path):
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, (900, 2))
+    table = ReplyTable.of(
+        [f"small{a} large{b} number {i}" for i, (a, b) in enumerate(right)],
+        {"small": right[:, 0], "large": right[:, 1]},
+        {"small": 0.001, "large": 0.002},
+    )
+    path = tmp_path / "t.jsonl"
+    for leaking, leaks in ((table, 1), (replace(table, queries=tuple(f"number {i}" for i in range(900))), 0)):
+        leaking.to_jsonl(path)
+        for words in (("fit", "--out", str(tmp_path / "r.npz")), ("compare", "-p", "kernel_router")):
+            said = " ".join(run(*words, "-t", str(path), "-b", "2usd/1k").output.split())
+            assert said.count("kernel_router is as good as knowing the scores") == leaks
 
 
 def test_rows_above_the_budget_say_so(path, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -268,3 +269,12 @@ def test_the_log_counts_all_that_a_route_asks(start, upstream, tmp_path, status,
     [call] = run.calls()
     assert call.cost == pytest.approx(42e-6 * sent.count("cheap") + 4200e-6 * (status == 200))
     assert run.metric("pilotfish_cost_usd_total") == pytest.approx(call.cost)
+
+
+def test_what_a_route_warns_of_is_logged(start, upstream, route, tmp_path, caplog):
+    table = make_table()
+    unscored = table.scores.copy()
+    unscored[0, 0] = float("nan")
+    replace(table, scores=unscored).to_jsonl(tmp_path / "t.jsonl")
+    ready(start(routes={"smart": route}))
+    assert "Route 'smart': Left out 1 queries that some model has no score for." in caplog.text

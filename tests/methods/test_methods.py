@@ -123,6 +123,19 @@ def test_policies_that_ask_a_live_model(slug, three):
     assert policy.settings(part)
 
 
+def test_a_live_model_is_asked_once_for_each_query_of_a_table(three):
+    part, asked = three.subset(range(60)), []
+
+    class Counts(Sees):
+        def generate(self, requests):
+            asked.extend(requests)
+            return super().generate(requests)
+
+    models = {name: Counts(name) for name in three.models}
+    Route({"policy": "query_level_uncertainty", "budget": 1.0}, part, models)
+    assert len(asked) == 15
+
+
 def test_conformal_router_learns_its_set_then_routes(three):
     asked = {"policy": "cp_router", "budget": 1.0, "options": {"options": ["Yes", "No"], "delta": 0.4}}
     with pytest.raises(InputError, match="begins with one of Yes, No"):

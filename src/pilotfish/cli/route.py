@@ -129,9 +129,8 @@ def fit(
     else:
         out = out.with_suffix("") if out.suffix == ".npz" else out
         route.save(out)
-    n_left_out = read.n_queries - read.complete().n_queries
-    if n_left_out:
-        console.print(f"Left out {n_left_out} queries that some model has no score for.")
+    for said in route.warnings:
+        console.print(said)
     quality, cost = route.measured
     console.print(
         f"Wrote {out}: {quality:.3f} at ${cost:.3g} per query on {route.n_calibrate} queries it was not fitted on. "

@@ -61,6 +61,8 @@ class ServedRoute:
         try:
             self._model = self._make()
             self.state = "ready"
+            for said in getattr(self._model, "warnings", ()):
+                _logger.warning("Route %r: %s", self.name, said)
         except PilotfishError as error:
             self._fail(str(error).rstrip("."))
             _logger.error("Route %r could not be fitted: %s", self.name, error)

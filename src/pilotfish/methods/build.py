@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
+from pilotfish.route.compare import curve_of, leaks
 from pilotfish.route.deploy import in_service, refuse_addition, serve, setting_within
 from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
@@ -176,6 +177,8 @@ class Route:
         Mean score and dollars per query on the quarter of the table the choice was made on.
     n_calibrate : int
         Queries of that quarter.
+    warnings : tuple of str
+        What to know first: queries left out, a policy too good to be true. Said where the choice is made.
     shares : dict of str to float
         Share of them that each model answered; a trained head goes by the policy's name.
 
@@ -213,9 +216,10 @@ class Route:
             chosen = _certified(policy, fit, calibrate, (names or by_cost(self.table))[-1], float(level), budget)
         else:
             chosen = setting_within(policy, calibrate, budget)
-        choice, calibrate = policy.run(calibrate, chosen), calibrate.complete()
+        choice = policy.run(calibrate, chosen)
         self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
         self.n_calibrate = calibrate.n_queries
+        self.warnings = () if "chosen" in settings else tuple(_warnings(policy, self.table, plan.complete, calibrate))
         answering = dict(enumerate(self.table.models))
         if isinstance(policy, HeadPolicy):
             answering[-1] = policy.name
@@ -342,6 +346,13 @@ def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: s
             "raise the budget or the level."
         )
     return proof.setting
+
+
+def _warnings(policy: Policy, table: ReplyTable, complete: ReplyTable, calibrate: ReplyTable) -> Iterator[str]:
+    n_left_out = table.n_queries - complete.n_queries
+    if n_left_out:
+        yield f"Left out {n_left_out} queries that some model has no score for."
+    yield from leaks({policy.name: curve_of(policy, calibrate)}, calibrate)
 
 
 def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,11 +12,13 @@ from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 from pilotfish.route.certify import Certificate, certify
 from pilotfish.route.curves import Curve, average_quality, hull, mean_interval
-from pilotfish.route.policies import AlwaysPolicy, OraclePolicy, Policy, RandomPolicy, RoutePolicy
+from pilotfish.route.policies import AlwaysPolicy, Choices, OraclePolicy, Policy, RandomPolicy, RoutePolicy
 from pilotfish.scorers.quality import NeighbourQuality
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 
-__all__ = ["Report", "Row", "baselines", "compare"]
+__all__ = ["Report", "Row", "baselines", "compare", "curve_of", "leaks"]
+
+_FEWEST_FOR_LEAKS = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,9 +244,7 @@ def _row(
     means = [(float(c.costs(calibrate).mean()), float(c.qualities(calibrate).mean())) for c in runs]
     within = [k for k, (cost, _) in enumerate(means) if cost <= budget + 1e-12]
     tested = [policy.run(test, setting) for setting in settings]
-    scored = np.array([c.qualities(test) for c in tested])
-    errors = scored.std(axis=1) / test.n_queries**0.5
-    curve = Curve.of([c.costs(test).mean() for c in tested], scored.mean(axis=1), errors)
+    curve = _curve(test, tested)
     cost = quality = low = high = float("nan")
     values: FloatArray = np.empty(0)
     if within:
@@ -317,23 +317,43 @@ def _warnings(table: ReplyTable, test: ReplyTable, rows: Sequence[Row], n_left_o
         )
     if float(np.nanmax(test.scores, axis=1).mean()) == 0:
         said.append("Every answer in the test table is wrong: no policy can be told from another.")
-    if test.n_queries >= 100:
-        for row in _too_good(rows, float(test.scores.mean(axis=0).max())):
-            said.append(
-                f"{row.name} is as good as knowing the scores: the queries or replies may give the labels away."
-            )
-    return said
+    return [*said, *leaks({row.name: row.curve for row in rows if not row.baseline}, test)]
 
 
-def _too_good(rows: Sequence[Row], single: float) -> list[Row]:
-    """The policies that recover all of what the oracle gains: over the best single model, or over a random mix."""
-    oracle, random = (next(row for row in rows if row.name == name) for name in ("oracle", "random"))
-    ceiling = float(oracle.curve.qualities.max())
-    measures = [(ceiling, single, [float(row.curve.qualities.max()) for row in rows])]
-    measures.append((oracle.aiq, random.aiq, [row.aiq for row in rows]))
+def _curve(table: ReplyTable, choices: Sequence[Choices]) -> Curve:
+    scored = np.array([choice.qualities(table) for choice in choices])
+    errors = scored.std(axis=1) / table.n_queries**0.5
+    return Curve.of([choice.costs(table).mean() for choice in choices], scored.mean(axis=1), errors)
+
+
+def curve_of(policy: Policy, table: ReplyTable) -> Curve:
+    """Mean cost and quality of every setting of a fitted policy on a table."""
+    return _curve(table, [policy.run(table, setting) for setting in policy.settings(table)])
+
+
+def leaks(curves: Mapping[str, Curve], table: ReplyTable) -> list[str]:
+    """Say which policies are as good as knowing the scores, so that what they read is likely to hold the labels.
+
+    They recover all of what the oracle gains: over the best single model, or over a random mix.
+
+    Parameters
+    ----------
+    curves : mapping of str to Curve
+        By policy, on a table that none was fitted on.
+    table : ReplyTable
+        That table. Fewer than 100 queries cannot tell.
+    """
+    if table.n_queries < _FEWEST_FOR_LEAKS:
+        return []
+    costs, single = table.costs.mean(axis=0), float(table.scores.mean(axis=0).max())
+    ends = float(costs.min()), float(costs.max())
+    oracle, random = (curve_of(policy.fit(table), table) for policy in (OraclePolicy(), RandomPolicy()))
+    measures = [(float(oracle.qualities.max()), single, {k: float(c.qualities.max()) for k, c in curves.items()})]
+    if ends[0] < ends[1]:
+        heights = {name: average_quality(curve, *ends) for name, curve in curves.items()}
+        measures.append((average_quality(oracle, *ends), average_quality(random, *ends), heights))
     return [
-        row
-        for k, row in enumerate(rows)
-        if not row.baseline
-        and any(top - low > 0.02 and values[k] > top - 0.02 * (top - low) for top, low, values in measures)
+        f"{name} is as good as knowing the scores: the queries or replies may give the labels away."
+        for name in curves
+        if any(top - low > 0.02 and values[name] > top - 0.02 * (top - low) for top, low, values in measures)
     ]

@@ -357,7 +357,7 @@ class ReplyTable:
         kept = np.flatnonzero(np.isfinite(self.scores).all(axis=1) & np.isfinite(self.costs).all(axis=1))
         if kept.size == 0:
             raise InputError("No query has a score and a cost for every model: ask every model some queries first.")
-        return self.subset(kept)
+        return self if kept.size == self.n_queries else self.subset(kept)
 
     def split(self, shares: Sequence[float], *, seed: int = 0, by: str = "query") -> tuple[ReplyTable, ...]:
         """Cut the queries at random into parts that share no query text.
