@@ -18,7 +18,7 @@ from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
-from pilotfish.route.compare import curve_of, leaks
+from pilotfish.route.compare import curve_of, leaks, warned_of_leaks
 from pilotfish.route.deploy import in_service, refuse_addition, serve, setting_within
 from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
@@ -352,7 +352,7 @@ def _warnings(policy: Policy, table: ReplyTable, complete: ReplyTable, calibrate
     n_left_out = table.n_queries - complete.n_queries
     if n_left_out:
         yield f"Left out {n_left_out} queries that some model has no score for."
-    yield from leaks({policy.name: curve_of(policy, calibrate)}, calibrate)
+    yield from warned_of_leaks(leaks({policy.name: curve_of(policy, calibrate)}, calibrate))
 
 
 def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:
