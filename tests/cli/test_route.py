@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pilotfish.cli import main
 from pilotfish.cli.methods import methods
 from pilotfish.cli.output import console
 from pilotfish.cli.route import app
@@ -203,6 +205,51 @@ def test_tables_that_cannot_be_routed_are_refused_alike(name, tmp_path):
         with pytest.raises(InputError, match=said):
             run(*words, "-t", str(path), "-b", "6usd/1k")
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("fit", "-p", "forc", "--out", "t.jsonl"), "--out is t.jsonl, the table itself"),
+        (
+            ("fit", "-p", "forc", "--model", "x=y"),
+            "--model names 'x', which is no model here: give one of",
+        ),
+        (("compare", "-p", "forc", "--level", "2"), "level is 2, but no two scores are further apart than 1"),
+        (("explain", "x", "--router", "t.jsonl"), "t.jsonl is no saved router .it is no npz archive.: give a file"),
+        (("compare", "-t", "utf16.jsonl"), "Line 1 of utf16.jsonl is not UTF-8"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused(words, said, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = Path(path).read_bytes()
+    Path("t.jsonl").write_bytes(text)
+    Path("utf16.jsonl").write_bytes(text.decode().encode("utf-16"))
+    table = () if {"-t", "--router"} & set(words) else ("-t", "t.jsonl")
+    budget = () if words[0] == "explain" else ("-b", "6usd/1k")
+    with pytest.raises(InputError, match=said):
+        run(*words, *table, *budget)
+    assert Path("t.jsonl").read_bytes() == text
+
+
+@pytest.mark.parametrize("out", ["t.jsonl/route", "other"])
+def test_a_place_that_cannot_be_written_is_told_of(out, path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("t.jsonl").write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+    Path("other").write_text("is a file")
+    words = ["fit", "-t", "t.jsonl", "-b", "6usd/1k", "-p", "orchestra_llm", "--out", out]
+    monkeypatch.setattr("sys.argv", ["pilotfish", "route", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pilotfish: {out} cannot be read or written (")
+
+
+def test_few_queries_are_told_of(tmp_path):
+    make_table(40).to_jsonl(tmp_path / "t.jsonl")
+    said = run("fit", "-t", str(tmp_path / "t.jsonl"), "-b", "6usd/1k", "--out", str(tmp_path / "r.npz")).output
+    assert "Only 30 queries were learned from, and the setting was chosen on 10" in said
 
 
 def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):

@@ -24,7 +24,7 @@ app = typer.Typer(help="Route queries to models by recorded replies.", no_args_i
 
 Table = Annotated[Path, typer.Option("--table", "-t", help="JSON lines: query, model, reply, score, cost, latency")]
 Budget = Annotated[str, typer.Option("--budget", "-b", help="dollars per queries, such as 2usd/1k")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of the cut of the table")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of the cut of the table")]
 Live = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help="NAME=SOURCE: a local model for a name of the table, where a method asks one"),
@@ -58,15 +58,19 @@ class _Absent:
         return [Reply(self.recorded[request.prompt], self.name) for request in requests]
 
 
-def _live(given: list[str] | None) -> dict[str, Model]:
+def _live(given: list[str] | None, known: Sequence[str]) -> dict[str, Model]:
     if not given:
         return {}
     from pilotfish.models.gguf import GGUFModel
 
-    return {name: GGUFModel(source) for name, source in pairs(given, "--model").items()}
+    sources = pairs(given, "--model")
+    for name in sources:
+        if name not in known:
+            raise InputError(f"--model names {name!r}, which is no model here: give one of {', '.join(known)}.")
+    return {name: GGUFModel(source) for name, source in sources.items()}
 
 
-def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[str, Model]) -> Explanation:
+def _explained(path: Path, prompt: str, said: Mapping[str, str], live: list[str] | None) -> Explanation:
     """Load what 'pilotfish route fit' wrote, a router's file or a route's folder, and explain its decision."""
     from pilotfish.methods.build import Route, models_of
     from pilotfish.route.explain import explain
@@ -82,7 +86,8 @@ def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[s
         if name not in recorded:
             raise InputError(f"--reply names {name!r}, which {path} does not ask: give one of {', '.join(recorded)}.")
         recorded[name][prompt] = text
-    models: dict[str, Any] = {**{name: _Absent(name, replies) for name, replies in recorded.items()}, **live}
+    models: dict[str, Any] = {name: _Absent(name, replies) for name, replies in recorded.items()}
+    models |= _live(live, tuple(recorded))
     request = Request.of(prompt)
     if path.is_dir():
         return Route(settings, table, models).explain(request)
@@ -119,10 +124,12 @@ def fit(
     from pilotfish.traffic.table import ReplyTable
 
     read = ReplyTable.from_jsonl(table)
+    if out.exists() and out.samefile(table):
+        raise InputError(f"--out is {out}, the table itself: give another place.")
     settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": options(option)}
     if level is not None:
         settings["level"] = level
-    models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model)}
+    models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model, read.models)}
     route = Route(settings, read, models)
     if policy == "kernel_router" and isinstance(route.model, Router):
         route.model.save(out)
@@ -204,7 +211,7 @@ def compare(
     names = [name.strip() for name in policy.split(",") if name.strip()]
     if option and not names:
         raise InputError("--option is given without --policy: name the methods that take it.")
-    own, live = options(option), _live(model)
+    own, live = options(option), _live(model, read.models)
     policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
     report = run(read, policies, parse_budget(budget), level=level, seed=seed)
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")
@@ -245,7 +252,7 @@ def explain(
 
     from pilotfish.cli.output import console
 
-    told = _explained(router, prompt, pairs(reply, "--reply"), _live(model))
+    told = _explained(router, prompt, pairs(reply, "--reply"), model)
     columns = {
         "score": [_shown(row.score, ".4g") for row in told.rows],
         "needs": [_shown(row.needs, ".4g") for row in told.rows],

@@ -31,6 +31,7 @@ from pilotfish.types import Reply, Request
 __all__ = ["Route", "by_cost", "check_route", "make_policy", "models_of", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
+_FEW = 100
 _LIVE = ("weak", "verifier", "sampler")
 
 
@@ -219,7 +220,7 @@ class Route:
         choice = policy.run(calibrate, chosen)
         self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
         self.n_calibrate = calibrate.n_queries
-        self.warnings = () if "chosen" in settings else tuple(_warnings(policy, self.table, plan.complete, calibrate))
+        self.warnings = () if "chosen" in settings else tuple(_warnings(policy, self.table, fit, calibrate))
         answering = dict(enumerate(self.table.models))
         if isinstance(policy, HeadPolicy):
             answering[-1] = policy.name
@@ -348,10 +349,15 @@ def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: s
     return proof.setting
 
 
-def _warnings(policy: Policy, table: ReplyTable, complete: ReplyTable, calibrate: ReplyTable) -> Iterator[str]:
-    n_left_out = table.n_queries - complete.n_queries
+def _warnings(policy: Policy, table: ReplyTable, fit: ReplyTable, calibrate: ReplyTable) -> Iterator[str]:
+    n_left_out = table.n_queries - fit.n_queries - calibrate.n_queries
     if n_left_out:
         yield f"Left out {n_left_out} queries that some model has no score for."
+    if calibrate.n_queries < _FEW:
+        yield (
+            f"Only {fit.n_queries} queries were learned from, and the setting was chosen on {calibrate.n_queries}: "
+            "in service it may cost more and be worse."
+        )
     yield from warned_of_leaks(leaks({policy.name: curve_of(policy, calibrate)}, calibrate))
 
 
