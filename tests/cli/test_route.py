@@ -232,6 +232,22 @@ def test_what_is_asked_wrongly_is_refused(words, said, path, tmp_path, monkeypat
     assert Path("t.jsonl").read_bytes() == text
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("[1]", "settings of a route are a list: give an object"),
+        ("{", "no readable route.json"),
+        ('{"policy": "forc"}', "'budget' is missing"),
+        ('{"policy": "forc", "budget": 1, "added": [{"model": "new"}]}', "Row 1 has query None and model 'new'"),
+    ],
+)
+def test_a_saved_route_that_was_changed_is_refused(written, said, path, tmp_path):
+    (tmp_path / "table.jsonl").write_bytes(Path(path).read_bytes())
+    (tmp_path / "route.json").write_text(written)
+    with pytest.raises(InputError, match=said):
+        run("explain", "x", "--router", str(tmp_path))
+
+
 @pytest.mark.parametrize("out", ["t.jsonl/route", "other"])
 def test_a_place_that_cannot_be_written_is_told_of(out, path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -322,6 +322,7 @@ class Route:
             settings: dict[str, Any] = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} holds no readable route.json: name the folder of a saved route.") from error
+        _check_fields(settings, {"policy", "budget"})
         return settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl")
 
 
@@ -330,7 +331,7 @@ _ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "lev
 
 def models_of(settings: Mapping[str, Any], table: ReplyTable) -> tuple[str, ...]:
     """Names of the models that a route asks: from first to last, then those that were added later."""
-    added = [str(row["model"]) for row in settings.get("added", ())]
+    added = ReplyTable.from_rows(settings.get("added", ())).models
     return tuple(dict.fromkeys([*(settings.get("models") or by_cost(table)), *added]))
 
 
@@ -358,10 +359,13 @@ def _warnings(policy: Policy, table: ReplyTable, fit: ReplyTable, calibrate: Rep
             f"Only {fit.n_queries} queries were learned from, and the setting was chosen on {calibrate.n_queries}: "
             "in service it may cost more and be worse."
         )
-    yield from warned_of_leaks(leaks({policy.name: curve_of(policy, calibrate)}, calibrate))
+    if not isinstance(policy, HeadPolicy):  # which may rightly know more than any model
+        yield from warned_of_leaks(leaks({policy.name: curve_of(policy, calibrate)}, calibrate))
 
 
 def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:
+    if not isinstance(settings, Mapping):
+        raise InputError(f"The settings of a route are a {type(settings).__name__}: give an object of fields.")
     known = sorted(_ROUTE_FIELDS | needed)
     for name in sorted(set(settings) - set(known)):
         raise InputError(f"Route field {name!r} is unknown: give {', '.join(known)}.")
@@ -402,6 +406,8 @@ def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str
     table = table.of_models(names) if names else table
     policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
     budget = settings["budget"]
+    if not isinstance(budget, int | float | str):
+        raise InputError(f"Route field 'budget' is {budget!r}: give dollars per query, or text such as 2usd/1k.")
     budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
     complete = table.complete()
     # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
