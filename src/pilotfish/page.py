@@ -263,5 +263,5 @@ font-size:13px;padding-left:58px}.legend svg{display:inline-block;width:26px;hei
 margin-right:6px}.empty{color:var(--soft)}
 mark{background:rgba(217,115,13,.22);color:inherit;border-radius:3px;padding:1px 2px}
 .two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
-.two svg{overflow:visible}.two svg text{font-size:17px}.two svg text.axis{font-size:18px}.two .legend{padding-left:36px}
+.two svg{overflow:visible}.two svg text{font-size:15px}.two svg text.axis{font-size:16px}.two .legend{padding-left:36px}
 """

@@ -262,6 +262,14 @@ def test_a_place_that_cannot_be_written_is_told_of(out, path, tmp_path, monkeypa
     assert line.startswith(f"pilotfish: {out} cannot be read or written (")
 
 
+def test_a_table_without_costs_is_told_of(tmp_path):
+    table = make_table(40)
+    replace(table, costs=np.zeros_like(table.costs)).to_jsonl(tmp_path / "t.jsonl")
+    for words in (("fit", "--out", str(tmp_path / "r.npz")), ("compare", "-p", "forc")):
+        said = run(*words, "-t", str(tmp_path / "t.jsonl"), "-b", "6usd/1k").output
+        assert "Every cost in the table is 0: models are told apart by their scores alone." in said
+
+
 def test_few_queries_are_told_of(tmp_path):
     make_table(40).to_jsonl(tmp_path / "t.jsonl")
     said = run("fit", "-t", str(tmp_path / "t.jsonl"), "-b", "6usd/1k", "--out", str(tmp_path / "r.npz")).output

@@ -18,7 +18,7 @@ from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
-from pilotfish.route.compare import curve_of, leaks, warned_of_leaks
+from pilotfish.route.compare import curve_of, leaks, warned_of_leaks, warned_of_table
 from pilotfish.route.deploy import in_service, refuse_addition, serve, setting_within
 from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
@@ -351,9 +351,7 @@ def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: s
 
 
 def _warnings(policy: Policy, table: ReplyTable, fit: ReplyTable, calibrate: ReplyTable) -> Iterator[str]:
-    n_left_out = table.n_queries - fit.n_queries - calibrate.n_queries
-    if n_left_out:
-        yield f"Left out {n_left_out} queries that some model has no score for."
+    yield from warned_of_table(fit, table.n_queries - fit.n_queries - calibrate.n_queries)
     if calibrate.n_queries < _FEW:
         yield (
             f"Only {fit.n_queries} queries were learned from, and the setting was chosen on {calibrate.n_queries}: "

@@ -17,7 +17,7 @@ from pilotfish.route.policies import AlwaysPolicy, Choices, OraclePolicy, Policy
 from pilotfish.scorers.quality import NeighbourQuality
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 
-__all__ = ["Report", "Row", "baselines", "compare", "curve_of", "leaks", "warned_of_leaks"]
+__all__ = ["Report", "Row", "baselines", "compare", "curve_of", "leaks", "warned_of_leaks", "warned_of_table"]
 
 _FEWEST_FOR_LEAKS = 100
 
@@ -322,15 +322,21 @@ def _recommend(
 
 
 def _warnings(table: ReplyTable, test: ReplyTable, n_left_out: int) -> list[str]:
-    said = []
-    if n_left_out:
-        said.append(f"Left out {n_left_out} queries that some model has no score for.")
+    said = warned_of_table(table, n_left_out)
     if table.n_queries < 200 or test.n_queries < 100:
         said.append(
             f"Only {table.n_queries} queries were learned from and {test.n_queries} tested on: intervals are wide."
         )
     if float(np.nanmax(test.scores, axis=1).mean()) == 0:
         said.append("Every answer in the test table is wrong: no policy can be told from another.")
+    return said
+
+
+def warned_of_table(table: ReplyTable, n_left_out: int) -> list[str]:
+    """What a reader should know of a table, of which queries without some score were left out."""
+    said = [f"Left out {n_left_out} queries that some model has no score for."] if n_left_out else []
+    if not table.costs.any():
+        said.append("Every cost in the table is 0: models are told apart by their scores alone.")
     return said
 
 
