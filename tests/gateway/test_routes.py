@@ -276,5 +276,6 @@ def test_what_a_route_warns_of_is_logged(start, upstream, route, tmp_path, caplo
     unscored = table.scores.copy()
     unscored[0, 0] = float("nan")
     replace(table, scores=unscored).to_jsonl(tmp_path / "t.jsonl")
-    ready(start(routes={"smart": route}))
+    ready(start(routes={"smart": route}, prices={"cheap": {"input": 1.0, "output": 10.0}}))
     assert "Route 'smart': Left out 1 queries that some model has no score for." in caplog.text
+    assert "Route 'smart': calls of dear count as $0, for want of a section [prices.NAME]." in caplog.text
