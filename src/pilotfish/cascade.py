@@ -10,6 +10,7 @@ import numpy as np
 
 from pilotfish.errors import InputError, ModelError
 from pilotfish.protocols import FloatArray, Model, Rule, Scorer
+from pilotfish.scorers.spending import charged, counted, shared
 from pilotfish.types import Exchange, Reply, Request, Usage
 
 __all__ = ["Cascade", "Stage", "ask", "score_each"]
@@ -49,9 +50,10 @@ class Cascade:
     """A model made of stages and a last model that answers what no stage could.
 
     Each stage answers what is still open. Its rule returns the answers whose score is high enough; the rest goes on.
-    The usage of a reply is the sum of everything that was tried for it, and its ``reason`` says which stage answered
-    and why. A stage passes a request on where its model fails, its scorer fails or gives no number (NaN), an answer to
-    compare with is lacking, or the answer calls tools, which no scorer can read; a failure of the last model is raised.
+    The usage of a reply is the sum of everything that was tried for it, the calls that scorers make themselves included
+    (in equal parts for what is scored together), and its ``reason`` says which stage answered and why. A stage passes a
+    request on where its model fails, its scorer fails or gives no number (NaN), an answer to compare with is lacking,
+    or the answer calls tools, which no scorer can read; a failure of the last model is raised.
 
     Parameters
     ----------
@@ -118,7 +120,10 @@ class Cascade:
             ]
             shown = [Exchange(requests[i], reply, samples=samples[i]) for i, reply in (asked[k] for k in whole)]
             scores = np.full(len(asked), np.nan)
-            scores[whole] = score_each(stage.scorer, shown)
+            with counted() as asides:
+                scores[whole] = score_each(stage.scorer, shown)
+            for k, aside in zip(whole, shared(asides, len(whole)), strict=True):
+                spent[asked[k][0]] += aside
             accepted = set(stage.rule.decide(np.where(np.isnan(scores), -np.inf, scores)).indices.tolist())
             for k, (i, reply) in enumerate(asked):
                 name = stage.name or reply.model
@@ -131,7 +136,9 @@ class Cascade:
                     tried[i].append(f"{verdict}: passed on")
             open_ = [i for i in open_ if replies[i] is None]
         if open_:
-            for i, reply in zip(open_, self.last.generate([requests[i] for i in open_]), strict=True):
+            with charged(spent):
+                last = self.last.generate([requests[i] for i in open_])
+            for i, reply in zip(open_, last, strict=True):
                 name = self.last_name or reply.model
                 replies[i] = _final(reply, spent[i] + reply.usage, [*tried[i], f"last model{_called(name)} answered"])
         return [reply for reply in replies if reply is not None]

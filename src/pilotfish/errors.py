@@ -72,7 +72,15 @@ class NotFittedError(PilotfishError):
 
 
 class ModelError(PilotfishError):
-    """A model could not answer."""
+    """A model could not answer.
+
+    Attributes
+    ----------
+    cost : float
+        US dollars that were spent on other models before it failed.
+    """
+
+    cost: float = 0.0
 
 
 class UpstreamError(ModelError):

@@ -8,7 +8,7 @@ import shutil
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from zipfile import BadZipFile
@@ -51,11 +51,16 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             # A folder that holds something cannot be replaced in one step.
             shutil.rmtree(target)
         half.replace(target)
+    except OSError as error:
+        if error.filename == str(half):  # what was asked for is the target
+            error.filename = str(target)
+        raise
     finally:
         if half.is_dir():
             shutil.rmtree(half, ignore_errors=True)
         else:
-            half.unlink(missing_ok=True)
+            with suppress(OSError):
+                half.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -124,7 +129,10 @@ def read_arrays(path: str | Path, what: str) -> Iterator[Mapping[str, NDArray[An
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is no saved {what} ({error}): give a file that was written as one.") from error
+        why = str(getattr(error, "strerror", None) or error)
+        if "pickle" in why:  # so numpy says of any other file, and how to load it at one's own risk
+            why = "it is no npz archive"
+        raise InputError(f"{path} is no saved {what} ({why}): give a file that was written as one.") from error
 
 
 class ArrayFile(ABC):

@@ -137,11 +137,16 @@ def chart(
         )
     out.append("</svg>")
     names = "".join(
-        '<span><svg viewBox="0 0 26 10"><line x1="0" x2="26" y1="5" y2="5" stroke-width="3" '
-        'stroke="{}"{}/></svg>{}</span>'.format(*_look(i), escape(s.name))
-        for i, s in enumerate(series)
+        f'<span><svg viewBox="0 0 26 10">{_key(i, s)}</svg>{escape(s.name)}</span>' for i, s in enumerate(series)
     )
     return f'<figure>{"".join(out)}<figcaption class="legend">{names}</figcaption></figure>'
+
+
+def _key(i: int, series: Series) -> str:
+    colour, dashes = _look(i)
+    if series.points:
+        return f'<circle cx="13" cy="5" r="4.5" fill="{colour}"/>'
+    return f'<line x1="0" x2="26" y1="5" y2="5" stroke-width="3" stroke="{colour}"{dashes}/>'
 
 
 def _look(i: int) -> tuple[str, str]:
@@ -258,4 +263,5 @@ font-size:13px;padding-left:58px}.legend svg{display:inline-block;width:26px;hei
 margin-right:6px}.empty{color:var(--soft)}
 mark{background:rgba(217,115,13,.22);color:inherit;border-radius:3px;padding:1px 2px}
 .two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
+.two svg{overflow:visible}.two svg text{font-size:15px}.two svg text.axis{font-size:16px}.two .legend{padding-left:36px}
 """

@@ -166,7 +166,7 @@ def _overview(summaries: dict[str, Summary], n_other: int) -> str:
                 ("calls in tasks", f"{n_calls:,}", f"{n_other:,} other calls passed through"),
                 ("answered locally", f"{share:.1%}", f"{n_local:,} calls"),
                 ("audits that agreed", agreed, f"{n_audited:,} local answers audited"),
-                ("spent on large models", page.dollars(cost), "audits included"),
+                ("spent", page.dollars(cost), "audits and all that routes asked included"),
                 ("saved", page.dollars(saved), f"{_part(saved, saved + cost)} of the bill without Pilotfish"),
             ]
         ),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pilotfish.cli import main
 from pilotfish.cli.methods import methods
 from pilotfish.cli.output import console
 from pilotfish.cli.route import app
 from pilotfish.errors import InputError
+from pilotfish.methods.build import Route
 from pilotfish.models.fake import FakeModel
+from pilotfish.traffic.table import ReplyTable
 from tests.route.conftest import make_table
 
 
@@ -53,10 +59,62 @@ def test_a_model_is_added_to_a_saved_router(path, tmp_path):
     for name, router, said in (
         ("new", out, "already routed to"),
         ("other", out, "no model 'other'"),
-        ("new", tmp_path, "a folder: add the model to its table"),
+        ("new", tmp_path, "no readable route.json"),
     ):
         with pytest.raises(InputError, match=said):
             run("add", name, "--table", str(new), "--router", str(router))
+
+
+def _labels(model, n=40):
+    """Rows of a model that is right about sums, which are the hard questions, and about nothing else."""
+    asked = [(f"add {i} and 5 now", 1.0) if i % 2 else (f"who wrote the old book {i}", 0.0) for i in range(n)]
+    return "".join(json.dumps({"query": q, "model": model, "score": s, "cost": 0.002}) + "\n" for q, s in asked)
+
+
+@pytest.mark.parametrize("policy", ["orchestra_llm", "tryage", "forc", "kernel_router"])
+def test_a_model_is_added_to_any_policy_that_predicts_scores(policy, path, tmp_path):
+    out, more, new = tmp_path / "route", tmp_path / "more", tmp_path / "new.jsonl"
+    new.write_text(_labels("new"))
+    asked = {"policy": policy, "budget": 0.006}
+    Route(asked, ReplyTable.from_jsonl(path), {"small": FakeModel(), "large": FakeModel()}).save(out)
+    before = run("explain", "add 3 and 9 now", "--router", str(out)).output.splitlines()
+    done = run("add", "new", "--table", str(new), "--router", str(out), "--out", str(more)).output
+    assert "it routes to small, large, new." in done
+    assert "a query to cost $0.0" in done
+    after = run("explain", "add 3 and 9 now", "--router", str(more)).output
+    assert [line.split()[:4] for line in after.splitlines()[1:3]] == [line.split()[:4] for line in before[1:3]]
+    assert "new answers: " in after
+    assert "new answers: " not in run("explain", "who wrote the old book 3", "--router", str(more)).output
+    with pytest.raises(InputError, match="already routed to"):
+        run("add", "new", "--table", str(new), "--router", str(more))
+    new.write_text(_labels("newer", 4))
+    with pytest.raises(InputError, match="has 4 scored queries: give at least 5"):
+        run("add", "newer", "--table", str(new), "--router", str(more))
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("route_llm", "chooses between two models"),
+        ("zooter", "predicts which model is better"),
+        ("calibrated_cascade", "sets its thresholds on what all its models answered"),
+        ("llm_blender", "ranks the answers of all its models"),
+    ],
+)
+def test_policies_that_few_labels_cannot_teach_say_why(policy, said, path, tmp_path):
+    out, new = tmp_path / "route", tmp_path / "new.jsonl"
+    new.write_text(_labels("new"))
+    assert run("fit", "-t", path, "-b", "20usd/1k", "-p", policy, "--out", str(out)).exit_code == 0
+    with pytest.raises(InputError, match=f"{said}.*, so that a model cannot be added"):
+        run("add", "new", "--table", str(new), "--router", str(out))
+
+
+def test_a_model_that_would_spend_more_than_the_budget_is_told_of(path, tmp_path):
+    out, new = tmp_path / "route", tmp_path / "new.jsonl"
+    new.write_text(_labels("new").replace("0.002", "0.0099"))
+    assert run("fit", "-t", path, "-b", "1.1usd/1k", "-p", "orchestra_llm", "--out", str(out)).exit_code == 0
+    done = run("add", "new", "--table", str(new), "--router", str(out)).output
+    assert ("above the budget of $0.0011" in done) == ("is to answer 0%" not in done)
 
 
 def test_a_saved_route_is_explained_with_answers_recorded_given_or_asked(path, tmp_path, monkeypatch):
@@ -149,6 +207,75 @@ def test_tables_that_cannot_be_routed_are_refused_alike(name, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("fit", "-p", "forc", "--out", "t.jsonl"), "--out is t.jsonl, the table itself"),
+        (
+            ("fit", "-p", "forc", "--model", "x=y"),
+            "--model names 'x', which is no model here: give one of",
+        ),
+        (("compare", "-p", "forc", "--level", "2"), "level is 2, but no two scores are further apart than 1"),
+        (("explain", "x", "--router", "t.jsonl"), "t.jsonl is no saved router .it is no npz archive.: give a file"),
+        (("compare", "-t", "utf16.jsonl"), "Line 1 of utf16.jsonl is not UTF-8"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused(words, said, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = Path(path).read_bytes()
+    Path("t.jsonl").write_bytes(text)
+    Path("utf16.jsonl").write_bytes(text.decode().encode("utf-16"))
+    table = () if {"-t", "--router"} & set(words) else ("-t", "t.jsonl")
+    budget = () if words[0] == "explain" else ("-b", "6usd/1k")
+    with pytest.raises(InputError, match=said):
+        run(*words, *table, *budget)
+    assert Path("t.jsonl").read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("[1]", "settings of a route are a list: give an object"),
+        ("{", "no readable route.json"),
+        ('{"policy": "forc"}', "'budget' is missing"),
+        ('{"policy": "forc", "budget": 1, "added": [{"model": "new"}]}', "Row 1 has query None and model 'new'"),
+    ],
+)
+def test_a_saved_route_that_was_changed_is_refused(written, said, path, tmp_path):
+    (tmp_path / "table.jsonl").write_bytes(Path(path).read_bytes())
+    (tmp_path / "route.json").write_text(written)
+    with pytest.raises(InputError, match=said):
+        run("explain", "x", "--router", str(tmp_path))
+
+
+@pytest.mark.parametrize("out", ["t.jsonl/route", "other"])
+def test_a_place_that_cannot_be_written_is_told_of(out, path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("t.jsonl").write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+    Path("other").write_text("is a file")
+    words = ["fit", "-t", "t.jsonl", "-b", "6usd/1k", "-p", "orchestra_llm", "--out", out]
+    monkeypatch.setattr("sys.argv", ["pilotfish", "route", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pilotfish: {out} cannot be read or written (")
+
+
+def test_a_table_without_costs_is_told_of(tmp_path):
+    table = make_table(40)
+    replace(table, costs=np.zeros_like(table.costs)).to_jsonl(tmp_path / "t.jsonl")
+    for words in (("fit", "--out", str(tmp_path / "r.npz")), ("compare", "-p", "forc")):
+        said = run(*words, "-t", str(tmp_path / "t.jsonl"), "-b", "6usd/1k").output
+        assert "Every cost in the table is 0: models are told apart by their scores alone." in said
+
+
+def test_few_queries_are_told_of(tmp_path):
+    make_table(40).to_jsonl(tmp_path / "t.jsonl")
+    said = run("fit", "-t", str(tmp_path / "t.jsonl"), "-b", "6usd/1k", "--out", str(tmp_path / "r.npz")).output
+    assert "Only 30 queries were learned from, and the setting was chosen on 10" in said
+
+
 def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
     rows = [
         _kept(row, score=None if i < 10 and row["model"] == "large" else float(i // 2 % 2))
@@ -160,6 +287,22 @@ def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
     assert "Left out 5 queries that some model has no score for." in made.output
     told = run("explain", "add 4 and 8 now", "--router", str(tmp_path / "r.npz"))
     assert "small answers: " in told.output
+
+
+def test_labels_that_leak_are_told_of_by_fit_as_by_compare(tmp_path):
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, (900, 2))
+    table = ReplyTable.of(
+        [f"small{a} large{b} number {i}" for i, (a, b) in enumerate(right)],
+        {"small": right[:, 0], "large": right[:, 1]},
+        {"small": 0.001, "large": 0.002},
+    )
+    path = tmp_path / "t.jsonl"
+    for leaking, leaks in ((table, 1), (replace(table, queries=tuple(f"number {i}" for i in range(900))), 0)):
+        leaking.to_jsonl(path)
+        for words in (("fit", "--out", str(tmp_path / "r.npz")), ("compare", "-p", "kernel_router")):
+            said = " ".join(run(*words, "-t", str(path), "-b", "2usd/1k").output.split())
+            assert said.count("kernel_router is as good as knowing the scores") == leaks
 
 
 def test_rows_above_the_budget_say_so(path, tmp_path, monkeypatch):

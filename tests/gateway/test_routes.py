@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -144,6 +145,20 @@ def test_what_the_command_line_saved_is_served(start, upstream, tmp_path, route,
         make_models(GatewayConfig.model_validate(wrong))
 
 
+def test_a_model_that_was_added_later_answers_and_has_its_limits(start, upstream, tmp_path):
+    models = {name: FakeModel() for name in ("cheap", "dear", "new")}
+    made = Route({"policy": "orchestra_llm", "budget": "6usd/1k"}, make_table(), models)
+    labels = [(f"question {i} {'hard' if i % 2 else 'easy'}", float(i % 2)) for i in range(40)]
+    table = ReplyTable.of([q for q, _ in labels], {"new": [s for _, s in labels]}, {"new": 0.0015})
+    made.add_model("new", models["new"], table)
+    made.save(tmp_path / "route")
+    run = start(routes={"smart": {"saved": str(tmp_path / "route"), "limits": {"new": {"tools": False}}}})
+    ready(run)
+    for prompt, chosen, more in ((EASY, "cheap", {}), (HARD, "new", {}), (HARD, "dear", {"tools": TOOLS})):
+        assert run.chat(prompt, model="smart", **more).status == 200
+        assert upstream.received[-1].data["model"] == chosen
+
+
 @pytest.mark.parametrize("policy", ["orchestra_llm", "route_llm", "calibrated_cascade"])
 def test_a_model_is_not_asked_what_it_cannot_take(start, upstream, route, policy):
     limits = {"cheap": {"context": 30, "tools": False, "images": False}}
@@ -228,3 +243,39 @@ def test_the_endpoints_refusal_keeps_its_status(start, upstream, route, status):
     reply = run.chat(EASY, model="smart")
     assert reply.status == status
     assert "Not so." in reply.data["error"]["message"]
+
+
+@pytest.mark.parametrize(("status", "with_fallback"), [(200, False), (503, False), (503, True)])
+def test_the_log_counts_all_that_a_route_asks(start, upstream, tmp_path, status, with_fallback):
+    """Two verifications of the weak answer, and both answers; a strong model that fails takes nothing back."""
+
+    async def script(received, reader, writer):
+        asked = received.data["messages"][-1]["content"]
+        says = "No" if "Is the proposed answer correct?" in asked else "easy"
+        writer.write(whole(answer(says), status if received.data["model"] == "dear" else 200))
+
+    upstream.script = script
+    settings = {"policy": "automix", "budget": 1.0, "options": {"n_samples": 2, "planned": False}, "chosen": [0.5]}
+    models = {"cheap": FakeModel("No"), "dear": FakeModel()}
+    Route(settings, make_table(24), models).save(tmp_path / "route")
+    fallback = {"fallback": {"base_url": upstream.url, "model": "cheap"}} if with_fallback else {}
+    prices = {"cheap": {"input": 1.0, "output": 10.0}, "dear": {"input": 100.0, "output": 1000.0}}
+    run = start(routes={"smart": {"saved": str(tmp_path / "route")}}, prices=prices, **fallback)
+    ready(run)
+    upstream.received.clear()
+    assert run.chat(EASY, model="smart").status == (200 if with_fallback else status)
+    sent = [got.data["model"] for got in upstream.received]
+    assert sent == ["cheap"] * 3 + ["dear"] + ["cheap"] * with_fallback
+    [call] = run.calls()
+    assert call.cost == pytest.approx(42e-6 * sent.count("cheap") + 4200e-6 * (status == 200))
+    assert run.metric("pilotfish_cost_usd_total") == pytest.approx(call.cost)
+
+
+def test_what_a_route_warns_of_is_logged(start, upstream, route, tmp_path, caplog):
+    table = make_table()
+    unscored = table.scores.copy()
+    unscored[0, 0] = float("nan")
+    replace(table, scores=unscored).to_jsonl(tmp_path / "t.jsonl")
+    ready(start(routes={"smart": route}, prices={"cheap": {"input": 1.0, "output": 10.0}}))
+    assert "Route 'smart': Left out 1 queries that some model has no score for." in caplog.text
+    assert "Route 'smart': calls of dear count as $0, for want of a section [prices.NAME]." in caplog.text

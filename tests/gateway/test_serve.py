@@ -35,6 +35,10 @@ FITTING = CODE.replace(
 )
 
 
+ROUTE = "[routes.smart]\npolicy = '{}'\ntable = 't.jsonl'\nbudget = '2usd/1k'\n"
+QUIET = {"capture_output": True, "text": True, "check": False}
+
+
 @contextmanager
 def serving(folder, upstream, *, durability="durable", workers=1, code=CODE, more=""):
     port = free_port()
@@ -175,15 +179,19 @@ def test_workers_share_the_port_and_the_log(tmp_path, upstream):
         ("[server]\nport = 'x'\n", "Field 'server.port'"),
         ("[log]\npath = '/proc/none/traffic.db'\n", "cannot be opened for writing"),
         ("[upstream]\nbase_url = 'http://127.0.0.1:8777'\n", "the gateway's own address"),
+        ("[checks]\nmetrics = ['nothing']\n", "no method 'nothing'"),
+        (f"[server]\nworkers = 2\n{ROUTE.format('nothing')}", "In routes.smart: There is no method 'nothing'"),
+        (ROUTE.format("forc").replace("t.jsonl", "none.jsonl"), "In routes.smart: Table none.jsonl is not a file"),
+        ("[routes.smart]\nsaved = 'none.npz'\n", "In routes.smart: none.npz is no saved router"),
+        ("[server]\nhost = '192.0.2.1'\n", "192.0.2.1 cannot be listened on"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, toml, sentence):
     config = tmp_path / "p.toml"
     config.write_text(toml)
+    make_table(8).to_jsonl(tmp_path / "t.jsonl")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PILOTFISH_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(config)], capture_output=True, text=True, check=False, env=environ, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", CODE, str(config)], cwd=tmp_path, **QUIET, env=environ, timeout=60)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

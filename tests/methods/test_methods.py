@@ -11,6 +11,7 @@ from pilotfish.methods import cards, find, method
 from pilotfish.methods.build import Route, check_route, make_policy, parse_budget, policies_without_models
 from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeover, selective_query
 from pilotfish.methods.routing import hybrid_llm, routing_benchmark
+from pilotfish.route.compare import compare
 from pilotfish.route.policies import RoutePolicy
 from pilotfish.scorers.quality import KernelQuality
 from pilotfish.traffic.table import ReplyTable
@@ -68,6 +69,10 @@ def three():
 
 @pytest.fixture(scope="module")
 def labelled(three):
+    return answered_by_label(three)
+
+
+def answered_by_label(three):
     """Two models answer what a query is about; the small one is right on sums only."""
     right = ["Book" if "book" in query else "Sum" for query in three.queries]
     replies = {"small": ["sum"] * len(right), "large": right}
@@ -121,6 +126,19 @@ def test_policies_that_ask_a_live_model(slug, three):
         make_policy(slug, part)
     policy = make_policy(slug, part, live={"small": Sees("small")}).fit(part)
     assert policy.settings(part)
+
+
+def test_a_live_model_is_asked_once_for_each_query_of_a_table(three):
+    part, asked = three.subset(range(60)), []
+
+    class Counts(Sees):
+        def generate(self, requests):
+            asked.extend(requests)
+            return super().generate(requests)
+
+    models = {name: Counts(name) for name in three.models}
+    Route({"policy": "query_level_uncertainty", "budget": 1.0}, part, models)
+    assert len(asked) == 15
 
 
 def test_conformal_router_learns_its_set_then_routes(three):
@@ -181,6 +199,7 @@ def test_what_is_wrong_about_a_route_is_named(three):
     for change, said in (
         ({"policy": "nothing"}, "no method"),
         ({"budget": "none"}, "budget is 'none'"),
+        ({"budget": None}, "'budget' is None: give dollars"),
         ({"budget": "0.00001"}, "the cheapest model costs 0.001 per query"),
         ({"policy": "orchestra_llm", "models": ["small"]}, "one model only"),
         ({"colour": "red"}, "'colour' is unknown"),
@@ -207,6 +226,15 @@ def test_a_route_with_a_level_serves_the_cheapest_certified_setting(three):
     free, held = Route({**asked, "level": 0.9}, three, models), Route({**asked, "level": 0.3}, three, models)
     assert free.settings["level"] == 0.9
     assert free.measured[1] < held.measured[1] <= Route(asked, three, models).measured[1]
+
+
+def test_a_head_that_is_right_throughout_is_no_leak():
+    table = answered_by_label(make_table(500))
+    report = compare(table, [cascade_aware_training(table.models)], 0.02)
+    assert report.row("cascade_aware_training").quality == 1.0
+    assert report.warnings == ()
+    settings = {"policy": "cascade_aware_training", "budget": 0.02}
+    assert Route(settings, table, {name: Says(name) for name in table.models}).warnings == ()
 
 
 def test_a_head_answers_what_it_is_sure_of(labelled):

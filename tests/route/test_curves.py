@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.errors import InputError
-from pilotfish.route.curves import Curve, apgr, average_quality, call_curve, calls_for, cpt, hull, mean_interval, pareto
+from pilotfish.route.curves import (
+    Curve,
+    apgr,
+    average_quality,
+    call_curve,
+    calls_for,
+    cpt,
+    hull,
+    mean_interval,
+    pareto,
+    score_interval,
+)
 
 # Costs that differ by less than a nanodollar differ by rounding alone, and a slope between them may have no number.
 costs = st.floats(0, 10).map(lambda x: round(x, 9))
@@ -70,4 +81,6 @@ def test_interval_covers_and_pareto_keeps_the_frontier():
     values = np.random.default_rng(0).random(500)
     low, high = mean_interval(values)
     assert low < values.mean() < high
+    assert score_interval(values) == (low, high)
+    assert score_interval(np.zeros(50)) == (0.0, pytest.approx(1 - 0.025 ** (1 / 50)))
     assert pareto([1, 2, 3, 1], [0.5, 0.4, 0.9, 0.6]) == [3, 2]

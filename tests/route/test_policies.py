@@ -32,7 +32,7 @@ from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality
 from pilotfish.scorers.costs import CostModel, PerCost
 from pilotfish.scorers.preferences import PairRanker
-from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
+from pilotfish.scorers.quality import KernelQuality, NeighbourQuality, PenalisedQuality
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Request
 
@@ -125,6 +125,13 @@ def test_cascades_need_replies_and_one_scorer_a_stage(table):
         CascadePolicy("c", ORDER, ())
 
 
+def test_the_first_chart_draws_what_is_best_at_some_cost(three):
+    learned, poor = RoutePolicy("learned", KernelQuality()), AlwaysPolicy("middle", "poor")
+    page = compare(three, [poor, learned], budget=0.006).to_html()
+    first, rest = page.split("Each policy</h2>")
+    assert ("learned:" in first, "poor:" in first, "poor:" in rest) == (True, False, True)
+
+
 def test_compare_reports_and_draws(table):
     report = compare(table, [RoutePolicy("kernel", KernelQuality())], budget=0.006, level=0.1)
     row = report.row("kernel")
@@ -211,8 +218,9 @@ def test_scores_that_leak_are_warned_of():
     small, large = rng.integers(0, 2, 900), rng.integers(0, 2, 900)
     queries = [f"small{a} large{b} number {i}" for i, (a, b) in enumerate(zip(small, large, strict=True))]
     table = ReplyTable.of(queries, {"small": small, "large": large}, {"small": 0.1, "large": 0.2})
-    report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.2)
-    assert any("give the labels away" in said for said in report.warnings)
+    report = compare(table, [RoutePolicy(name, KernelQuality(gamma=g)) for name, g in (("a", 1), ("b", 2))], budget=0.2)
+    assert "a, b are as good as knowing the scores: the queries or replies may give the labels away." in report.warnings
+    assert "First make sure that the labels cannot be read off" in report.recommendation
     # One model is nearly always right: knowing the scores saves cost, not quality.
     table = ReplyTable.of(queries, {"small": small, "large": np.arange(900) % 99 > 0}, {"small": 0.1, "large": 0.9})
     report = compare(table, [RoutePolicy("leak", KernelQuality())], budget=0.9)
@@ -223,8 +231,16 @@ def test_scores_that_leak_are_warned_of():
 
 
 def test_penalties_are_put_on_models_of_the_table(table):
-    with pytest.raises(InputError, match="no model 'nobody'"):
-        RoutePolicy("penalised", KernelQuality(), penalties={"nobody": 1.0}).fit(table)
+    with pytest.raises(InputError, match="penalties names 'nobody', which is no model here"):
+        RoutePolicy("penalised", PenalisedQuality(KernelQuality(), {"nobody": 1.0})).fit(table)
+
+
+def test_penalties_count_in_service_too(table, says):
+    models = {name: says(name) for name in table.models}
+    for penalty, chosen in ((0.0, "large"), (5.0, "small")):
+        policy = RoutePolicy("tryage", PenalisedQuality(KernelQuality(), {"large": penalty})).fit(table)
+        [reply] = serve(policy, 0.0, models).generate([Request.of("add 3 and 9 now")])
+        assert reply.model == chosen
 
 
 def test_ties_go_to_the_cheaper_model():

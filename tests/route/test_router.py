@@ -8,6 +8,7 @@ import pytest
 from pilotfish.errors import ContextLengthError, InputError, UpstreamError
 from pilotfish.models.fake import FakeModel
 from pilotfish.route.router import Candidate, Router
+from pilotfish.scorers.preferences import MatrixFactorisation, SimilarityElo
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Request
@@ -82,6 +83,14 @@ def test_a_model_is_added_from_few_labels_and_nothing_else_changes(router, says)
         router.add_model("new", says("new"), good_at_sums)
     with pytest.raises(InputError, match="has 3 scored"):
         router.add_model("other", says("o"), ReplyTable.of(queries[:3], {"other": [1, 0, 1]}, {"other": 0.1}))
+
+
+@pytest.mark.parametrize("scorer", [SimilarityElo(), MatrixFactorisation(n_steps=5)])
+def test_no_model_is_added_to_what_predicts_in_no_unit_of_scores(scorer, table, says):
+    router = Router.fit({name: says(name) for name in table.models}, table, scorer)
+    new = ReplyTable.of([f"add {i}" for i in range(9)], {"new": np.ones(9)}, {"new": 0.002})
+    with pytest.raises(InputError, match="predicts in no unit of scores"):
+        router.add_model("new", says("new"), new)
 
 
 def test_saved_and_loaded_without_pickle(router, says, tmp_path):

@@ -166,11 +166,22 @@ def test_vote_takes_the_most_frequent():
 
 def test_triplets_find_the_noise_of_each_model():
     rng = np.random.default_rng(0)
-    truth, noise = rng.normal(size=(4000, 1, 3)), np.array([0.1, 0.5, 1.0, 2.0])
+    truth, noise = rng.normal(size=(4000, 1, 3)), np.array([0.5, 0.7, 1.0, 2.0])
     vectors = truth + rng.normal(size=(4000, 4, 3)) * noise[None, :, None]
-    np.testing.assert_allclose(triplet_quality(vectors), 3 / (2 * 3 * noise**2), rtol=0.15)
+    precision = 1 / noise**2
+    np.testing.assert_allclose(triplet_quality(vectors), precision / precision.sum(), rtol=0.15)
     with pytest.raises(InputError, match="at least 3 models"):
         triplet_quality(vectors[:, :2])
+
+
+def test_identical_outputs_are_equally_good_and_bound_the_rest():
+    same = np.ones((5, 3, 4))
+    np.testing.assert_array_equal(triplet_quality(same), np.full(3, 1 / 3))
+    odd = same.copy()
+    odd[:, 2] = -1.0
+    # The first two have no noise, taken as a thousandth of the mean distance; the third's is the distance itself.
+    floor = 0.001 * 2 / 3
+    np.testing.assert_allclose(triplet_quality(odd), np.array([1, 1, floor]) / (2 + floor))
 
 
 def test_output_agreement_needs_no_labels():

@@ -281,3 +281,9 @@ def test_form_counts_characters_and_finds_cues_as_written_out(parts):
         assert form[8] == sum(c.isupper() for c in text) / n
         assert form[9] == sum(not c.isalnum() and not c.isspace() for c in text) / n
         assert form[13] == sum(any(c.isdigit() for c in line) for line in text.split("\n")) / len(text.split("\n"))
+
+
+def test_prompts_alike_but_for_their_spaces_have_no_topics_to_tell_them_apart():
+    prompts = ["same words each time" + " " * i for i in range(40)]
+    scorer = NeighbourQuality(k=40).fit(prompts, np.arange(40.0)[:, None] % 2, ["m"])
+    np.testing.assert_allclose(scorer.predict(prompts[:1]), 0.5)

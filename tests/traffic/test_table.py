@@ -121,6 +121,8 @@ def test_split_refuses_bad_shares_and_missing_groups():
     table = ReplyTable.of(["x"], {"m": [1]}, {"m": 1.0})
     with pytest.raises(InputError, match="no groups"):
         table.split((0.5,), by="group")
+    with pytest.raises(InputError, match="seed is -1"):
+        table.split((0.5,), seed=-1)
 
 
 def test_numbers_survive_json(tmp_path):

@@ -58,13 +58,19 @@ app.add_typer(route.app, name="route")
 
 
 def main() -> None:
-    """Run the command line; an error of ours becomes one sentence and exit status 2."""
+    """Run the command line; an error of ours, or of a file, becomes one sentence and exit status 2."""
     from pilotfish.errors import PilotfishError
 
     try:
         app()
     except PilotfishError as error:
         print(f"pilotfish: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        said = f"{error.filename} cannot be read or written ({error.strerror}): name another."
+        print(f"pilotfish: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

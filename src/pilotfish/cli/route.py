@@ -24,7 +24,7 @@ app = typer.Typer(help="Route queries to models by recorded replies.", no_args_i
 
 Table = Annotated[Path, typer.Option("--table", "-t", help="JSON lines: query, model, reply, score, cost, latency")]
 Budget = Annotated[str, typer.Option("--budget", "-b", help="dollars per queries, such as 2usd/1k")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of the cut of the table")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of the cut of the table")]
 Live = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help="NAME=SOURCE: a local model for a name of the table, where a method asks one"),
@@ -58,31 +58,36 @@ class _Absent:
         return [Reply(self.recorded[request.prompt], self.name) for request in requests]
 
 
-def _live(given: list[str] | None) -> dict[str, Model]:
+def _live(given: list[str] | None, known: Sequence[str]) -> dict[str, Model]:
     if not given:
         return {}
     from pilotfish.models.gguf import GGUFModel
 
-    return {name: GGUFModel(source) for name, source in pairs(given, "--model").items()}
+    sources = pairs(given, "--model")
+    for name in sources:
+        if name not in known:
+            raise InputError(f"--model names {name!r}, which is no model here: give one of {', '.join(known)}.")
+    return {name: GGUFModel(source) for name, source in sources.items()}
 
 
-def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[str, Model]) -> Explanation:
+def _explained(path: Path, prompt: str, said: Mapping[str, str], live: list[str] | None) -> Explanation:
     """Load what 'pilotfish route fit' wrote, a router's file or a route's folder, and explain its decision."""
-    from pilotfish.methods.build import Route
+    from pilotfish.methods.build import Route, models_of
     from pilotfish.route.explain import explain
     from pilotfish.route.router import Router
     from pilotfish.types import Request
 
     if path.is_dir():
         settings, table = Route.read(path)
-        recorded = {name: _recorded(table, name) for name in table.models}
+        recorded = {name: _recorded(table, name) for name in models_of(settings, table)}
     else:
         recorded = {candidate.name: {} for candidate in Router.candidates_in(path)}
     for name, text in said.items():
         if name not in recorded:
             raise InputError(f"--reply names {name!r}, which {path} does not ask: give one of {', '.join(recorded)}.")
         recorded[name][prompt] = text
-    models: dict[str, Any] = {**{name: _Absent(name, replies) for name, replies in recorded.items()}, **live}
+    models: dict[str, Any] = {name: _Absent(name, replies) for name, replies in recorded.items()}
+    models |= _live(live, tuple(recorded))
     request = Request.of(prompt)
     if path.is_dir():
         return Route(settings, table, models).explain(request)
@@ -90,6 +95,8 @@ def _explained(path: Path, prompt: str, said: Mapping[str, str], live: Mapping[s
 
 
 def _recorded(table: ReplyTable, model: str) -> dict[str, str]:
+    if model not in table.models:
+        return {}
     column = table.column(model)
     rows = zip(table.queries, table.replies, strict=bool(table.replies))
     return {query: reply for query, row in rows if (reply := row[column]) is not None}
@@ -117,19 +124,20 @@ def fit(
     from pilotfish.traffic.table import ReplyTable
 
     read = ReplyTable.from_jsonl(table)
+    if out.exists() and out.samefile(table):
+        raise InputError(f"--out is {out}, the table itself: give another place.")
     settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": options(option)}
     if level is not None:
         settings["level"] = level
-    models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model)}
+    models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model, read.models)}
     route = Route(settings, read, models)
     if policy == "kernel_router" and isinstance(route.model, Router):
         route.model.save(out)
     else:
         out = out.with_suffix("") if out.suffix == ".npz" else out
         route.save(out)
-    n_left_out = read.n_queries - read.complete().n_queries
-    if n_left_out:
-        console.print(f"Left out {n_left_out} queries that some model has no score for.")
+    for said in route.warnings:
+        console.print(said)
     quality, cost = route.measured
     console.print(
         f"Wrote {out}: {quality:.3f} at ${cost:.3g} per query on {route.n_calibrate} queries it was not fitted on. "
@@ -141,21 +149,38 @@ def fit(
 def add(
     name: Annotated[str, typer.Argument(help="the new model, by its name in the table")],
     table: Table,
-    router: Annotated[Path, typer.Option("--router", "-r", help="file written by 'pilotfish route fit'")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write; the router's own by default")] = None,
+    router: Annotated[Path, typer.Option("--router", "-r", help="file or folder written by 'pilotfish route fit'")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="where to write; over the router by default")] = None,
 ) -> None:
-    """Add a model to a saved router from 5 to 50 scored queries, without fitting the rest anew."""
+    """Add a model to a saved policy that predicts scores, from 5 to 50 scored queries; the rest stays as it is."""
     from pilotfish.cli.output import console
+    from pilotfish.methods.build import Route, models_of
     from pilotfish.route.router import Router
     from pilotfish.traffic.table import ReplyTable
+    from pilotfish.types import Request
 
-    if router.is_dir():
-        raise InputError(f"--router is {router}, a folder: add the model to its table and fit the policy anew.")
-    models: dict[str, Any] = {known.name: _Absent(known.name, {}) for known in Router.candidates_in(router)}
-    loaded = Router.load(router, models)
-    loaded.add_model(name, _Absent(name, {}), ReplyTable.from_jsonl(table))
-    loaded.save(out or router)
-    console.print(f"Wrote {out or router}: it routes to {', '.join(loaded.names)}.")
+    new = ReplyTable.from_jsonl(table).of_models([name])
+    if not router.is_dir():
+        models: dict[str, Any] = {known.name: _Absent(known.name, {}) for known in Router.candidates_in(router)}
+        loaded = Router.load(router, models)
+        loaded.add_model(name, _Absent(name, {}), new)
+        loaded.save(out or router)
+        console.print(f"Wrote {out or router}: it routes to {', '.join(loaded.names)}.")
+        return
+    settings, recorded = Route.read(router)
+    if name in models_of(settings, recorded):
+        raise InputError(f"Model {name!r} is already routed to: give the new model another name.")
+    settings["added"] = [*settings.get("added", ()), *new.rows()]
+    route = Route(settings, recorded, {each: _Absent(each, {}) for each in models_of(settings, recorded)})
+    served, queries = route.model, [Request.of(query) for query in recorded.queries]
+    assert isinstance(served, Router), "models are added to routers only"
+    _, costs, winners = served.weigh(queries)
+    share = float((winners == served.names.index(name)).mean())
+    cost, budget = float(costs[range(len(queries)), winners].mean()), float(route.settings["budget"])
+    route.save(out or router)
+    above = f", above the budget of ${budget:.3g}: fit anew to keep to it" if cost > budget else ""
+    console.print(f"Wrote {out or router}: it routes to {', '.join(served.names)}.")
+    console.print(f"On its table {name} is to answer {share:.0%}, and a query to cost ${cost:.3g}{above}.")
 
 
 @app.command()
@@ -186,7 +211,7 @@ def compare(
     names = [name.strip() for name in policy.split(",") if name.strip()]
     if option and not names:
         raise InputError("--option is given without --policy: name the methods that take it.")
-    own, live = options(option), _live(model)
+    own, live = options(option), _live(model, read.models)
     policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
     report = run(read, policies, parse_budget(budget), level=level, seed=seed)
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")
@@ -227,7 +252,7 @@ def explain(
 
     from pilotfish.cli.output import console
 
-    told = _explained(router, prompt, pairs(reply, "--reply"), _live(model))
+    told = _explained(router, prompt, pairs(reply, "--reply"), model)
     columns = {
         "score": [_shown(row.score, ".4g") for row in told.rows],
         "needs": [_shown(row.needs, ".4g") for row in told.rows],

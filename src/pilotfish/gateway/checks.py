@@ -18,7 +18,7 @@ from pilotfish.protocols import Scorer
 from pilotfish.traffic import Call, TrafficLog
 from pilotfish.types import Exchange, Request
 
-__all__ = ["TASK", "Checks", "make_checks"]
+__all__ = ["TASK", "Checks", "check_scorers", "make_checks"]
 
 TASK = "checks"
 """The task under which the log keeps the scores, as events of kind ``check``."""
@@ -34,6 +34,17 @@ def make_checks(config: ChecksConfig, log: TrafficLog, metrics: Metrics) -> Chec
     Raises
     ------
     InputError
+        As of :func:`check_scorers`.
+    """
+    return Checks(check_scorers(config), config.share, log, metrics)
+
+
+def check_scorers(config: ChecksConfig) -> Mapping[str, Scorer[Exchange]]:
+    """Make the scorers that the configuration names.
+
+    Raises
+    ------
+    InputError
         When a metric is unknown, needs a part that the configuration does not name, or has no calibration in the file
         that it names.
     """
@@ -45,7 +56,7 @@ def make_checks(config: ChecksConfig, log: TrafficLog, metrics: Metrics) -> Chec
         from pilotfish.scorers.confidence import confident
 
         scorers = confident(scorers, config.confidence)
-    return Checks(scorers, config.share, log, metrics)
+    return scorers
 
 
 class Checks:

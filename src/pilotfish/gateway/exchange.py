@@ -60,7 +60,8 @@ class Exchange:
     complete: bool = True
     recorded: bool = False
     finished: float = 0.0
-    cost: float = 0.0
+    cost: float = 0.0  # what is known to have been spent
+    priced: bool = True  # whether the answer comes on top, at its model's price
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
         self.started = time.perf_counter()
@@ -152,6 +153,7 @@ class Exchange:
             # A stream tells its usage only when asked to: what a token takes on average is better than nothing.
             streamed = self.sse and self.status == 200
             usage = (len(self.body) // BYTES_PER_TOKEN, 0, raw.count(b"\ndata:")) if streamed else (0, 0, 0)
+        names = self.model, str(body.get("model"))
         reply_id = body.get("id")
         return Call(
             id=self.call_id,
@@ -170,7 +172,7 @@ class Exchange:
             latency=(self.finished or time.perf_counter()) - self.started,
             prompt_tokens=usage[0],
             completion_tokens=usage[2],
-            cost=0.0 if self.local else self.cost or cost_of(prices, (self.model, str(body.get("model"))), usage),
+            cost=0.0 if self.local else self.cost + (cost_of(prices, names, usage) if self.priced else 0.0),
             key_id=self.key_id,
             stream=self.stream,
             complete=complete,

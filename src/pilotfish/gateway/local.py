@@ -134,7 +134,7 @@ class LocalModels:
             else:
                 replies = await loop.run_in_executor(self._threads, model.generate, requests)
         except Exception as error:  # noqa: BLE001 - whatever a model fails with is told in the form of an endpoint
-            return LocalReply(*_refusal(error))
+            return LocalReply(*_refusal(error), cost=getattr(error, "cost", 0.0))
         finally:
             left.set()
         replies = [reply.replace(model=name) for reply in replies]

@@ -179,11 +179,12 @@ class Proxy:
                 raise
             why = _kind(error)
         else:
+            if isinstance(reply, LocalReply):
+                exchange.reason = "; ".join(filter(None, (exchange.reason, reply.reason)))
+                exchange.cost = reply.cost
             if fallback is None or reply.status not in FALLEN_BACK:
                 exchange.answered_by = UPSTREAM
-                if isinstance(reply, LocalReply):
-                    exchange.reason = "; ".join(filter(None, (exchange.reason, reply.reason)))
-                    exchange.cost = reply.cost
+                exchange.priced = not exchange.cost
                 return reply
             why = f"status {reply.status}"
             reply.close()

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,20 @@ class ServedRoute:
         Answers until then: the model that the policy falls back to.
     warm : Warm or None
         Where the policy weighs prompt caches: who answered which conversation.
+    unpriced : sequence of str
+        Models at the endpoint that have no price.
     """
 
-    def __init__(self, name: str, make: Callable[[], Model], meanwhile: Model, warm: Warm | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Model],
+        meanwhile: Model,
+        warm: Warm | None = None,
+        unpriced: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self.unpriced = tuple(unpriced)
         self.state = "being fitted"
         self._make = make
         self._model = meanwhile
@@ -61,6 +72,8 @@ class ServedRoute:
         try:
             self._model = self._make()
             self.state = "ready"
+            for said in getattr(self._model, "warnings", ()):
+                _logger.warning("Route %r: %s", self.name, said)
         except PilotfishError as error:
             self._fail(str(error).rstrip("."))
             _logger.error("Route %r could not be fitted: %s", self.name, error)
@@ -151,6 +164,9 @@ def fit_in_background(routes: Sequence[ServedRoute]) -> None:
 
     def run() -> None:
         for route in routes:
+            if route.unpriced:
+                said = "Route %r: calls of %s count as $0, for want of a section [prices.NAME]."
+                _logger.warning(said, route.name, ", ".join(route.unpriced))
             route.fit()
 
     if routes:
@@ -165,7 +181,7 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
     InputError
         When its settings, its table, or what was saved is wrong in a way that shows before fitting.
     """
-    from pilotfish.methods.build import Route, by_cost, check_route
+    from pilotfish.methods.build import Route, by_cost, check_route, models_of
     from pilotfish.route.router import Candidate, Router
     from pilotfish.traffic.table import ReplyTable
 
@@ -174,7 +190,8 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
         answering = _answering([c.name for c in candidates], local, config)
         router = Router.load(route.saved, answering)
         router.candidates = _candidates(candidates, route.limits, config)
-        served = ServedRoute(name, lambda: router, router, _warm(router.candidates))
+        unpriced = _unpriced(answering, local, config)
+        served = ServedRoute(name, lambda: router, router, _warm(router.candidates), unpriced)
         served.fit()
         return served
     settings: dict[str, Any]
@@ -184,15 +201,22 @@ def make_route(name: str, route: RouteConfig, local: Mapping[str, Model], config
         assert route.table is not None, "a route that was not saved has a table"
         settings = route.model_dump(include={"policy", "budget", "level", "models", "options"})
         table = ReplyTable.from_jsonl(route.table)
-    order = settings.get("models") or by_cost(table)
-    answering = _answering(order, local, config)
-    limited = _candidates([Candidate(model) for model in order], route.limits, config)
+    last = (settings.get("models") or by_cost(table))[-1]
+    names = models_of(settings, table)
+    answering = _answering(names, local, config)
+    limited = _candidates([Candidate(model) for model in names], route.limits, config)
     check_route(settings, table, answering)
-    return ServedRoute(name, lambda: Route(settings, table, answering, limited), answering[order[-1]], _warm(limited))
+    unpriced = _unpriced(names, local, config)
+    make = partial(Route, settings, table, answering, limited)
+    return ServedRoute(name, make, answering[last], _warm(limited), unpriced)
 
 
 def _answering(names: Iterable[str], local: Mapping[str, Model], config: GatewayConfig) -> dict[str, Model]:
     return {name: local.get(name) or _at_endpoint(name, config) for name in names}
+
+
+def _unpriced(names: Iterable[str], local: Mapping[str, Model], config: GatewayConfig) -> list[str]:
+    return [name for name in names if name not in local and name not in config.prices]
 
 
 def _at_endpoint(name: str, config: GatewayConfig) -> Model:

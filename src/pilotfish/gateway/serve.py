@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import sys
 import tempfile
 from functools import partial
@@ -13,9 +14,12 @@ from typing import Any
 
 import uvicorn
 
+from pilotfish.errors import ConfigError
 from pilotfish.gateway.app import Gateway
+from pilotfish.gateway.checks import check_scorers
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.corked import CorkedProtocol
+from pilotfish.gateway.local import make_models
 from pilotfish.gateway.sources import handed_over, taken_over
 from pilotfish.gateway.takeover import make_takeover
 from pilotfish.traffic import TrafficLog
@@ -40,11 +44,12 @@ def serve(config: GatewayConfig) -> None:
 
     Raises
     ------
+    InputError
+        When a route, a model or a check is wrong, or the address is taken.
     LogError
         When the log cannot be opened.
     """
-    # A log that cannot be opened is told of here, in one sentence, not in a worker's trace.
-    TrafficLog(config.log.path, config.log.durability).close()
+    _check(config)
     if config.server.workers == 1:
         _prepare_process()
         uvicorn.run(Gateway(config, partial(make_takeover, config, learns=True)), **settings(config))
@@ -54,6 +59,23 @@ def serve(config: GatewayConfig) -> None:
         (Path(folder) / CONFIG_NAME).write_bytes(handed_over(config, keys=True))
         os.environ[FOLDER_VARIABLE] = folder
         uvicorn.run("pilotfish.gateway.serve:worker", factory=True, workers=config.server.workers, **settings(config))
+
+
+def _check(config: GatewayConfig) -> None:
+    """Tell here, in one sentence, what else each worker would fail with: the server exits with a status of its own."""
+    TrafficLog(config.log.path, config.log.durability).close()
+    make_models(config)
+    if config.checks is not None:
+        check_scorers(config.checks)
+    server = config.server
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        socket.create_server((server.host, server.port), family=family).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Field 'server.port' is {server.port}, which {server.host} cannot be listened on ({error.strerror}): "
+            "give another address, or end what listens there."
+        ) from None
 
 
 def worker() -> Gateway:

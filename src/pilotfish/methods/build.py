@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
-from pilotfish.route.deploy import in_service, serve, setting_within
+from pilotfish.route.compare import curve_of, leaks, warned_of_leaks, warned_of_table
+from pilotfish.route.deploy import in_service, refuse_addition, serve, setting_within
 from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
 from pilotfish.route.policies import Policy
-from pilotfish.route.router import Candidate
+from pilotfish.route.router import Candidate, Router
 from pilotfish.scorers.costs import CostModel
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Reply, Request
 
-__all__ = ["Route", "by_cost", "check_route", "make_policy", "parse_budget", "policies_without_models"]
+__all__ = ["Route", "by_cost", "check_route", "make_policy", "models_of", "parse_budget", "policies_without_models"]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
+_FEW = 100
 _LIVE = ("weak", "verifier", "sampler")
 
 
@@ -157,7 +159,8 @@ class Route:
         ``policy``, ``budget`` (dollars per query, or text such as ``2usd/1k``), and optionally ``models`` (from first
         to last), ``options`` of the method, ``seed``, ``level``, and ``chosen``: the setting, which is otherwise chosen
         on a quarter of the table that the policy is not fitted on: the best within the budget or, with ``level``, the
-        cheapest that is certified at 95 % confidence to lose no more score than that against the dearest model.
+        cheapest that is certified at 95 % confidence to lose no more score than that against the dearest model; and
+        ``added``: the rows of models that were added later, as :meth:`add_model` leaves them.
     table : ReplyTable
         Recorded replies.
     models : mapping of str to Model
@@ -175,6 +178,8 @@ class Route:
         Mean score and dollars per query on the quarter of the table the choice was made on.
     n_calibrate : int
         Queries of that quarter.
+    warnings : tuple of str
+        What to know first: queries left out, a policy too good to be true. Said where the choice is made.
     shares : dict of str to float
         Share of them that each model answered; a trained head goes by the policy's name.
 
@@ -190,7 +195,7 @@ class Route:
     >>> table = ReplyTable.of(["a b", "c d", "e f", "g h"] , {"s": [0, 0, 1, 1], "l": [1, 1, 1, 1]}, {"s": 1, "l": 2})
     >>> route = Route({"policy": "orchestra_llm", "budget": 3.0}, table, {"s": FakeModel(), "l": FakeModel()})
     >>> sorted(route.settings)
-    ['budget', 'chosen', 'level', 'models', 'options', 'policy', 'seed']
+    ['added', 'budget', 'chosen', 'level', 'models', 'options', 'policy', 'seed']
     """
 
     def __init__(
@@ -204,7 +209,7 @@ class Route:
         self.table, seed, options = plan.table, int(settings.get("seed", 0)), dict(settings.get("options", {}))
         names, budget = plan.names, plan.budget
         fit, calibrate = plan.complete.split((0.75, 0.25), seed=seed)
-        policy = in_service(plan.policy).fit(fit)
+        self._policy = policy = in_service(plan.policy).fit(fit)
         level = settings.get("level")
         if "chosen" in settings:
             chosen = _as_tuples(settings["chosen"])
@@ -212,9 +217,10 @@ class Route:
             chosen = _certified(policy, fit, calibrate, (names or by_cost(self.table))[-1], float(level), budget)
         else:
             chosen = setting_within(policy, calibrate, budget)
-        choice, calibrate = policy.run(calibrate, chosen), calibrate.complete()
+        choice = policy.run(calibrate, chosen)
         self.measured = float(choice.qualities(calibrate).mean()), float(choice.costs(calibrate).mean())
         self.n_calibrate = calibrate.n_queries
+        self.warnings = () if "chosen" in settings else tuple(_warnings(policy, self.table, fit, calibrate))
         answering = dict(enumerate(self.table.models))
         if isinstance(policy, HeadPolicy):
             answering[-1] = policy.name
@@ -228,7 +234,38 @@ class Route:
             "seed": seed,
             "level": level,
             "chosen": chosen,
+            "added": [],
         }
+        known = {candidate.name: candidate for candidate in candidates}
+        for name in plan.added.models:
+            self.add_model(name, models[name], plan.added, known.get(name))
+
+    def add_model(self, name: str, model: Model, table: ReplyTable, candidate: Candidate | None = None) -> None:
+        """Add a model from a few labelled queries, 10 to 50 say; see :meth:`pilotfish.route.router.Router.add_model`.
+
+        Nothing is fitted anew, and what is predicted of the other models stays.
+
+        Parameters
+        ----------
+        name : str
+            The model's, in the table and from now on.
+        model : Model
+            What answers.
+        table : ReplyTable
+            Scores and costs of the model.
+        candidate : Candidate, optional
+            Its limits.
+
+        Raises
+        ------
+        InputError
+            When the policy is not one that predicts each model's score, the name is taken, or fewer than 5 queries are
+            scored.
+        """
+        refuse_addition(self._policy)
+        assert isinstance(self.model, Router), "a policy that predicts scores is served by a router"
+        self.model.add_model(name, model, table, candidate)
+        self.settings["added"] = [*self.settings["added"], *table.of_models([name]).rows()]
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
@@ -258,7 +295,7 @@ class Route:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         self.table.to_jsonl(place / "table.jsonl")
-        with replacing(place / "route.json") as half:
+        with replacing(place / "route.json", private=True) as half:
             half.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -285,10 +322,17 @@ class Route:
             settings: dict[str, Any] = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} holds no readable route.json: name the folder of a saved route.") from error
+        _check_fields(settings, {"policy", "budget"})
         return settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl")
 
 
-_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen"})
+_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen", "added"})
+
+
+def models_of(settings: Mapping[str, Any], table: ReplyTable) -> tuple[str, ...]:
+    """Names of the models that a route asks: from first to last, then those that were added later."""
+    added = ReplyTable.from_rows(settings.get("added", ())).models
+    return tuple(dict.fromkeys([*(settings.get("models") or by_cost(table)), *added]))
 
 
 def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: str, level: float, budget: float) -> Any:
@@ -306,7 +350,20 @@ def _certified(policy: Policy, fit: ReplyTable, calibrate: ReplyTable, strong: s
     return proof.setting
 
 
+def _warnings(policy: Policy, table: ReplyTable, fit: ReplyTable, calibrate: ReplyTable) -> Iterator[str]:
+    yield from warned_of_table(fit, table.n_queries - fit.n_queries - calibrate.n_queries)
+    if calibrate.n_queries < _FEW:
+        yield (
+            f"Only {fit.n_queries} queries were learned from, and the setting was chosen on {calibrate.n_queries}: "
+            "in service it may cost more and be worse."
+        )
+    if not isinstance(policy, HeadPolicy):  # which may rightly know more than any model
+        yield from warned_of_leaks(leaks({policy.name: curve_of(policy, calibrate)}, calibrate))
+
+
 def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:
+    if not isinstance(settings, Mapping):
+        raise InputError(f"The settings of a route are a {type(settings).__name__}: give an object of fields.")
     known = sorted(_ROUTE_FIELDS | needed)
     for name in sorted(set(settings) - set(known)):
         raise InputError(f"Route field {name!r} is unknown: give {', '.join(known)}.")
@@ -338,6 +395,7 @@ class _Plan:
     complete: ReplyTable
     names: tuple[str, ...]
     budget: float
+    added: ReplyTable
 
 
 def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> _Plan:
@@ -346,9 +404,16 @@ def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str
     table = table.of_models(names) if names else table
     policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
     budget = settings["budget"]
+    if not isinstance(budget, int | float | str):
+        raise InputError(f"Route field 'budget' is {budget!r}: give dollars per query, or text such as 2usd/1k.")
     budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
     complete = table.complete()
     # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
     if not isinstance(policy, HeadPolicy):
         refuse_no_choice(complete, budget)
-    return _Plan(policy, table, complete, names, budget)
+    added = ReplyTable.from_rows(settings.get("added", ()))
+    for name in added.models:
+        refuse_addition(policy)
+        if name not in models:
+            raise InputError(f"models has no {name!r}, which was added to the route: give it.")
+    return _Plan(policy, table, complete, names, budget, added)

@@ -16,7 +16,13 @@ from pilotfish.route.policies import GatePolicy, Policy, RoutePolicy
 from pilotfish.scorers.agreement import OutputAgreement
 from pilotfish.scorers.preferences import MatrixFactorisation, PairRanker, SimilarityElo
 from pilotfish.scorers.prompts import PromptFeatures
-from pilotfish.scorers.quality import KernelQuality, NeighbourQuality, QualityScorer
+from pilotfish.scorers.quality import (
+    KernelQuality,
+    NeighbourQuality,
+    PenalisedQuality,
+    QualityScorer,
+    RetargetedQuality,
+)
 from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
 from pilotfish.scorers.verification import OptionSetSize
 from pilotfish.traffic.table import ReplyTable
@@ -101,13 +107,13 @@ def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
     if not (0 <= smoothing <= 1 and temperature > 0):
         raise InputError(f"smoothing is {smoothing:g} and temperature {temperature:g}: give 0 to 1, and above 0.")
 
-    def target(table: ReplyTable) -> FloatArray:
-        tags = TagQuality(KeywordTagger().fit(table.queries)).fit(table.queries, table.scores, table.models)
-        smoothed = (1 - smoothing) * table.scores + smoothing * tags.predict(table.queries)
+    def target(prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> FloatArray:
+        tags = TagQuality(KeywordTagger().fit(prompts)).fit(prompts, scores, models)
+        smoothed = (1 - smoothing) * scores + smoothing * tags.predict(prompts)
         weights = np.exp((smoothed - np.nanmax(smoothed, axis=1, keepdims=True)) / temperature)
         return np.asarray(weights / np.nansum(weights, axis=1, keepdims=True))
 
-    return RoutePolicy("zooter", KernelQuality(), fit_target=target)
+    return RoutePolicy("zooter", RetargetedQuality(KernelQuality(), target))
 
 
 @method(
@@ -119,7 +125,7 @@ def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
 )
 def tryage(penalties: Mapping[str, float] | None = None) -> RoutePolicy:
     """Predict each model's loss on the prompt and add what the user's flags put on size and latency."""
-    return RoutePolicy("tryage", KernelQuality(second_stage=False), penalties=dict(penalties or {}))
+    return RoutePolicy("tryage", PenalisedQuality(KernelQuality(second_stage=False), penalties or {}))
 
 
 @method(

@@ -10,7 +10,6 @@ import numpy as np
 from pilotfish.bounds import betting_p_value, betting_upper
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
-from pilotfish.route.curves import Curve
 from pilotfish.route.policies import Policy
 from pilotfish.traffic.table import ReplyTable
 
@@ -104,7 +103,7 @@ def certify(
     Raises
     ------
     InputError
-        When the level is not positive, or groups are asked for and the table has none.
+        When the level is not positive or exceeds what can be lost, or groups are asked for and the table has none.
 
     References
     ----------
@@ -115,6 +114,8 @@ def certify(
     table = table.complete()
     best = table.column(strong)
     span = float(np.ptp(table.scores)) or 1.0
+    if level >= span:
+        raise InputError(f"level is {level:g}, but no two scores are further apart than {span:g}: give a smaller loss.")
     tried = settings if settings is not None else policy.settings(table)
     chosen: Any = None
     weak_share, spend, n = 0.0, float("nan"), table.n_queries
@@ -137,9 +138,3 @@ def _group_means(table: ReplyTable, values: FloatArray) -> FloatArray:
         raise InputError("by_group needs groups: give each query of the table a group.")
     names, member = np.unique(np.array(table.groups), return_inverse=True)
     return np.asarray(np.bincount(member, values) / np.bincount(member, minlength=names.size))
-
-
-def curve_of(policy: Policy, table: ReplyTable, settings: list[Any]) -> Curve:
-    """Cost-quality curve of a fitted policy on a table."""
-    runs = [policy.run(table, setting) for setting in settings]
-    return Curve.of([c.costs(table).mean() for c in runs], [c.qualities(table).mean() for c in runs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 from pilotfish.route.certify import Certificate, certify
-from pilotfish.route.curves import Curve, average_quality, hull, mean_interval
-from pilotfish.route.policies import AlwaysPolicy, OraclePolicy, Policy, RandomPolicy, RoutePolicy
+from pilotfish.route.curves import Curve, average_quality, hull, mean_interval, score_interval
+from pilotfish.route.heads import HeadPolicy
+from pilotfish.route.policies import AlwaysPolicy, Choices, OraclePolicy, Policy, RandomPolicy, RoutePolicy
 from pilotfish.scorers.quality import NeighbourQuality
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 
-__all__ = ["Report", "Row", "baselines", "compare"]
+__all__ = ["Report", "Row", "baselines", "compare", "curve_of", "leaks", "warned_of_leaks", "warned_of_table"]
+
+_FEWEST_FOR_LEAKS = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +35,7 @@ class Row:
     cost, quality : float
         At the setting chosen on the calibration queries for the budget; NaN when no setting keeps to it.
     low, high : float
-        95 % bootstrap interval of the quality.
+        95 % interval of the quality.
     aiq : float
         Mean height of the hull between the cheapest model's and the dearest model's cost; NaN when all cost the same.
     recovered : float
@@ -214,6 +217,9 @@ def compare(
             proof = certify(policy, calibrate, strong=table.models[best], level=level, delta=delta, settings=settings)
             row = replace(row, certificate=proof)
         rows.append(row)
+    # A head of its own may rightly know more than any model.
+    judged = zip(policies, rows, strict=False)
+    leaking = leaks({row.name: row.curve for policy, row in judged if not isinstance(policy, HeadPolicy)}, test)
     return Report(
         rows=tuple(rows),
         budget=budget,
@@ -222,8 +228,8 @@ def compare(
         best_cost=float(test.costs[:, best].mean()),
         best_quality=float(test.scores[:, best].mean()),
         n_test=test.n_queries,
-        recommendation=_recommend(rows, budget, test, best, table.models[best], level),
-        warnings=tuple(_warnings(table, test, rows, n_left_out)),
+        recommendation=_recommend(rows, budget, test, best, table.models[best], level, leaking),
+        warnings=(*_warnings(table, test, n_left_out), *warned_of_leaks(leaking)),
     )
 
 
@@ -242,16 +248,14 @@ def _row(
     means = [(float(c.costs(calibrate).mean()), float(c.qualities(calibrate).mean())) for c in runs]
     within = [k for k, (cost, _) in enumerate(means) if cost <= budget + 1e-12]
     tested = [policy.run(test, setting) for setting in settings]
-    scored = np.array([c.qualities(test) for c in tested])
-    errors = scored.std(axis=1) / test.n_queries**0.5
-    curve = Curve.of([c.costs(test).mean() for c in tested], scored.mean(axis=1), errors)
+    curve = _curve(test, tested)
     cost = quality = low = high = float("nan")
     values: FloatArray = np.empty(0)
     if within:
         chosen = tested[max(within, key=lambda k: (means[k][1], -means[k][0]))]
         values = chosen.qualities(test)
         cost, quality = float(chosen.costs(test).mean()), float(values.mean())
-        low, high = mean_interval(values, seed)
+        low, high = score_interval(values, seed)
     single_costs, single = test.costs.mean(axis=0), test.scores.mean(axis=0)
     b = test.column(best)
     top = hull(curve)
@@ -269,7 +273,15 @@ def _row(
     return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, None, baseline, values)
 
 
-def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, best_name: str, level: float) -> str:
+def _recommend(
+    rows: Sequence[Row],
+    budget: float,
+    test: ReplyTable,
+    best: int,
+    best_name: str,
+    level: float,
+    leaking: Sequence[str],
+) -> str:
     runnable = [r for r in rows if r.name != "oracle" and r.within_budget]
     if not runnable:
         return f"No policy keeps to ${budget:.3g} per query on the calibration queries: raise the budget."
@@ -289,6 +301,8 @@ def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, 
             f"{winner.name} scores {winner.quality:.3f} and costs {winner.cost / pick.cost:.2g} times as much: on the "
             f"same queries the difference may be none (95 % interval {low:+.3f} to {high:+.3f})."
         )
+    if pick.name in leaking:
+        said.append("First make sure that the labels cannot be read off what it reads: it is as good as knowing them.")
     if pick.baseline:
         said.append("It is a baseline: these replies show no learned policy to be worth its trouble at this budget.")
     share = pick.cost_at_best / single_cost if single_cost > 0 else float("nan")
@@ -307,33 +321,66 @@ def _recommend(rows: Sequence[Row], budget: float, test: ReplyTable, best: int, 
     return " ".join(said)
 
 
-def _warnings(table: ReplyTable, test: ReplyTable, rows: Sequence[Row], n_left_out: int) -> list[str]:
-    said = []
-    if n_left_out:
-        said.append(f"Left out {n_left_out} queries that some model has no score for.")
+def _warnings(table: ReplyTable, test: ReplyTable, n_left_out: int) -> list[str]:
+    said = warned_of_table(table, n_left_out)
     if table.n_queries < 200 or test.n_queries < 100:
         said.append(
             f"Only {table.n_queries} queries were learned from and {test.n_queries} tested on: intervals are wide."
         )
     if float(np.nanmax(test.scores, axis=1).mean()) == 0:
         said.append("Every answer in the test table is wrong: no policy can be told from another.")
-    if test.n_queries >= 100:
-        for row in _too_good(rows, float(test.scores.mean(axis=0).max())):
-            said.append(
-                f"{row.name} is as good as knowing the scores: the queries or replies may give the labels away."
-            )
     return said
 
 
-def _too_good(rows: Sequence[Row], single: float) -> list[Row]:
-    """The policies that recover all of what the oracle gains: over the best single model, or over a random mix."""
-    oracle, random = (next(row for row in rows if row.name == name) for name in ("oracle", "random"))
-    ceiling = float(oracle.curve.qualities.max())
-    measures = [(ceiling, single, [float(row.curve.qualities.max()) for row in rows])]
-    measures.append((oracle.aiq, random.aiq, [row.aiq for row in rows]))
-    return [
-        row
-        for k, row in enumerate(rows)
-        if not row.baseline
-        and any(top - low > 0.02 and values[k] > top - 0.02 * (top - low) for top, low, values in measures)
-    ]
+def warned_of_table(table: ReplyTable, n_left_out: int) -> list[str]:
+    """What a reader should know of a table, of which queries without some score were left out."""
+    said = [f"Left out {n_left_out} queries that some model has no score for."] if n_left_out else []
+    if not table.costs.any():
+        said.append("Every cost in the table is 0: models are told apart by their scores alone.")
+    return said
+
+
+def _curve(table: ReplyTable, choices: Sequence[Choices]) -> Curve:
+    scored = np.array([choice.qualities(table) for choice in choices])
+    errors = scored.std(axis=1) / table.n_queries**0.5
+    return Curve.of([choice.costs(table).mean() for choice in choices], scored.mean(axis=1), errors)
+
+
+def curve_of(policy: Policy, table: ReplyTable) -> Curve:
+    """Mean cost and quality of every setting of a fitted policy on a table."""
+    return _curve(table, [policy.run(table, setting) for setting in policy.settings(table)])
+
+
+def leaks(curves: Mapping[str, Curve], table: ReplyTable) -> tuple[str, ...]:
+    """Find the policies that are as good as knowing the scores, so that what they read is likely to hold the labels.
+
+    They recover all of what the oracle gains: over the best single model, or over a random mix.
+
+    Parameters
+    ----------
+    curves : mapping of str to Curve
+        By policy, on a table that none was fitted on.
+    table : ReplyTable
+        That table. Fewer than 100 queries cannot tell.
+    """
+    if table.n_queries < _FEWEST_FOR_LEAKS:
+        return ()
+    costs, single = table.costs.mean(axis=0), float(table.scores.mean(axis=0).max())
+    ends = float(costs.min()), float(costs.max())
+    oracle, random = (curve_of(policy.fit(table), table) for policy in (OraclePolicy(), RandomPolicy()))
+    measures = [(float(oracle.qualities.max()), single, {k: float(c.qualities.max()) for k, c in curves.items()})]
+    if ends[0] < ends[1]:
+        heights = {name: average_quality(curve, *ends) for name, curve in curves.items()}
+        measures.append((average_quality(oracle, *ends), average_quality(random, *ends), heights))
+    return tuple(
+        name
+        for name in curves
+        if any(top - low > 0.02 and values[name] > top - 0.02 * (top - low) for top, low, values in measures)
+    )
+
+
+def warned_of_leaks(names: Sequence[str]) -> list[str]:
+    """What a reader should know of policies that :func:`leaks` found."""
+    are = "is" if len(names) == 1 else "are"
+    said = f"{', '.join(names)} {are} as good as knowing the scores: the queries or replies may give the labels away."
+    return [said] if names else []

@@ -17,17 +17,18 @@ from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Po
 from pilotfish.route.router import Candidate, Router, count_tokens
 from pilotfish.rules import Threshold
 from pilotfish.scorers.answers import StatedConfidence
+from pilotfish.scorers.spending import charged, counted, shared
 from pilotfish.scorers.verbalised import AskedConfidence, VerbalisedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["Gate", "deploy", "serve", "setting_within"]
+__all__ = ["Gate", "deploy", "refuse_addition", "serve", "setting_within"]
 
 
 class Gate:
     """A model of two: the weak one answers requests that score high enough, the strong one the rest.
 
-    Where the weak model fails, the strong one answers.
+    Where the weak model fails, the strong one answers. What the scorer's own calls took is part of a reply's usage.
 
     Parameters
     ----------
@@ -72,7 +73,9 @@ class Gate:
         """Answer a batch: one reply per request, in order."""
         if not requests:
             return []
-        scores = self.scores(requests)
+        with counted() as asides:
+            scores = self.scores(requests)
+        spent = shared(asides, len(requests))
         unscored = np.isnan(scores)
         passed = self.rule.decide(np.where(unscored, -np.inf, scores)).indices
         to_weak = passed[~unscored[passed]].tolist()
@@ -81,9 +84,11 @@ class Gate:
         errors = {to_weak[k]: f"{self.weak_name} failed ({type(error).__name__}), " for k, error in failed.items()}
         left = [i for i in range(len(requests)) if i not in replies]
         if left:
-            for i, reply in zip(left, self.strong.generate([requests[i] for i in left]), strict=True):
+            with charged([*spent, *(reply.usage for reply in replies.values())]):
+                strong = self.strong.generate([requests[i] for i in left])
+            for i, reply in zip(left, strong, strict=True):
                 replies[i] = _with(reply, scores[i], f"{errors.get(i, '')}{self.strong_name}")
-        return [replies[i] for i in range(len(requests))]
+        return [replies[i].replace(usage=replies[i].usage + spent[i]) for i in range(len(requests))]
 
 
 def _with(reply: Reply, score: float, said: str) -> Reply:
@@ -236,6 +241,30 @@ def _asked_for(scorer: Scorer[Exchange], model: Model) -> Model:
 def in_service(policy: Policy) -> Policy:
     """The form of a policy that can decide one query at a time."""
     return replace(policy, by_budget=False, n_settings=40) if isinstance(policy, RoutePolicy) else policy
+
+
+def refuse_addition(policy: Policy) -> None:
+    """Refuse to add a model to a policy that a few labels of it cannot teach.
+
+    Raises
+    ------
+    InputError
+        When the policy does not predict each model's score from the prompt.
+    """
+    if isinstance(policy, RoutePolicy):
+        if not getattr(policy.scorer, "relative", False):
+            return
+        why = "predicts which model is better, not how well each scores"
+    elif isinstance(policy, GatePolicy | HeadPolicy):
+        why = "chooses between two models"
+    elif isinstance(policy, RankPolicy):
+        why = "ranks the answers of all its models"
+    else:
+        why = "sets its thresholds on what all its models answered"
+    raise InputError(
+        f"{policy.name} {why}, so that a model cannot be added from a few labels: record the model's replies to the "
+        "queries of the table, and fit anew."
+    )
 
 
 def deploy(

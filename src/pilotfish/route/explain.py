@@ -189,9 +189,7 @@ def _after_generation(served: Cascade, request: Request) -> Explanation:
     elif not chosen:
         chosen, verdict, reason = last, "answers", f"{last} answers: no answer before its own is enough."
     rows.append(Considered(last, verdict=verdict))
-    stages = ", else of ".join(
-        f"{s.name} where its score ({_named(s.scorer)}) {_demanded(s.rule)}" for s in served.stages
-    )
+    stages = ", else of ".join(f"{stage.name} {_kept(stage)}" for stage in served.stages)
     return Explanation(tuple(rows), chosen, f"Returned is the answer of {stages}, else of {last}.", reason)
 
 
@@ -236,6 +234,13 @@ def _judged(scores: FloatArray, rule: Rule) -> tuple[float, bool]:
 
 def _least(rule: Rule) -> float:
     return rule.at if isinstance(rule, Threshold) else _NAN
+
+
+def _kept(stage: Stage) -> str:
+    least = _least(stage.rule)
+    if np.isinf(least):
+        return "whatever it scores" if least < 0 else "never"
+    return f"where its score ({_named(stage.scorer)}) {_demanded(stage.rule)}"
 
 
 def _demanded(rule: Rule) -> str:

@@ -187,10 +187,6 @@ class RoutePolicy:
         Predicts scores; fitted by ``fit``.
     n_settings : int
         Points of the curve.
-    penalties : dict of float
-        Score taken off each model per call (latency, size), in score units.
-    fit_target : callable, optional
-        What the scorer learns instead of the table's scores, (n, m).
     by_budget : bool
         Settings are budgets, each solved as an integer program over the whole table, instead of prices.
     """
@@ -198,36 +194,24 @@ class RoutePolicy:
     name: str
     scorer: QualityScorer
     n_settings: int = 40
-    penalties: dict[str, float] = field(default_factory=dict)
-    fit_target: Callable[[ReplyTable], FloatArray] | None = None
     by_budget: bool = False
     seen: Seen = field(default_factory=Seen, repr=False)
 
     def fit(self, table: ReplyTable) -> Self:
-        """Learn the scorer and each model's cost per character of prompt.
-
-        Raises
-        ------
-        InputError
-            When a penalty is put on a model that the table does not have.
-        """
+        """Learn the scorer and each model's cost per character of prompt."""
         self.seen = Seen()
-        for model in self.penalties:
-            table.column(model)
         outputs = getattr(self.scorer, "fit_outputs", None)
         if outputs is not None:
             kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
             outputs(kept.queries, kept.replies, kept.models)
         else:
-            target = table.scores if self.fit_target is None else self.fit_target(table)
-            self.scorer.fit(table.queries, target, table.models)
+            self.scorer.fit(table.queries, table.scores, table.models)
         self.cost_ = CostModel().fit(table.queries, table.costs)
         return self
 
     def predicted(self, queries: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """Predicted scores less penalties and predicted costs, both (n, m)."""
-        penalty = np.array([self.penalties.get(model, 0.0) for model in self.scorer.models_])
-        return self.scorer.predict(queries) - penalty, self.cost_.predict(queries)
+        """Predicted scores and costs, both (n, m)."""
+        return self.scorer.predict(queries), self.cost_.predict(queries)
 
     def _of(self, table: ReplyTable) -> tuple[FloatArray, FloatArray]:
         found: tuple[FloatArray, FloatArray] = self.seen.of(table, lambda: self.predicted(table.queries))

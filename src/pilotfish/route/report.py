@@ -12,6 +12,8 @@ from pilotfish.page import Mark, Series, cards, chart, page, section, table
 from pilotfish.route.curves import hull
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pilotfish.route.compare import Report, Row
 
 __all__ = ["render"]
@@ -36,7 +38,7 @@ def render(report: Report) -> str:
     parts = [head]
     if report.warnings:
         parts.append(section("Read first", table(["warning"], [[said] for said in report.warnings])))
-    drawn = [_drawn(row) for row in (*policies, *own)]
+    drawn = [_drawn(row) for row in (*_best_somewhere(policies), *own)]
     parts.append(
         section(
             "Cost and quality",
@@ -46,7 +48,8 @@ def render(report: Report) -> str:
                 y_label="mean score",
                 marks=[Mark(report.budget, "budget")] if math.isfinite(report.budget) else [],
             ),
-            note="Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings.",
+            note="The policies that are best at some cost, and the baselines; each policy has its own chart below. "
+            "Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings.",
         )
     )
     parts.append(
@@ -94,6 +97,16 @@ def render(report: Report) -> str:
     return page("Routing report", f"{len(policies)} policies and {len(own)} baselines on recorded replies", *parts)
 
 
+def _best_somewhere(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose hull is the highest at some cost; of equals, the first."""
+    if not rows:
+        return []
+    tops = [hull(row.curve) for row in rows]
+    costs = np.unique(np.concatenate([top.costs for top in tops]))
+    heights = np.array([np.interp(costs, top.costs, top.qualities, left=-np.inf) for top in tops])
+    return [rows[k] for k in np.unique(heights.argmax(axis=0))]
+
+
 def _drawn(row: Row) -> Series:
     top = hull(row.curve)
     return Series(row.name, top.costs.tolist(), top.qualities.tolist(), points=top.costs.size == 1)
@@ -102,7 +115,9 @@ def _drawn(row: Row) -> Series:
 def _alone(row: Row, report: Report) -> str:
     top, line = hull(row.curve), _drawn(row)
     around = np.zeros(top.costs.size) if top.errors is None else 1.96 * top.errors
-    low, high = (top.qualities - around).tolist(), (top.qualities + around).tolist()
+    seen = np.concatenate([r.scores for r in report.rows] or [np.empty(0)])
+    ends = (seen.min(), seen.max()) if seen.size else (-np.inf, np.inf)  # no mean leaves the scores' own range
+    low, high = (np.clip(top.qualities + side, *ends).tolist() for side in (-around, around))
     settings = Series("settings", row.curve.costs.tolist(), row.curve.qualities.tolist(), points=True)
     shown = [replace(line, low=low, high=high), *(_drawn(r) for r in report.rows if r.name == "random"), settings]
     return chart(shown, x_label="dollars per query", y_label="mean score")

@@ -16,6 +16,7 @@ from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.rules import value_minus_price
 from pilotfish.scorers.costs import CostModel
 from pilotfish.scorers.quality import KernelQuality, QualityScorer
+from pilotfish.scorers.spending import charged, counted, shared
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Reply, Request
 
@@ -148,8 +149,13 @@ class Router:
         Raises
         ------
         InputError
-            When the name is taken or fewer than 5 queries are scored.
+            When the name is taken, fewer than 5 queries are scored, or the scorer predicts in no unit of scores.
         """
+        if getattr(self.scorer, "relative", False):
+            raise InputError(
+                f"Model {name!r} cannot be added to {type(self.scorer).__name__}, which predicts in no unit of scores: "
+                "record the model's replies to the queries of the table, and fit anew."
+            )
         if name in self.names:
             raise InputError(f"Model {name!r} is already routed to: give the new model another name.")
         column = table.column(name)
@@ -221,7 +227,9 @@ class Router:
         """
         if not requests:
             return []
-        scores, costs, chosen = self.weigh(requests)
+        with counted() as asides:
+            scores, costs, chosen = self.weigh(requests)
+        spent = shared(asides, len(requests))
         replies: dict[int, Reply] = {}
         tried = [""] * len(requests)
         left = list(range(len(requests)))
@@ -233,13 +241,14 @@ class Router:
                     i = at[k]
                     said = f"{tried[i]}router: {self.names[j]} predicted {scores[i, j]:.3f} for ${costs[i, j]:.3g}"
                     own = f"; {reply.reason}" if reply.reason else ""
-                    replies[i] = reply.replace(reason=said + own, model=self.names[j])
+                    replies[i] = reply.replace(reason=said + own, model=self.names[j], usage=reply.usage + spent[i])
                 for k, error in lost.items():
                     i = at[k]
                     tried[i] += f"{self.names[j]} failed ({type(error).__name__}); "
                     scores[i, j] = -np.inf
                     if np.isneginf(scores[i]).all():
-                        raise error
+                        with charged([*spent, *(reply.usage for reply in replies.values())]):
+                            raise error
             left = [i for i in left if i not in replies]
             chosen[left] = value_minus_price(scores[left], costs[left], self.price)
         return [replies[i] for i in range(len(requests))]

@@ -11,6 +11,7 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import Embedder, FloatArray, Model
 from pilotfish.scorers.answers import final_answer
 from pilotfish.scorers.prompts import PromptFeatures
+from pilotfish.scorers.spending import ask_aside
 from pilotfish.types import Exchange, Reply
 
 __all__ = ["Agreement", "OutputAgreement", "triplet_quality", "vote"]
@@ -90,7 +91,7 @@ class Agreement:
                     content = f"{last.content}\n\n{hint}"
                     ask = ask.replace(messages=(*ask.messages[:-1], type(last)(last.role, content, last.extra)))
             requests.append(ask)
-        return self.model.generate(requests)
+        return ask_aside(self.model, requests)
 
 
 def vote(replies: Sequence[Reply], answer_of: Callable[[str], str] = final_answer) -> tuple[Reply, float]:
@@ -110,10 +111,12 @@ def vote(replies: Sequence[Reply], answer_of: Callable[[str], str] = final_answe
 
 
 def triplet_quality(vectors: FloatArray) -> FloatArray:
-    """Quality of each of m models from the distances between their outputs alone, no labels.
+    """Precision of each of m models from the distances between their outputs alone, no labels; all add up to 1.
 
     The model: each output's embedding is the truth plus noise of the model's own size, independent between models. Then
     model i's mean squared noise is the mean over pairs (j, k) of (d_ij + d_ik - d_jk) / 2, d the mean squared distance.
+    Outputs that are identical leave no noise, and few of them may leave a negative one: below a thousandth of the mean
+    distance between models all noise counts as that, so that models whose outputs are all the same are equally good.
 
     Parameters
     ----------
@@ -123,7 +126,7 @@ def triplet_quality(vectors: FloatArray) -> FloatArray:
     Returns
     -------
     ndarray (m,)
-        d / (2 * squared noise); higher is better.
+        Inverse of the squared noise over the sum of all models'; higher is better.
 
     References
     ----------
@@ -131,9 +134,9 @@ def triplet_quality(vectors: FloatArray) -> FloatArray:
 
     Examples
     --------
-    >>> noise = np.array([[[0.1], [-0.1], [2.0]], [[-0.1], [0.1], [-2.0]]])
-    >>> triplet_quality(noise).argmin()
-    np.int64(2)
+    >>> noise = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * [0.1, 0.1, 0.2]
+    >>> triplet_quality(noise[:, :, None]).round(3), triplet_quality(np.zeros((2, 4, 1)))
+    (array([0.444, 0.444, 0.111]), array([0.25, 0.25, 0.25, 0.25]))
     """
     if vectors.ndim != 3 or vectors.shape[1] < 3:
         raise InputError(f"vectors have shape {vectors.shape}: give (n, m, d) with at least 3 models.")
@@ -144,7 +147,9 @@ def triplet_quality(vectors: FloatArray) -> FloatArray:
         others = [j for j in range(n_models) if j != i]
         pairs = [(j, k) for a, j in enumerate(others) for k in others[a + 1 :]]
         noise[i] = np.mean([(distance[i, j] + distance[i, k] - distance[j, k]) / 2 for j, k in pairs])
-    return np.asarray(vectors.shape[2] / (2 * np.maximum(noise, 1e-6)))
+    floor = 0.001 * distance.sum() / (n_models * (n_models - 1))
+    precision = 1 / np.maximum(noise, max(floor, 1e-12))
+    return np.asarray(precision / precision.sum())
 
 
 class OutputAgreement:
@@ -163,6 +168,8 @@ class OutputAgreement:
     ----------
     Guha et al. 2024 (Smoothie, arXiv:2412.04692): Smoothie-global for k = 0, Smoothie-local else.
     """
+
+    relative = True
 
     def __init__(self, embedder: Embedder, k: int = 20, features: PromptFeatures | None = None) -> None:
         self.embedder = embedder
@@ -184,7 +191,7 @@ class OutputAgreement:
         return self
 
     def predict(self, prompts: Sequence[str]) -> FloatArray:
-        """Quality of every model on each prompt, (n, m), higher is better; only the order means something."""
+        """Precision of every model on each prompt, (n, m), higher is better; those of a prompt add up to 1."""
         if not hasattr(self, "vectors_"):
             raise NotFittedError("OutputAgreement was used before fit_outputs: call it with recorded answers first.")
         if self.k == 0:

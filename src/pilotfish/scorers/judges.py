@@ -15,6 +15,7 @@ from pilotfish.bounds import betting_upper
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.files import ArrayFile
 from pilotfish.protocols import FloatArray, IntArray, Model
+from pilotfish.scorers.spending import ask_aside
 from pilotfish.scorers.verification import option_probabilities
 from pilotfish.types import Exchange, Reply, Request
 
@@ -116,7 +117,7 @@ class PairJudge:
             for x, y in pairs
         ]
         asked = [_asked(prompt, "AB") for prompt in prompts]
-        found = [_chances(reply, "AB") for reply in (self.model.generate(asked) if asked else [])]
+        found = [_chances(reply, "AB") for reply in (ask_aside(self.model, asked) if asked else [])]
         self.n_unreadable_ = sum(p is None for p in found)
         chances = np.array([math.nan if p is None else p[0] for p in found]).reshape(len(orders), len(first))
         if self.swap:
@@ -171,7 +172,7 @@ class GradeJudge:
             task = f"{facts}{_cut(e.request.prompt)}"
             said = _GRADE.format(rubric=self.rubric, task=task, answer=_cut(e.reply.text), n_grades=self.n_grades)
             asked.append(_asked(said, grades))
-        found = [_chances(reply, grades) for reply in (self.model.generate(asked) if asked else [])]
+        found = [_chances(reply, grades) for reply in (ask_aside(self.model, asked) if asked else [])]
         self.n_unreadable_ = sum(p is None for p in found)
         scale = np.linspace(0, 1, self.n_grades)
         return np.array([math.nan if p is None else float(p @ scale) for p in found])

@@ -104,6 +104,8 @@ class SimilarityElo:
     Ong et al. 2024 (RouteLLM, arXiv:2406.18665), section 4.2, equations 8 and 9.
     """
 
+    relative = True
+
     def __init__(self, base: float = 10.0, features: PromptFeatures | None = None, prior: float = 1.0) -> None:
         self.base = base
         self.features = features
@@ -155,6 +157,8 @@ class MatrixFactorisation:
     ----------
     Ong et al. 2024 (RouteLLM, arXiv:2406.18665), section 4.2, equations 10 and 11.
     """
+
+    relative = True
 
     def __init__(
         self,

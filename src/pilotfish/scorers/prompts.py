@@ -198,7 +198,8 @@ class PromptFeatures:
         if counts.shape[1] < 2:  # what every prompt has in common tells none from another
             return
         n = min(self.n_topics, min(counts.shape) - 1)
-        svd = TruncatedSVD(max(n, 1), n_iter=3, random_state=self.seed).fit(counts)
+        with np.errstate(divide="ignore", invalid="ignore"):  # prompts that are all alike have no variance to explain
+            svd = TruncatedSVD(max(n, 1), n_iter=3, random_state=self.seed).fit(counts)
         self.terms_ = {term: int(i) for term, i in words.vocabulary_.items()}
         self.idf_ = words.idf_.astype(np.float32)
         self.topics_ = np.ascontiguousarray(svd.components_.T, dtype=np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -20,7 +20,9 @@ __all__ = [
     "KernelQuality",
     "MeanQuality",
     "NeighbourQuality",
+    "PenalisedQuality",
     "QualityScorer",
+    "RetargetedQuality",
     "TermQuality",
     "checked_scores",
 ]
@@ -29,7 +31,10 @@ _Points = NDArray[Any]
 
 
 class QualityScorer(Protocol):
-    """Anything that predicts how good each model's answer to a prompt would be."""
+    """Anything that predicts how good each model's answer to a prompt would be.
+
+    One whose predictions only tell models from each other, in no unit of the scores, says so by ``relative = True``.
+    """
 
     models_: tuple[str, ...]
 
@@ -397,3 +402,87 @@ class MeanQuality:
         if not hasattr(self, "models_"):
             raise NotFittedError("MeanQuality was used before fit: call fit(prompts, scores, models) first.")
         return np.asarray(np.mean([scorer.predict(prompts) for scorer in self.scorers], axis=0))
+
+
+class PenalisedQuality:
+    """Predicted scores less what is put on each model for its size or latency.
+
+    Parameters
+    ----------
+    scorer : QualityScorer
+        Fitted by ``fit``.
+    penalties : mapping of str to float
+        Score taken off a model; one left out has none.
+
+    Examples
+    --------
+    >>> scorer = PenalisedQuality(NeighbourQuality(k=1), {"large": 0.25})
+    >>> scorer.fit(["add 1 and 2", "who is it"], np.ones((2, 2)), ["small", "large"]).predict(["who is it?"])
+    array([[1.  , 0.75]])
+    """
+
+    def __init__(self, scorer: QualityScorer, penalties: Mapping[str, float]) -> None:
+        self.scorer = scorer
+        self.penalties = dict(penalties)
+
+    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+        """Fit the scorer on scores (n, m), NaN where a model was not asked.
+
+        Raises
+        ------
+        InputError
+            When a penalty is put on a model that is not among them.
+        """
+        for name in self.penalties:
+            if name not in models:
+                raise InputError(f"penalties names {name!r}, which is no model here: give {', '.join(models)}.")
+        self.scorer.fit(prompts, scores, models)
+        self.models_ = tuple(models)
+        return self
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict scores less penalties (n, m), higher is better, in the unit of the scores learned from."""
+        if not hasattr(self, "models_"):
+            raise NotFittedError("PenalisedQuality was used before fit: call fit(prompts, scores, models) first.")
+        penalties = [self.penalties.get(name, 0.0) for name in self.models_]
+        return np.asarray(self.scorer.predict(prompts) - penalties)
+
+
+class RetargetedQuality:
+    """A quality scorer that learns something made of the scores in their place.
+
+    Parameters
+    ----------
+    scorer : QualityScorer
+        Fitted by ``fit``.
+    target : callable
+        From prompts, scores (n, m) and models to what is learned, (n, m).
+
+    Examples
+    --------
+    >>> def share(prompts, scores, models):
+    ...     return scores / scores.sum(axis=1, keepdims=True)
+    >>> scorer = RetargetedQuality(NeighbourQuality(k=1), share)
+    >>> scorer.fit(["add 1 and 2", "who is it"], np.ones((2, 2)), ["small", "large"]).predict(["who is it?"])
+    array([[0.5, 0.5]])
+    """
+
+    relative = True
+
+    def __init__(
+        self, scorer: QualityScorer, target: Callable[[Sequence[str], FloatArray, Sequence[str]], FloatArray]
+    ) -> None:
+        self.scorer = scorer
+        self.target = target
+
+    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+        """Fit the scorer on what is made of scores (n, m), NaN where a model was not asked."""
+        self.scorer.fit(prompts, self.target(prompts, scores, models), models)
+        self.models_ = tuple(models)
+        return self
+
+    def predict(self, prompts: Sequence[str]) -> FloatArray:
+        """Predict what was learned (n, m), higher is better."""
+        if not hasattr(self, "models_"):
+            raise NotFittedError("RetargetedQuality was used before fit: call fit(prompts, scores, models) first.")
+        return self.scorer.predict(prompts)

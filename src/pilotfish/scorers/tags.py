@@ -12,6 +12,7 @@ import numpy as np
 from pilotfish.errors import NotFittedError
 from pilotfish.protocols import FloatArray, Model
 from pilotfish.scorers.quality import checked_scores
+from pilotfish.scorers.spending import ask_aside
 from pilotfish.types import Request
 
 __all__ = ["KeywordTagger", "ModelTagger", "TagQuality"]
@@ -67,7 +68,7 @@ class ModelTagger:
         """Tags of a prompt."""
         if prompt not in self.known_:
             asked = f"{prompt}\n\nName up to five topics and skills this needs, separated by commas. Only the names."
-            [reply] = self.model.generate([Request.of(asked, temperature=0.0, max_tokens=32)])
+            [reply] = ask_aside(self.model, [Request.of(asked, temperature=0.0, max_tokens=32)])
             tags = (" ".join(_WORD.findall(part.lower())) for part in reply.text.split(",")[:5])
             self.known_[prompt] = frozenset(tag for tag in tags if tag)
         return self.known_[prompt]

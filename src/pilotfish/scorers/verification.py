@@ -12,6 +12,7 @@ import numpy as np
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray, Model
 from pilotfish.scorers.answers import final_answer
+from pilotfish.scorers.spending import ask_aside
 from pilotfish.types import Exchange, Reply, Request
 
 __all__ = [
@@ -98,7 +99,7 @@ class InternalConfidence:
             )
             for r in items
         ]
-        return np.array([option_probabilities(reply, ["Yes", "No"])[0] for reply in self.model.generate(asked)])
+        return np.array([option_probabilities(reply, ["Yes", "No"])[0] for reply in ask_aside(self.model, asked)])
 
 
 class SelfVerification:
@@ -137,7 +138,7 @@ class SelfVerification:
             for k in range(self.n_samples):
                 prompt = said + "Is the proposed answer correct? Reply with only Yes or No."
                 asked.append(Request.of(prompt, max_tokens=4, temperature=self.temperature, seed=k + 1))
-        passed = np.array([bool(_YES.match(r.text)) for r in self.model.generate(asked)], dtype=np.float64)
+        passed = np.array([bool(_YES.match(r.text)) for r in ask_aside(self.model, asked)], dtype=np.float64)
         return np.asarray(passed.reshape(len(items), self.n_samples).mean(axis=1))
 
 
@@ -169,7 +170,8 @@ class ChainOfVerification:
         """1 where the answer stands after verification, else 0, (n,)."""
         if not items:
             return np.empty(0)
-        plans = self.model.generate(
+        plans = ask_aside(
+            self.model,
             [
                 Request.of(
                     f"Question: {e.request.prompt}\nAnswer: {e.reply.text}\n\nWrite {self.n_questions} "
@@ -178,19 +180,20 @@ class ChainOfVerification:
                     max_tokens=40 * self.n_questions,
                 )
                 for e in items
-            ]
+            ],
         )
         questions = [[q.strip() for q in p.text.splitlines() if q.strip()][: self.n_questions] for p in plans]
         flat = [Request.of(q, temperature=0.0, max_tokens=80) for row in questions for q in row]
-        found = iter(self.model.generate(flat) if flat else [])
+        found = iter(ask_aside(self.model, flat) if flat else [])
         facts = ["\n".join(f"{q} {next(found).text.strip()}" for q in row) for row in questions]
-        again = self.model.generate(
+        again = ask_aside(
+            self.model,
             [
                 Request.of(
                     f"Known facts:\n{known}\n\n{e.request.prompt}", system=e.request.system or None, temperature=0.0
                 )
                 for e, known in zip(items, facts, strict=True)
-            ]
+            ],
         )
         return np.array(
             [float(final_answer(e.reply.text) == final_answer(new.text)) for e, new in zip(items, again, strict=True)]
@@ -266,7 +269,7 @@ class OptionSetSize:
         """Probability of each option per request, (n, k)."""
         # Without its tools: a call of one has no option to read.
         asked = [item.replace(max_tokens=1, temperature=0.0, log_probs=20, extra={}) for item in items]
-        return np.array([option_probabilities(reply, self.options) for reply in self.model.generate(asked)])
+        return np.array([option_probabilities(reply, self.options) for reply in ask_aside(self.model, asked)])
 
     def fit(self, items: Sequence[Request], labels: Sequence[int]) -> Self:
         """Learn the set's threshold from requests and the number of each one's right option."""

@@ -231,12 +231,14 @@ class ReplyTable:
             raise InputError(f"Table {path} is not a file: give one of JSON lines with query, model, reply, score.")
 
         def rows() -> Iterator[Mapping[str, Any]]:
-            with Path(path).open(encoding="utf-8") as lines:
+            with Path(path).open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     if not line.strip():
                         continue
                     try:
-                        row = json.loads(line)
+                        row = json.loads(line.decode("utf-8-sig"))
+                    except UnicodeDecodeError as error:
+                        raise InputError(f"Line {number} of {path} is not UTF-8: save the file as UTF-8.") from error
                     except json.JSONDecodeError as error:
                         raise InputError(
                             f"Line {number} of {path} is not JSON ({error.msg}): give one object per line."
@@ -357,7 +359,7 @@ class ReplyTable:
         kept = np.flatnonzero(np.isfinite(self.scores).all(axis=1) & np.isfinite(self.costs).all(axis=1))
         if kept.size == 0:
             raise InputError("No query has a score and a cost for every model: ask every model some queries first.")
-        return self.subset(kept)
+        return self if kept.size == self.n_queries else self.subset(kept)
 
     def split(self, shares: Sequence[float], *, seed: int = 0, by: str = "query") -> tuple[ReplyTable, ...]:
         """Cut the queries at random into parts that share no query text.
@@ -374,12 +376,14 @@ class ReplyTable:
         Raises
         ------
         InputError
-            When the shares are not positive or exceed 1, or the table has no groups to split by.
+            When the shares are not positive or exceed 1, the seed is negative, or the table has no groups to split by.
         """
         if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
             raise InputError(f"shares is {list(shares)}: give positive shares that add up to at most 1.")
         if by not in ("query", "group"):
             raise InputError(f"by is {by!r}: give 'query' or 'group'.")
+        if seed < 0:
+            raise InputError(f"seed is {seed}: give a whole number of at least 0.")
         if by == "group" and not self.groups:
             raise InputError("by is 'group' but the table has no groups: give a group per query, or split by 'query'.")
         keys = self.groups if by == "group" else self.queries
