@@ -22,11 +22,12 @@ from pilotfish.decoding.drafting import (
     TokenIntersection,
 )
 from pilotfish.decoding.fused import Fused
-from pilotfish.decoding.fusion import Contrastive
+from pilotfish.decoding.fusion import ContextAware, Contrastive
 from pilotfish.decoding.loop import Stats
 from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.methods.build_decoder import without_context
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.sessions import ArrayLogits, FunctionSession
 from pilotfish.types import Reply, Request
@@ -353,6 +354,27 @@ def test_a_fused_model_can_be_speculated() -> None:
     fast = speculate(fused, [SmallModel(large, least=0.0), Lookup()])
     assert fast.generate([request])[0].text == alone
     assert Decoder(fused.target, [Noise(4)], k=3).generate([request])[0].text == alone
+
+
+def test_a_contrast_of_what_can_be_copied_can_be_speculated() -> None:
+    large, small = random_model(1), random_model(2)
+    request = Request.of("abc", "dab", temperature=0, max_tokens=40)
+    made = {
+        copied: fuse(
+            fusion=ContextAware(1.0, adaptive=False, copied=copied),
+            views={"without_context": without_context},
+            with_context=large,
+            without_context=small,
+        )
+        for copied in (False, True)
+    }
+    alone = made[True].generate([request])[0].text
+    assert alone not in (Decoder(large).generate([request])[0].text, made[False].generate([request])[0].text)
+    for drafters in ([SmallModel(large, least=0.0), Lookup()], [Noise(4)]):
+        assert Decoder(made[True].target, drafters, k=3).generate([request])[0].text == alone
+    # What one reply's context brings is not brought by another's.
+    untold = request.replace(messages=Request.of("abc").messages)
+    assert made[True].generate([untold, request])[1].text == alone
 
 
 def test_an_ngram_model_is_a_drafter() -> None:

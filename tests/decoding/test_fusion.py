@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pilotfish.decoding.bridge import PROMPT, Bridged
-from pilotfish.decoding.fused import Fused
+from pilotfish.decoding.fused import Fused, FusedSession
 from pilotfish.decoding.fusion import (
     ContextAware,
     Contrastive,
@@ -17,10 +17,11 @@ from pilotfish.decoding.fusion import (
     SourceContrastive,
 )
 from pilotfish.errors import InputError
+from pilotfish.methods.build_decoder import without_context
 from pilotfish.models.sessions import FunctionSession
 from pilotfish.protocols import LogProbs
 from pilotfish.types import Request
-from tests.decoding.small import Letters, Scripted, random_model
+from tests.decoding.small import LETTERS, Letters, Scripted, random_model
 
 
 def logs(*rows: list[float]) -> LogProbs:
@@ -31,6 +32,7 @@ ZERO: list[Callable[[], Fusion]] = [
     lambda: Contrastive(alpha=0, beta=0),
     lambda: ContextAware(alpha=0),
     lambda: ContextAware(alpha=2.0, gate=1.0),
+    lambda: ContextAware(alpha=0, copied=True),
     lambda: SourceContrastive(0),
     lambda: ProxyTuning(0),
     lambda: Product(0),
@@ -63,6 +65,13 @@ def test_formulas_by_hand() -> None:
     # The third token has less than .5 of the first's probability given the context; the second has more.
     among = ContextAware(1.0, adaptive=False, plausible=0.5).fuse({"with_context": one, "without_context": other})
     assert np.exp(among[0]) == pytest.approx(expected([0.25 / 0.6, 0.09 / 0.3, 0.0]), abs=1e-5)
+    # Only the third token is brought: the first falls as ever, the second stays, neither may rise.
+    asked = {"with_context": [1, 2, 2, 0], "without_context": [0, 2, 1]}
+    only = ContextAware(1.0, adaptive=False, copied=True)
+    copied = only.begin(asked).fuse({"with_context": one, "without_context": other})
+    assert np.exp(copied[0]) == pytest.approx(expected([0.25 / 0.6, 0.3, 0.04 / 0.1]), abs=1e-5)
+    untold = only.begin({role: [2, 1] for role in asked}).fuse({"with_context": one, "without_context": other})
+    assert np.exp(untold[0]) == pytest.approx(expected([0.25 / 0.6, 0.3, 0.2]), abs=1e-5)
     adaptive = ContextAware(2.0).fuse({"with_context": one, "without_context": other})
     weights = [a * (a / b) ** (2 * bits) for a, b in zip(p, q, strict=True)]
     assert np.exp(adaptive[0]) == pytest.approx(expected(weights), abs=1e-5)
@@ -118,6 +127,28 @@ def test_views_read_their_own_prompt() -> None:
     session.extend([5], 1)
     assert prompt == [0, 1, 2]
     assert seen == [(7,), (7, 5)]
+
+
+@pytest.mark.parametrize("order", [LETTERS, LETTERS[::-1]])
+def test_only_what_the_context_brings_is_raised(order: str) -> None:
+    rng = np.random.default_rng(0)
+    told, memory = (np.log(rng.dirichlet(np.ones(9))).astype(np.float32) for _ in range(2))
+    letters = Letters([*(c.encode() for c in order), b""])  # in another order a vocabulary is another: bridged
+    own = np.append(memory[:8][[order.index(c) for c in LETTERS]], memory[8])
+    fused = Fused(
+        ContextAware(1.0, adaptive=False, copied=True),
+        {"with_context": Scripted(lambda _: told), "without_context": Scripted(lambda _: memory, letters)},
+        views={"without_context": without_context},
+    )
+
+    def moved(session: FusedSession, prompt: list[int]) -> LogProbs:
+        return session.extend(prompt, 1).log_probs()[0] - told
+
+    begun = [fused.begin(Request.of("abc", system)) for system in ("dab", None)]
+    shift = told - own
+    for brought, row in zip(([0, 1, 3], []), (moved(*one) for one in begun), strict=True):
+        expected = np.where(np.isin(range(9), brought), shift, np.minimum(shift, 0))
+        assert row - row[2] == pytest.approx(expected - expected[2], abs=1e-3)
 
 
 def test_a_bridge_shares_out_the_own_probabilities() -> None:

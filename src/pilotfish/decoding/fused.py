@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.decoding.bridge import PROMPT, Bridged, in_vocabulary
-from pilotfish.decoding.fusion import Fusion
+from pilotfish.decoding.fusion import Fusion, PromptFusion
 from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.models.sessions import ArrayLogits
 from pilotfish.protocols import Logits, LogProbs, Session, Tokenizer, WhiteBoxModel
@@ -212,7 +212,7 @@ class Fused:
 
     def session(self) -> FusedSession:
         """Begin a text that every model reads as it is."""
-        return self._session({}, {})
+        return self._session(self.fusion, {}, {})
 
     def begin(self, request: Request) -> tuple[FusedSession, list[int]]:
         """Begin a reply: every model reads the request, or its own view of it."""
@@ -226,19 +226,30 @@ class Fused:
                 prompts[role] = [PROMPT]
             elif role in self.views:
                 prompts[role] = model.tokenizer.encode_request(self._seen(role, request))
-        return self._session(prompts, own), prompt
+        fusion = self.fusion
+        if isinstance(fusion, PromptFusion):
+            fusion = fusion.begin({role: self._asked(role, request) for role in fusion.roles})
+        return self._session(fusion, prompts, own), prompt
+
+    def _asked(self, role: str, request: Request) -> list[int]:
+        """The messages that a role reads, in the first role's tokens whatever its own are."""
+        return [
+            token for message in self._seen(role, request).messages for token in self.tokenizer.encode(message.text)
+        ]
 
     def _seen(self, role: str, request: Request) -> Request:
         return self.views[role](request) if role in self.views else request
 
-    def _session(self, prompts: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]) -> FusedSession:
+    def _session(
+        self, fusion: Fusion, prompts: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]
+    ) -> FusedSession:
         sessions: dict[str, Session] = {
             role: model.session(own.get(role, ())) if isinstance(model, Bridged) else model.session()
             for role, model in self._parts().items()
         }
         least = None if self.gate is None else float(np.log(self.gate))
         gate: Gate | None = None if least is None else (lambda logs: logs.max(axis=1) < least)
-        return FusedSession(sessions, self.fusion, prompts, gate)
+        return FusedSession(sessions, fusion, prompts, gate)
 
     def _parts(self) -> dict[str, WhiteBoxModel]:
         if self._fitted is None:

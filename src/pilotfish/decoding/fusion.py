@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
-from pilotfish.protocols import LogProbs
+from pilotfish.protocols import IntArray, LogProbs
 
 __all__ = [
     "ContextAware",
@@ -17,6 +19,7 @@ __all__ = [
     "Fusion",
     "Mixture",
     "Product",
+    "PromptFusion",
     "ProxyTuning",
     "SourceContrastive",
     "normalised",
@@ -36,6 +39,15 @@ class Fusion(Protocol):
 
     def fuse(self, log_probs: Mapping[str, LogProbs]) -> LogProbs:
         """The fused natural log-probabilities, (n, n_vocabulary), from those of each role."""
+        ...
+
+
+@runtime_checkable
+class PromptFusion(Fusion, Protocol):
+    """A fusion that depends on what was asked."""
+
+    def begin(self, prompts: Mapping[str, Sequence[int]]) -> Fusion:
+        """The fusion of one reply, given the messages each role reads, in the first role's tokens."""
         ...
 
 
@@ -106,7 +118,8 @@ class ContextAware:
     The score is (1 + alpha) log p_with - alpha log p_without. Adaptive, the weight is ``alpha`` times the divergence of
     the two (Jensen and Shannon), in [0, 1]. Where it is below ``gate``, context and memory agree and the
     distribution is left alone. With ``plausible`` above 0 the contrast chooses among the tokens that the context makes
-    plausible, so that it cannot bring up what the model would hardly say.
+    plausible, so that it cannot bring up what the model would hardly say. With ``copied`` it raises only tokens that
+    can be copied from the context; any other has a score of log p_with at most.
 
     Parameters
     ----------
@@ -119,6 +132,9 @@ class ContextAware:
     plausible : float
         Share of the likeliest token's probability, given the context, that a token needs where there is a contrast, in
         [0, 1].
+    copied : bool
+        Raise only tokens that are more often in what is asked with the context than in what is asked without it.
+        :meth:`begin` finds them; before it there are none.
 
     Examples
     --------
@@ -131,16 +147,48 @@ class ContextAware:
     References
     ----------
     Context-aware decoding: Shi et al., arXiv:2305.14739, eq. 2; adaptive: Wang et al., arXiv:2409.07394, eq. 4;
-    plausible tokens: Li et al., arXiv:2210.15097, eq. 3.
+    plausible tokens: Li et al., arXiv:2210.15097, eq. 3. Tokens of the context alone are raised, by attention, in Huang
+    et al., arXiv:2501.01059.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("with_context", "without_context")
 
-    def __init__(self, alpha: float = 1.0, *, adaptive: bool = True, gate: float = 0.0, plausible: float = 0.0) -> None:
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        adaptive: bool = True,
+        gate: float = 0.0,
+        plausible: float = 0.0,
+        copied: bool = False,
+    ) -> None:
         self.alpha = _weight("alpha", alpha)
         self.adaptive = adaptive
         self.gate = _share("gate", gate)
         self.plausible = _share("plausible", plausible)
+        self.copied = copied
+        self._brought: IntArray = np.empty(0, dtype=np.int64)
+
+    def begin(self, prompts: Mapping[str, Sequence[int]]) -> Self:
+        """The fusion of one reply, which knows the tokens that the context brings.
+
+        Parameters
+        ----------
+        prompts : mapping of str to sequence of int
+            What each role is asked.
+
+        Examples
+        --------
+        >>> told, memory = np.log(np.array([[[0.4, 0.3, 0.3]], [[0.8, 0.1, 0.1]]], dtype=np.float32))
+        >>> fusion = ContextAware(1.0, adaptive=False, copied=True)
+        >>> begun = fusion.begin({"with_context": [1, 2], "without_context": [2]})
+        >>> np.exp(begun.fuse({"with_context": told, "without_context": memory})).astype(float).round(2).tolist()
+        [[0.14, 0.64, 0.21]]
+        """
+        begun = copy(self)
+        brought = Counter(prompts["with_context"]) - Counter(prompts["without_context"])
+        begun._brought = np.array(sorted(brought), dtype=np.int64)
+        return begun
 
     def fuse(self, log_probs: Mapping[str, LogProbs]) -> LogProbs:
         """The fused natural log-probabilities, (n, n_vocabulary)."""
@@ -151,6 +199,9 @@ class ContextAware:
         weight = self.alpha * (divergence if self.adaptive else np.ones_like(divergence))
         weight = np.where(divergence >= self.gate, weight, 0.0).astype(np.float32)
         scores = (1 + weight) * base - weight * _floored(without)
+        if self.copied:
+            raised, scores = scores[:, self._brought], np.minimum(scores, base)
+            scores[:, self._brought] = raised
         return normalised(np.where(weight > 0, _among_plausible(scores, base, self.plausible), scores))
 
 
