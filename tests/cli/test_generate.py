@@ -92,6 +92,18 @@ def test_a_wrong_source_is_held_against_the_right_one(folder, monkeypatch):
         run("say a.", "-t", folder, "--wrong-source", "x")
 
 
+def test_switches_of_a_fusion_are_true_or_false(folder, monkeypatch):
+    used = []
+    whole = Decoder.stream
+    monkeypatch.setattr(Decoder, "stream", lambda self, *asked: used.append(self.target.fusion) or whole(self, *asked))
+    for switches in ("adaptive=false,copied=true", "adaptive=true"):
+        run("say a.", "-t", folder, "-n", "2", "-s", "told", "-f", f"context_aware:alpha=0.5,{switches}")
+    assert [(fusion.alpha, fusion.adaptive, fusion.copied) for fusion in used] == [
+        (0.5, False, True),
+        (0.5, True, False),
+    ]
+
+
 def test_fusion_choices_and_schema(folder, tmp_path):
     fused = run("say a.", "-t", folder, "-n", "8", "-f", "contrastive:alpha=0.1,beta=2", "-m", f"amateur={folder}")
     assert fused.exit_code == 0
@@ -123,6 +135,8 @@ def test_fusion_choices_and_schema(folder, tmp_path):
         (["-m", "a=b"], "give --fusion"),
         (["-f", "contrastive:alpha"], "NAME=VALUE"),
         (["-f", "contrastive:alpha=x"], "give a number"),
+        (["-f", "contrastive:alpha=true"], "is True: give a number"),
+        (["-f", "context_aware:copied=1"], "is 1.0: give true or false"),
         (["--dtype", "int8"], "dtype"),
         (["-f", "comblm", "-m", f"other={folder}"], "no option 'file'"),
         (["-f", "comblm:file=none.npz", "-m", f"other={folder}"], "none.npz"),

@@ -6,7 +6,7 @@ import pytest
 
 from pilotfish.decoding.acceptance import Typical
 from pilotfish.decoding.drafting import TokenIntersection
-from pilotfish.errors import ConfigError
+from pilotfish.errors import ConfigError, InputError
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.local import make_models
 from pilotfish.gateway.sources import load_config
@@ -95,6 +95,17 @@ def test_typical_drafts_and_shared_tokens_are_configured(folder):
     assert isinstance(made.typical, Typical)
     (reply,) = made.generate([Request.of("say a.", temperature=1, seed=1, max_tokens=12)])
     assert 0 < reply.usage.completion_tokens <= 12
+
+
+def test_switches_of_a_fusion_are_configured(folder, tmp_path):
+    file = tmp_path / "pilotfish.toml"
+    section = f'[models.m]\nsource = "{folder}"\nfusion = {{ kind = "context_aware", options = '
+    file.write_text(section + "{ alpha = 1, adaptive = false, copied = true } }")
+    fusion = make_models(load_config(file, environ={}))["m"].target.fusion
+    assert (fusion.alpha, fusion.adaptive, fusion.copied) == (1.0, False, True)
+    file.write_text(section + "{ copied = 1 } }")
+    with pytest.raises(InputError, match=r"'copied' of fusion 'context_aware' is 1.0: give true or false"):
+        make_models(load_config(file, environ={}))
 
 
 def test_what_cannot_be_is_told(folder, tmp_path):

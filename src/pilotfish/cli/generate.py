@@ -64,7 +64,7 @@ def generate(
         fused = {
             "kind": kind,
             "options": {
-                k: v if k == "file" else _number(k, v)
+                k: v if k == "file" else _value(k, v)
                 for k, v in _pairs("fusion", options.split(",") if options else [])
             },
             "models": dict(_pairs("model", model or [])),
@@ -152,11 +152,13 @@ def _pairs(field: str, texts: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _number(name: str, text: str) -> float:
+def _value(name: str, text: str) -> bool | float:
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"Option {name!r} is {text!r}: give a number.") from None
+        raise InputError(f"Option {name!r} is {text!r}: give a number, true or false.") from None
 
 
 def _size(name: str, text: str) -> int:

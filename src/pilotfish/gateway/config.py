@@ -229,14 +229,15 @@ class FusionConfig(_Section):
         The models of the further roles; the served model itself unless given.
     gate : float or None
         Ask the further models only where the first gives its likeliest token less than this probability.
-    options : dict of str to float or str
-        Weights of the fusion, such as ``alpha``; of ``comblm`` the ``file`` of its learned combination.
+    options : dict of str to bool, float or str
+        Weights and switches of the fusion, such as ``alpha`` and ``copied``; of ``comblm`` the ``file`` of its learned
+        combination.
     """
 
     kind: Annotated[str, Field(min_length=1)]
     models: dict[str, str] = Field(default_factory=dict)
     gate: Annotated[float, Field(gt=0, le=1)] | None = None
-    options: dict[str, float | str] = Field(default_factory=dict)
+    options: dict[str, bool | float | str] = Field(default_factory=dict)
 
 
 class SearchConfig(_Section):

@@ -68,7 +68,7 @@ def wrong_source(request: Request) -> Request:
 
 
 _N_REPLIES = 20_000
-_KINDS = {False: "number", True: "file's name"}
+_OPTION_KINDS: dict[type, str] = {bool: "true or false", float: "a number", str: "a file's name"}
 _VIEWS: dict[str, dict[str, Callable[[Request], Request]]] = {
     "context_aware": {"without_context": without_context},
     "source_contrastive": {"wrong_source": wrong_source},
@@ -120,7 +120,7 @@ class _Lines:
         yield from self.path.read_text(encoding="utf-8", errors="replace").split("\n\n")
 
 
-def make_fusion(kind: str, options: Mapping[str, float | str] | None = None) -> Fusion:
+def make_fusion(kind: str, options: Mapping[str, bool | float | str] | None = None) -> Fusion:
     """A fusion by its name; ``comblm`` has the option ``file``, where its learned combination was saved.
 
     Raises
@@ -139,8 +139,9 @@ def make_fusion(kind: str, options: Mapping[str, float | str] | None = None) -> 
     for name, value in (options or {}).items():
         if name not in known:
             raise InputError(f"Fusion {kind!r} has no option {name!r}: it takes {', '.join(known)}.")
-        if isinstance(value, str) != (name == "file"):
-            raise InputError(f"Option {name!r} of fusion {kind!r} is {value!r}: give a {_KINDS[name == 'file']}.")
+        wanted = str if name == "file" else bool if isinstance(known[name].default, bool) else float
+        if (float if type(value) is int else type(value)) is not wanted:
+            raise InputError(f"Option {name!r} of fusion {kind!r} is {value!r}: give {_OPTION_KINDS[wanted]}.")
     if kind == "comblm" and "file" not in (options or {}):
         raise InputError("Fusion 'comblm' has no option 'file': give the file of a saved LearnedCombination.")
     return FUSIONS[kind](**(options or {}))
