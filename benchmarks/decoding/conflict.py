@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
+from benchmarks.decoding.facts import COUNTRIES, FURTHER, Relation
 from benchmarks.figures import Run, bootstrap
 from benchmarks.kept import Kept
 from pilotfish.decoding.decoder import Decoder, fuse
@@ -18,90 +20,64 @@ from pilotfish.types import Request
 
 __all__ = ["context"]
 
-# By relation: what holds it, and the answer, one pair a country; how it is asked for follows.
-FACTS = {
-    "capital": """France Paris;Germany Berlin;Italy Rome;Spain Madrid;Portugal Lisbon;Greece Athens;Austria Vienna
-Hungary Budapest;Poland Warsaw;Russia Moscow;Japan Tokyo;China Beijing;Egypt Cairo;Norway Oslo;Sweden Stockholm
-Denmark Copenhagen;Finland Helsinki;Ireland Dublin;Cuba Havana;Peru Lima;Kenya Nairobi;Thailand Bangkok;Iraq Baghdad
-Iran Tehran;Turkey Ankara;Belgium Brussels;Canada Ottawa;Australia Canberra;Chile Santiago;Ukraine Kyiv
-Nepal Kathmandu;Vietnam Hanoi;Bulgaria Sofia;Romania Bucharest;Croatia Zagreb;Serbia Belgrade;Iceland Reykjavik
-Colombia Bogota;Venezuela Caracas;Uruguay Montevideo;Ecuador Quito;Jamaica Kingston;Ghana Accra;Senegal Dakar
-Ethiopia Addis Ababa;Morocco Rabat;Tunisia Tunis;Lebanon Beirut;Syria Damascus;Jordan Amman;Indonesia Jakarta
-Malaysia Kuala Lumpur""",
-    "continent": """France Europe;Germany Europe;Poland Europe;Norway Europe;Romania Europe;Portugal Europe
-Ireland Europe;Finland Europe;Hungary Europe;Greece Europe;Japan Asia;China Asia;India Asia;Thailand Asia
-Vietnam Asia;Nepal Asia;Mongolia Asia;Pakistan Asia;Indonesia Asia;Malaysia Asia;Kenya Africa;Nigeria Africa
-Ghana Africa;Egypt Africa;Ethiopia Africa;Morocco Africa;Senegal Africa;Zambia Africa;Uganda Africa;Angola Africa
-Brazil South America;Peru South America;Chile South America;Argentina South America;Colombia South America
-Bolivia South America;Ecuador South America;Uruguay South America;Canada North America;Mexico North America
-Cuba North America""",
-    "main language": """France French;Germany German;Italy Italian;Spain Spanish;Portugal Portuguese;Greece Greek
-Poland Polish;Russia Russian;Japan Japanese;China Mandarin;Egypt Arabic;Norway Norwegian;Sweden Swedish
-Denmark Danish;Finland Finnish;Hungary Hungarian;Turkey Turkish;Thailand Thai;Vietnam Vietnamese;Ukraine Ukrainian
-Romania Romanian;Bulgaria Bulgarian;Iceland Icelandic;Brazil Portuguese;Mexico Spanish;Argentina Spanish
-Austria German;Iraq Arabic;Iran Persian;Israel Hebrew;Pakistan Urdu;Bangladesh Bengali;Nepal Nepali
-Mongolia Mongolian;Peru Spanish;Jordan Arabic;Croatia Croatian;Serbia Serbian;Albania Albanian;Lithuania Lithuanian""",
-}
-_KINDS = {"capital": "city", "continent": "continent", "main language": "language"}
 _N_CHOOSE = 16
+_ASKED = 0.5  # points of agreement that may be lost
 # What is told, what is asked, and the answer that the context gives.
 Item = tuple[str, str, str]
-# Weight, whether it adapts, gate and plausible share: the gentlest first, since the first of equals is chosen.
-Way = tuple[float, bool, float, float]
-WAYS: tuple[Way, ...] = (
-    (0.5, False, 0.0, 0.1),
-    (1.0, False, 0.0, 0.1),
-    (1.0, False, 0.0, 0.03),
-    (0.5, False, 0.0, 0.0),
-)
+# Under the names by which their answers are kept. The gentlest first, since the first of equals is chosen.
+WAYS = {
+    "0.5 copied": ContextAware(0.5, adaptive=False, copied=True),
+    "1.0 copied": ContextAware(1.0, adaptive=False, copied=True),
+    "(0.5, False, 0.0, 0.1)": ContextAware(0.5, adaptive=False, plausible=0.1),
+    "(1.0, False, 0.0, 0.1)": ContextAware(1.0, adaptive=False, plausible=0.1),
+    "(1.0, False, 0.0, 0.03)": ContextAware(1.0, adaptive=False, plausible=0.03),
+    "(0.5, False, 0.0, 0.0)": ContextAware(0.5, adaptive=False),
+}
 
 
 def context(run: Run, model: TransformersModel) -> None:
     """Answers as the context has it, plainly and with the contrast, whose settings a third of the facts choose.
 
-    Agreement is chosen by as well: on the same facts, told as they are, and on passages that are not tested. Facts that
-    the model does not know are left out: there nothing is in conflict, and nothing agrees.
+    Chosen is the way of most answers as told, among those that lose no more agreement than is asked: on the same facts,
+    told as they are, and on passages that are not tested. Facts that the model does not know are left out: there
+    nothing is in conflict, and nothing agrees. Each set of facts is parted by itself, so that another one changes
+    nothing about what is tested.
     """
     plain = Decoder(model)
     answers = Answers(run)
     rng = np.random.default_rng(0)
-    against: list[Item] = []
-    agreeing: list[Item] = []
-    for relation, listed in FACTS.items():
-        facts = [line.split(" ", 1) for line in listed.replace("\n", ";").split(";")][: 12 if run.quick else None]
-        untold = [("", _asked(relation, country), answer) for country, answer in facts]
-        known = [facts[i] for i in np.flatnonzero(answers.right("plain", plain, untold))]
-        others = sorted({answer for _, answer in known})
-        for country, answer in known:
-            wrong = [other for other in others if other != answer]
-            against.append(_told(relation, country, wrong[rng.integers(len(wrong))]))
-            agreeing.append(_told(relation, country, answer))
-        print(f"{relation}: {len(known)} of {len(facts)} known", flush=True)
-    order = rng.permutation(len(against))
-    against, agreeing = [against[i] for i in order], [agreeing[i] for i in order]
-    n_choose = len(order) // 3
-    found: dict[Way, float] = {}
+    choosing: list[tuple[Item, Item]] = []
+    testing: list[tuple[Item, Item]] = []
+    for relations in (COUNTRIES, FURTHER):
+        pairs = _pairs(run, relations, lambda items: answers.right("plain", plain, items), rng)
+        choosing += pairs[: len(pairs) // 3]
+        testing += pairs[len(pairs) // 3 :]
     passages = _open(run)
-    agreed = [*agreeing[:n_choose], *passages[:_N_CHOOSE]]
-    for way in WAYS:
-        aware = _aware(model, *way)
-        parts = [answers.right(str(way), aware, items).mean() for items in (against[:n_choose], agreed)]
-        found[way] = float(sum(parts))
-        told = f"conflict {parts[0]:.3f}, agreement {parts[1]:.3f}"
-        print(f"alpha, adaptive, gate, plausible {way}: {told}", flush=True)
-    alpha, adaptive, gate, plausible = best = max(WAYS, key=lambda way: found[way])
-    aware = _aware(model, *best)
+    against = [pair[0] for pair in choosing]
+    agreeing = [pair[1] for pair in choosing] + passages[:_N_CHOOSE]
+    least = answers.right("plain", plain, agreeing).mean() - _ASKED / 100
+    found: dict[str, tuple[bool, float]] = {}
+    for name, fusion in WAYS.items():
+        aware = _aware(model, fusion)
+        told, agreed = (float(answers.right(name, aware, items).mean()) for items in (against, agreeing))
+        found[name] = agreed >= least, told
+        print(f"{name}: conflict {told:.3f}, agreement {agreed:.3f}", flush=True)
+    best = max(WAYS, key=lambda name: found[name])
     print(f"chosen: {best}", flush=True)
+    aware = _aware(model, WAYS[best])
     tested = {
-        "conflict": against[n_choose:], "agreement": agreeing[n_choose:], "open": passages[_N_CHOOSE:],
-    }  # fmt: skip
+        "conflict": [pair[0] for pair in testing],
+        "agreement": [pair[1] for pair in testing],
+        "open": passages[_N_CHOOSE:],
+    }
     shares = {
-        name: (answers.right("plain", plain, items), answers.right(str(best), aware, items))
+        name: (answers.right("plain", plain, items), answers.right(best, aware, items))
         for name, items in tested.items()
     }
     for name, (before, after) in shares.items():
         print(f"{name:10s} plain {before.mean():.3f}, context-aware {after.mean():.3f}", flush=True)
-    common: dict[str, Any] = {"alpha": alpha, "adaptive": adaptive, "gate": gate, "plausible": plausible}
+    options = ("alpha", "adaptive", "gate", "plausible", "copied")
+    common: dict[str, Any] = {name: getattr(WAYS[best], name) for name in options}
     before, after = shares["conflict"]
     low, high = bootstrap(100 * (after - before))
     run.figure(
@@ -113,17 +89,27 @@ def context(run: Run, model: TransformersModel) -> None:
         low, high = bootstrap(100 * (before - after))
         run.figure(
             figure, float(100 * (before - after).mean()), unit="points", better="lower", n=len(before), low=low,
-            high=high, floor=0.5, plain=float(before.mean()), **common,
+            high=high, floor=_ASKED, plain=float(before.mean()), **common,
         )  # fmt: skip
 
 
-def _asked(relation: str, country: str) -> str:
-    return f"What is the {relation} of {country}? Answer with the name of the {_KINDS[relation]}."
-
-
-def _told(relation: str, country: str, answer: str) -> Item:
-    more = f"The king of {country} lives in {answer}." if relation == "capital" else f"That is {answer}, as all know."
-    return f"In this story, the {relation} of {country} is {answer}. {more}", _asked(relation, country), answer
+def _pairs(
+    run: Run, relations: Mapping[str, Relation], known_of: Callable[[Sequence[Item]], np.ndarray], rng: Generator
+) -> list[tuple[Item, Item]]:
+    """Each fact that is known without a context, told otherwise and told as it is, in an order drawn at random."""
+    pairs = []
+    for name, relation in relations.items():
+        facts = relation.facts[: 12 if run.quick else None]
+        untold = [("", relation.asked(subject), answer) for subject, answer in facts]
+        known = [facts[i] for i in np.flatnonzero(known_of(untold))]
+        others = sorted({answer for _, answer in known})
+        for subject, answer in known:
+            wrong = [other for other in others if other != answer]
+            said = [wrong[rng.integers(len(wrong))], answer]
+            against, agreeing = ((relation.told(subject, a), relation.asked(subject), a) for a in said)
+            pairs.append((against, agreeing))
+        print(f"{name}: {len(known)} of {len(facts)} known", flush=True)
+    return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
 def _open(run: Run) -> list[Item]:
@@ -137,9 +123,8 @@ def _open(run: Run) -> list[Item]:
     return [items[i] for i in order[: _N_CHOOSE + (4 if run.quick else 300)]]
 
 
-def _aware(model: TransformersModel, alpha: float, adaptive: bool, gate: float, plausible: float) -> Decoder:
+def _aware(model: TransformersModel, fusion: ContextAware) -> Decoder:
     views = {"without_context": without_context}
-    fusion = ContextAware(alpha, adaptive=adaptive, gate=gate, plausible=plausible)
     return fuse(fusion=fusion, views=views, with_context=model, without_context=model)
 
 
