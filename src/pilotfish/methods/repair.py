@@ -34,16 +34,14 @@ def contrastive_decoding(
     paper="Sennrich 2024, arXiv:2309.07098; Shi 2023, arXiv:2305.14739; Wang 2024, arXiv:2409.07394",
     group="repair",
     needs="token probabilities",
-    command=_GENERATE + "context_aware:alpha=1.0 --system CONTEXT",
+    command=_GENERATE + "context_aware:alpha=0.5,adaptive=false,copied=true --system CONTEXT",
 )
-def contrastive_grounding(
-    model: WhiteBoxModel, alpha: float = 1.0, gate: float = 0.05, wrong: float | None = None
-) -> Decoder:
+def contrastive_grounding(model: WhiteBoxModel, alpha: float = 0.5, wrong: float | None = None) -> Decoder:
     """Contrast with the same model without the context (the system message), or, with ``wrong``, with a wrong one."""
     if wrong is not None:
         view = {"wrong_source": wrong_source}
         return fuse(fusion=SourceContrastive(wrong), views=view, source=model, wrong_source=model)
-    fusion = ContextAware(alpha, gate=gate)
+    fusion = ContextAware(alpha, adaptive=False, copied=True)
     return fuse(fusion=fusion, views={"without_context": without_context}, with_context=model, without_context=model)
 
 
