@@ -77,13 +77,20 @@ def test_a_session_rewinds_and_forks_without_a_trace(model: TransformersModel) -
 
 def test_zero_weight_fusion_is_the_base(model: TransformersModel, alone: str) -> None:
     view = {"without_context": without_context}
-    fused = fuse(fusion=ContextAware(0.0), views=view, with_context=model, without_context=model)
-    assert (
-        fused.generate([ASK.replace(max_tokens=6)])[0].text
-        == alone[: len(fused.generate([ASK.replace(max_tokens=6)])[0].text)]
-    )
+    for fusion in (ContextAware(0.0), ContextAware(0.0, copied=True)):
+        fused = fuse(fusion=fusion, views=view, with_context=model, without_context=model)
+        assert alone.startswith(fused.generate([ASK.replace(max_tokens=6)])[0].text)
     proxy = fuse(fusion=ProxyTuning(1.0), base=model, expert=model, anti_expert=model)
     assert alone.startswith(proxy.generate([ASK.replace(max_tokens=5)])[0].text)
+
+
+def test_a_contrast_of_what_can_be_copied_is_speculated_as_it_is(model: TransformersModel) -> None:
+    fusion = ContextAware(0.5, adaptive=False, copied=True)
+    fused = fuse(fusion=fusion, views={"without_context": without_context}, with_context=model, without_context=model)
+    asked = Request.of("What is the capital of France?", "In this story it is Stockholm.", temperature=0, max_tokens=10)
+    text = fused.generate([asked])[0].text
+    assert "Stockholm" in text
+    assert speculate(fused, [EarlyExit(4, least=0.0), Lookup()]).generate([asked])[0].text == text
 
 
 def test_a_grammar_is_kept_with_and_without_drafts(model: TransformersModel) -> None:
