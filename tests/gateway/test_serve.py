@@ -196,6 +196,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, toml, sentence):
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
 
 
 def test_a_newer_log_is_left_alone(tmp_path, upstream):

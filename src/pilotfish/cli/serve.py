@@ -45,9 +45,14 @@ def serve(
     }
     settings = load_config(config, chosen)
     server = settings.server
-    console.print(f"Listening on http://{server.host}:{server.port}/v1, forwarding to {settings.upstream.base_url}.")
-    console.print(f"Calls are logged to {settings.log.path}. End with Ctrl-C.")
-    run(settings)
+
+    def checked() -> None:
+        console.print(
+            f"Listening on http://{server.host}:{server.port}/v1, forwarding to {settings.upstream.base_url}."
+        )
+        console.print(f"Calls are logged to {settings.log.path}. End with Ctrl-C.")
+
+    run(settings, checked)
 
 
 def key(name: Annotated[str, typer.Argument(help="name of the key, as reports show it")]) -> None:

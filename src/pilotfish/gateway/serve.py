@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,15 @@ CONFIG_NAME = "config.json"
 FOLDER_VARIABLE = "PILOTFISH_WORKER_FOLDER"
 
 
-def serve(config: GatewayConfig) -> None:
+def serve(config: GatewayConfig, checked: Callable[[], None] = lambda: None) -> None:
     """Serve until told to stop; calls in flight are then finished and the log is written to its end.
 
     Parameters
     ----------
     config : GatewayConfig
         What the gateway is told.
+    checked : callable
+        Called before it listens, when nothing was found wrong.
 
     Raises
     ------
@@ -50,6 +53,7 @@ def serve(config: GatewayConfig) -> None:
         When the log cannot be opened.
     """
     _check(config)
+    checked()
     if config.server.workers == 1:
         _prepare_process()
         uvicorn.run(Gateway(config, partial(make_takeover, config, learns=True)), **settings(config))
