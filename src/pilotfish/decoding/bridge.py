@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from pilotfish.decoding.fusion import normalised
 from pilotfish.decoding.vocabulary import SortedTokens, VocabularyMap, same_vocabulary
 from pilotfish.models.sessions import ArrayLogits, n_common
 from pilotfish.protocols import LogProbs, Tokenizer, TreeSession, WhiteBoxModel
@@ -117,7 +117,7 @@ class BridgedSession:
             values[i] = self._expected(tokens_so_far)
         for key in list(self._rows)[:-_N_KEPT]:
             del self._rows[key]
-        return ArrayLogits(normalised(values))
+        return ArrayLogits(values)
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens; the own tokens follow at the next reading."""
@@ -180,22 +180,31 @@ class BridgedSession:
         rows = {end: self._rows[tuple(own[:end])] for end in ends}
         # The probability of the last own tokens, given those before the first that is opened.
         steps = [max(float(rows[end][own[end]]), _IMPOSSIBLE) for end in ends[:-1]]
-        going_on = np.exp(rows[len(own)].astype(np.float64) + sum(steps))
-        apart = np.zeros(self.tokenizer.n_vocabulary)
-        least = _NEGLIGIBLE * np.exp(sum(steps))
+        ended = sum(steps)
+        same: list[tuple[int, float]] = []
+        apart: list[tuple[int, float]] = []
+        least = _NEGLIGIBLE * np.exp(ended)
         for i, end in enumerate(ends[:-1]):
             said = b"".join(self.model.tokenizer.tokens[token] for token in own[end:])
             if not said:
                 continue
             found = self._known.beginning_with(said)
-            chances = np.exp(rows[end][found].astype(np.float64) + sum(steps[:i]))
-            for token in found[chances > max(least, _NEGLIGIBLE * float(chances.sum()))].tolist():
+            logs = rows[end][found].astype(np.float64) + sum(steps[:i])
+            chances = np.exp(logs)
+            kept = chances > max(least, _NEGLIGIBLE * float(chances.sum()))
+            for token, log in zip(found[kept].tolist(), logs[kept].tolist(), strict=True):
                 rest = self.model.tokenizer.tokens[token][len(said) :]
-                chance = float(np.exp(rows[end][token] + sum(steps[:i])))
-                if (same := self._map.source.get(rest)) is not None:
-                    going_on[same] += chance
+                if (own_token := self._map.source.get(rest)) is not None:
+                    same.append((own_token, log))
                 elif rest and (begun := self._map.beginning(rest)) >= 0:
-                    apart[begun] += chance
-        total = self._map.shares @ going_on + apart
-        logs: LogProbs = np.log(np.maximum(total / total.sum(), _LEAST)).astype(np.float32)
-        return logs
+                    apart.append((begun, log))
+        # In single precision, relative to the likeliest, so that nothing of weight is lost.
+        top = max([ended, *(log for _, log in (*same, *apart))])
+        going_on = np.exp(rows[len(own)] + np.float32(ended - top))
+        for own_token, log in same:
+            going_on[own_token] += math.exp(log - top)
+        total = self._map.shares @ going_on
+        for begun, log in apart:
+            total[begun] += math.exp(log - top)
+        expected: LogProbs = np.log(np.maximum(total / total.sum(), np.float32(_LEAST)))
+        return expected
