@@ -225,11 +225,13 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
     low, high = bootstrap(np.array([rate("combination", [i]) / rate("plain", [i]) for i in both]))
     figure("overall_speedup", ratio("combination", "plain"), low=low, high=high, floor=1.5)
     shown = {group: round(ratio("lookup", "plain", group)[0], 3) for group in groups}
+    peer = "transformers lookup"
     figure(
         "lookup_summarisation_speedup", ratio("lookup", "plain", *COPYING), floor=1.8, groups=shown,
-        after_the_prompt=round(ratio("lookup", "plain", *COPYING, first=False)[0], 3),
-        over_transformers_lookup=round(ratio("lookup", "transformers lookup", *COPYING)[0], 3),
+        over_transformers=round(ratio("lookup", peer, *COPYING)[0], 3),
     )  # fmt: skip
+    # Reading the prompt takes as long whoever drafts, and bounds what a whole call can gain.
+    figure("lookup_speedup_after_the_prompt", ratio("lookup", "plain", *COPYING, first=False), floor=1.8)
     peers = {name: ratio("combination", name) for name in by_way if name.startswith("transformers")}
     best = min(peers, key=lambda name: peers[name])
     figure(
