@@ -58,3 +58,13 @@ def toy(files: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> FileS
     offer(files, "toy-part1", "toy1.whl", wheel_of("m/1.bin", BODY[:HALF]))
     offer(files, "toy-part2", "toy2.whl", wheel_of("m/2.bin", BODY[HALF:]))
     return files
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many threads torch has during a test, which runs with one and with two."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

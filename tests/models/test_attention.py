@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ if not multiplies(torch.zeros(32, 2)):
     pytest.skip("this processor is multiplied for by torch", allow_module_level=True)
 
 TEXT = [i * 7 % 27 for i in range(90)]
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def texts(n_batch: int, n_heads: int, n_shared: int, n: int, n_keys: int, width: int = 64) -> tuple[Any, Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,14 +13,6 @@ from pilotfish.models.products import PackedMatrix, multiplies  # noqa: E402
 
 if not multiplies(torch.zeros(32, 2)):
     pytest.skip("this processor is multiplied for by torch", allow_module_level=True)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6, 7, 13, 14, 15, 28, 100])
