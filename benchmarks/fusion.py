@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from benchmarks.decoding.conflict import context
+from benchmarks.decoding.contrast import arithmetic, repetition
 from benchmarks.decoding.topics import ALPHAS, topics, trained
 from benchmarks.figures import Run, bootstrap
 from pilotfish.decoding.bridge import in_vocabulary
 from pilotfish.decoding.decoder import Decoder, fuse
 from pilotfish.decoding.fused import Fused
-from pilotfish.decoding.fusion import Contrastive, Product, ProxyTuning
+from pilotfish.decoding.fusion import Product, ProxyTuning
 from pilotfish.decoding.search import ChunkSearch, LogRatio
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import LogProbs, Model, WhiteBoxModel
@@ -42,6 +43,8 @@ def main(run: Run) -> None:
         context(run, small)
     if run.wants_long("repetition"):
         repetition(run, small, large)
+    if run.wants_long("contrast_gsm8k"):
+        arithmetic(run, small, large)
     if run.wants_long("ipa"):
         adapter(run, small)
     if run.wants_long("search"):
@@ -139,29 +142,6 @@ def overhead(run: Run, small: TransformersModel, large: TransformersModel) -> No
     common = {"n": n_tokens, "n_threads": torch.get_num_threads()}
     run.figure("fusion_overhead", cost["fused"] / own, unit="ratio", better="lower", floor=1.1, **common)
     run.figure("gated_overhead", cost["gated"] / cost["large"], unit="ratio", better="lower", floor=1.4, **common)
-
-
-def repetition(run: Run, small: TransformersModel, large: TransformersModel) -> None:
-    """Share of 4-grams that were written before, and of distinct 2-grams, with and without a contrast."""
-    n = 2 if run.quick else 10
-    heads = [row["text"][:120] for _, row in zip(range(n), run.rows("text_corpora/brown.jsonl.gz"), strict=False)]
-    contrast = fuse(fusion=Contrastive(0.1, 0.5), expert=large, amateur=small)
-    shares = {}
-    for name, decoder in (("plain", Decoder(large)), ("contrastive", contrast)):
-        rep, distinct = [], []
-        for head in heads:
-            request = Request.of(f"Continue the text: {head}", temperature=0, max_tokens=40 if run.quick else 96)
-            words = decoder.generate([request])[0].text.split()
-            fours = list(zip(*(words[i:] for i in range(4)), strict=False))
-            twos = list(pairwise(words))
-            rep.append(1 - len(set(fours)) / max(1, len(fours)))
-            distinct.append(len(set(twos)) / max(1, len(twos)))
-        shares[name] = float(np.mean(rep))
-        print(f"{name}: rep-4 {np.mean(rep):.3f}, distinct-2 {np.mean(distinct):.3f}")
-    run.figure(
-        "contrastive_rep_4", shares["contrastive"], unit="share", better="lower", n=n, peer="plain greedy",
-        peer_value=shares["plain"], peer_source="measured",
-    )  # fmt: skip
 
 
 def _politeness(texts: list[str]) -> list[float]:
