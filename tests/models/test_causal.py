@@ -126,16 +126,18 @@ def test_others_are_left_to_transformers(family: str, more: dict[str, Any]) -> N
     assert CausalDecoder.of(packed(network(family, **more))) is None
 
 
-def _in_a_copy(made: Any, found: Any) -> None:
-    found.put(session(made).extend(TEXT[:9]).values.tolist())
+def _in_a_copy(one: CausalSession, found: Any) -> None:
+    torch.set_num_threads(1)  # torch's own threads stayed behind
+    found.put(one.extend(TEXT[5:9]).values.tolist())
 
 
 def test_a_copied_process_reads_too() -> None:
-    made = network()
-    wanted = session(made).extend(TEXT[:9]).values.tolist()
+    one = session(network())
+    one.extend(TEXT[:5])
+    wanted = one.fork().extend(TEXT[5:9]).values.tolist()
     context = multiprocessing.get_context("fork")
     found: Any = context.Queue()
-    child = context.Process(target=_in_a_copy, args=(made, found))
+    child = context.Process(target=_in_a_copy, args=(one, found), daemon=True)
     child.start()
     try:
         assert found.get(timeout=120) == wanted

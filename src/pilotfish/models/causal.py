@@ -265,7 +265,9 @@ class CausalDecoder:
         if not all(isinstance(getattr(part, "matrix", None), PackedMatrix) for part in [*parts, network.lm_head]):
             return None
         biased = any(layer.get_submodule(name).added is not None for layer in layers for name in _PARTS[3:])
-        return None if biased or layers[0].self_attn.head_dim % COLUMNS else cls(network)
+        width = layers[0].self_attn.head_dim
+        turned = 2 * len(network.model.rotary_emb.inv_freq)
+        return None if biased or width % COLUMNS or width != turned else cls(network)
 
     def session(self, window: int) -> CausalSession:
         """Begin a text of at most ``window`` tokens."""
@@ -317,7 +319,7 @@ class CausalDecoder:
             np.empty((n, self._inner), np.float32),
         )  # fmt: skip
         text = (cos, sin, keys, values, NONE_SEEN if seen is None else seen[None])
-        read(x, room, self._model, text, at, logits.numpy(), TILE, n_threads(self.n_heads))
+        read(x, room, self._model, text, at, logits.numpy(), TILE, n_threads(self._inner // COLUMNS))
         return logits
 
     def _turned(self, n: int) -> tuple[Any, Any]:
