@@ -28,6 +28,7 @@ def repetition(run: Run, small: TransformersModel, large: TransformersModel) -> 
     n = 2 if run.quick else 10
     heads = [row["text"][:120] for _, row in zip(range(n), run.rows("text_corpora/brown.jsonl.gz"), strict=False)]
     embedder = OnnxEmbedder()
+    begun = embedder.embed(heads)
     shares: dict[str, tuple[float, float, float]] = {}
     for name, decoder in _ways(small, large).items():
         rep, distinct, texts = [], [], []
@@ -39,7 +40,7 @@ def repetition(run: Run, small: TransformersModel, large: TransformersModel) -> 
             twos = list(pairwise(words))
             rep.append(1 - len(set(fours)) / max(1, len(fours)))
             distinct.append(len(set(twos)) / max(1, len(twos)))
-        alike = float((embedder.embed(heads) * embedder.embed(texts)).sum(axis=1).mean())
+        alike = float((begun * embedder.embed(texts)).sum(axis=1).mean())
         shares[name] = float(np.mean(rep)), float(np.mean(distinct)), alike
         print(f"{name}: rep-4 {shares[name][0]:.3f}, distinct-2 {shares[name][1]:.3f}, coherence {alike:.3f}")
     (rep_4, distinct_2, coherence), plain = shares["contrastive"], shares["plain"]

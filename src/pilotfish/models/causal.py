@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange, types
 
 from pilotfish.models.attention import NONE_SEEN, attend_some, new_room
-from pilotfish.models.products import PackedMatrix, is_copy, n_threads
+from pilotfish.models.products import PackedMatrix, is_copy, multiply_blocks, n_threads, share_of
 from pilotfish.models.rows import ONE, ZERO, compiled, exponential, summed
 from pilotfish.models.sessions import TextSession, TorchLogits, check_rewind
 from pilotfish.models.tiles import COLUMNS, ROWS, TILE, tile_at
@@ -55,11 +55,6 @@ def _normalised(x: Any, weight: Any, epsilon: Any, out: Any, thread: int, n: int
         _normalise(x[i], weight, epsilon, out[i])
 
 
-@compiled
-def _share(n_parts: int, thread: int, n: int) -> tuple[int, int]:
-    return thread * n_parts // n, (thread + 1) * n_parts // n
-
-
 @compiled(types.void(_TWO, types.intp[::1], _ONE, _TWO, _TWO, _FOUR, _THREE, _THREE, _INT, *_ENDS))  # type: ignore[untyped-decorator]
 def _asked(
     x: Any, weights: Any, bias: Any, cos: Any, sin: Any, query: Any, keys: Any, values: Any, at: int, tile: int,
@@ -70,7 +65,7 @@ def _asked(
     n_heads, width = query.shape[2], query.shape[3]
     n_shared, half = keys.shape[0], width // 2
     made = np.empty((ROWS, width), np.float32)
-    first, last = _share(n_heads + 2 * n_shared, thread, n)
+    first, last = share_of(n_heads + 2 * n_shared, thread, n)
     for head in range(first, last):
         kind = 0 if head < n_heads else (head - n_heads) // n_shared + 1
         own = head if kind == 0 else (head - n_heads) % n_shared
@@ -104,7 +99,7 @@ def _added(x: Any, weight: int, out: Any, tile: int, thread: int, n: int) -> Non
     """``out += x @ weight``."""
     n_rows, k = x.shape
     made = np.empty((ROWS, COLUMNS), np.float32)
-    first, last = _share(out.shape[1] // COLUMNS, thread, n)
+    first, last = share_of(out.shape[1] // COLUMNS, thread, n)
     for block in range(first, last):
         column = block * COLUMNS
         for start in range(0, n_rows, ROWS):
@@ -137,7 +132,7 @@ def _gate(gate: Any, up: Any, out: Any) -> None:
 def _fed(x: Any, gates: int, ups: int, out: Any, tile: int, thread: int, n: int) -> None:
     n_rows, k = x.shape
     gate, up = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, COLUMNS), np.float32)
-    first, last = _share(out.shape[1] // COLUMNS, thread, n)
+    first, last = share_of(out.shape[1] // COLUMNS, thread, n)
     for block in range(first, last):
         column = block * COLUMNS
         for start in range(0, n_rows, ROWS):
@@ -146,21 +141,6 @@ def _fed(x: Any, gates: int, ups: int, out: Any, tile: int, thread: int, n: int)
             tile_at(tile, count, rows, k, ups + 4 * column * k, COLUMNS, k, up.ctypes.data, COLUMNS)
             for i in range(count):
                 _gate(gate[i], up[i], out[start + i, column : column + COLUMNS])
-
-
-@compiled(types.void(_TWO, _INT, _TWO, *_ENDS))  # type: ignore[untyped-decorator]
-def _told(x: Any, weight: int, out: Any, tile: int, thread: int, n: int) -> None:
-    """``out = x @ weight``."""
-    n_rows, k = x.shape
-    n_out = out.shape[1]
-    first, last = _share(n_out // COLUMNS, thread, n)
-    for block in range(first, last):
-        column = block * COLUMNS
-        for start in range(0, n_rows, ROWS):
-            tile_at(
-                tile, min(ROWS, n_rows - start), x.ctypes.data + 4 * start * k, k, weight + 4 * column * k, COLUMNS, k,
-                out.ctypes.data + 4 * (start * n_out + column), n_out,
-            )  # fmt: skip
 
 
 _STEPS = 7
@@ -182,7 +162,11 @@ def _one_step(
         if part == 0:
             _normalised(x[n_rows - n_last :], norms[layer, 0], epsilon, normed, thread, n)
         else:
-            _told(normed[:n_last], weights[layer, 0], logits, tile, thread, n)
+            first, last = share_of(logits.shape[1] // COLUMNS, thread, n)
+            multiply_blocks(
+                normed.ctypes.data, n_last, x.shape[1], weights[layer, 0], logits.ctypes.data, logits.shape[1], tile,
+                first, last,
+            )  # fmt: skip
         return
     own = weights[layer]
     if part == 0:

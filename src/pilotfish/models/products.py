@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from numba import njit, prange, types
+from numba import prange, types
 
+from pilotfish.models.rows import compiled
 from pilotfish.models.tiles import COLUMNS, HAS_FLOAT, LINE, ROWS, TILE, tile_at
 
-__all__ = ["PackedMatrix", "is_copy", "multiplies", "n_threads"]
+__all__ = ["PackedMatrix", "is_copy", "multiplies", "multiply_blocks", "n_threads", "share_of"]
 
 _alone = False
 """Whether this process was copied from another: the threads of OpenMP stayed behind."""
@@ -29,11 +30,17 @@ if hasattr(os, "register_at_fork"):
 
 
 _NUMBER = types.intp
-_compiled = functools.partial(njit, cache=True, nogil=True)
 
 
-@_compiled(types.void(*[_NUMBER] * 9))  # type: ignore[untyped-decorator]
-def _blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, tile: int, first: int, last: int) -> None:
+@compiled(types.UniTuple(_NUMBER, 2)(_NUMBER, _NUMBER, _NUMBER))  # type: ignore[untyped-decorator]
+def share_of(n_parts: int, thread: int, n_threads: int) -> tuple[int, int]:
+    """A thread's parts of some: the first, and the one behind the last."""
+    return thread * n_parts // n_threads, (thread + 1) * n_parts // n_threads
+
+
+@compiled(types.void(*[_NUMBER] * 9))  # type: ignore[untyped-decorator]
+def multiply_blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, tile: int, first: int, last: int) -> None:
+    """The product of ``n`` rows (n, k) and some blocks of columns of a packed matrix, at their place in (n, n_out)."""
     for block in range(first, last):
         for row in range(0, n, ROWS):
             tile_at(
@@ -42,12 +49,13 @@ def _blocks(x: int, n: int, k: int, w: int, out: int, n_out: int, tile: int, fir
             )  # fmt: skip
 
 
-@_compiled(parallel=True)  # type: ignore[untyped-decorator]
+@compiled(parallel=True)  # type: ignore[untyped-decorator]
 def _shared_blocks(
     x: int, n: int, k: int, w: int, out: int, n_out: int, tile: int, n_blocks: int, n_threads: int
 ) -> None:
     for thread in prange(n_threads):
-        _blocks(x, n, k, w, out, n_out, tile, thread * n_blocks // n_threads, (thread + 1) * n_blocks // n_threads)
+        first, last = share_of(n_blocks, thread, n_threads)
+        multiply_blocks(x, n, k, w, out, n_out, tile, first, last)
 
 
 @functools.cache
@@ -121,7 +129,7 @@ class PackedMatrix:
         out = rows.new_empty((*rows.shape[:-1], self.n_out))
         n, n_blocks = rows.numel() // self.n_in, self.n_out // COLUMNS
         threads = n_threads(n_blocks)
-        run: Callable[..., None] = _blocks if threads == 1 else _shared_blocks
+        run: Callable[..., None] = multiply_blocks if threads == 1 else _shared_blocks
         end = (0, n_blocks) if threads == 1 else (n_blocks, threads)
         run(rows.data_ptr(), n, self.n_in, self.address, out.data_ptr(), self.n_out, TILE, *end)
         return out

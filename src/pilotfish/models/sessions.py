@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -115,7 +116,7 @@ class TorchLogits:
         return logs
 
 
-class TextSession:
+class TextSession(ABC):
     """What sessions of local models share: what may be read, and how a tree is read.
 
     Parameters
@@ -174,9 +175,9 @@ class TextSession:
         self.n_tokens += len(tokens)
         return logits
 
+    @abstractmethod
     def _read(self, tokens: Sequence[int], n_last: int, places: Any = None, seen: Any = None) -> TorchLogits:
         """Read tokens; of a tree are given the places (n,) and what each sees (n, n_tokens + n)."""
-        raise NotImplementedError
 
 
 class TorchSession(TextSession):
