@@ -56,6 +56,10 @@ def test_attention_is_that_of_float64(threads: int, shape: tuple[int, ...]) -> N
     masked = attend(query, keys, values, some.expand(shape[0], -1, -1))
     assert torch.allclose(masked, wanted(query, keys, values, some), atol=1e-5)
     assert not masked[:, 0].any()
+    last = some[shape[3] // 2 :]
+    partly = attend(query, keys, values, last.expand(shape[0], -1, -1))
+    both = torch.cat((seen[: shape[3] // 2], last))
+    assert torch.allclose(partly, wanted(query, keys, values, both), atol=1e-5)
 
 
 def test_a_scale_may_be_given() -> None:
@@ -108,8 +112,8 @@ def test_a_text_is_read_the_same_bit_by_bit_however_it_is_cut(threads: int, monk
     assert torch.equal(torch.cat(rows), whole)
     # A tree: of two branches the second is the text's own.
     tree = session()
-    tree.extend(TEXT[:50])
-    read = tree.extend_tree(TEXT[50:51], [3, TEXT[51], 4, TEXT[52], TEXT[53]], [-1, -1, 0, 1, 3]).values
+    tree.extend(TEXT[:20])
+    read = tree.extend_tree(TEXT[20:51], [3, TEXT[51], 4, TEXT[52], TEXT[53]], [-1, -1, 0, 1, 3]).values
     assert torch.equal(read[[0, 2, 4, 5]], whole[50:54])
     tree.keep(5, [1, 3, 4])
     assert torch.equal(tree.extend(TEXT[54:60]).values, whole[54:60])

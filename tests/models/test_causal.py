@@ -69,15 +69,15 @@ def test_logits_are_those_of_transformers(family: str, more: dict[str, Any], thr
     rows = [one.extend(TEXT[start:end]).values for start, end in ((0, 3), (3, 4), (4, 150), (150, 164), (164, 200))]
     assert torch.allclose(torch.cat(rows), wanted, atol=1e-4)
     assert torch.equal(session(made).extend(TEXT).values, torch.cat(rows))
-    assert session(made).extend(TEXT, 2).values.shape == (2, 64)
+    assert torch.equal(session(made).extend(TEXT, 2).values, torch.cat(rows)[-2:])
 
 
 def test_a_tree_is_read_as_its_texts_are() -> None:
     made = network()
     whole = session(made).extend(TEXT[:80]).values
     tree = session(made)
-    tree.extend(TEXT[:50])
-    read = tree.extend_tree(TEXT[50:51], [3, TEXT[51], 4, TEXT[52], TEXT[53]], [-1, -1, 0, 1, 3]).values
+    tree.extend(TEXT[:20])
+    read = tree.extend_tree(TEXT[20:51], [3, TEXT[51], 4, TEXT[52], TEXT[53]], [-1, -1, 0, 1, 3]).values
     assert torch.equal(read[[0, 2, 4, 5]], whole[50:54])
     tree.keep(5, [1, 3, 4])
     assert tree.n_tokens == 54

@@ -23,8 +23,8 @@ _FULL = 64
 _FOUR = types.float32[:, :, :, :]
 _SEEN = types.boolean[:, :, :]
 _INDEX = types.intp
-NONE_SEEN = np.zeros((0, 0, 0), dtype=np.bool_)
-"""Said in the place of a mask: each query sees the keys up to its own place."""
+NONE_SEEN = np.zeros((1, 0, 0), dtype=np.bool_)
+"""A mask of no row: each query sees the keys up to its own place."""
 
 
 @compiled
@@ -65,6 +65,7 @@ def attend_some(
     """Every ``step``-th bundle of rows; keys are (n_batch, n_shared, width, n_keys), the last axis contiguous."""
     n_batch, n_heads, n, width = query.shape
     n_shared, n_keys, n_values = keys.shape[1], keys.shape[3], values.shape[3]
+    n_free = n - seen.shape[1]
     n_rows = n_heads // n_shared * n
     n_bundles = (n_rows + ROWS - 1) // ROWS
     stride = (n_keys + _FULL - 1) // _FULL * _FULL
@@ -79,7 +80,7 @@ def attend_some(
             head, i = shared * (n_rows // n) + (start + row) // n, (start + row) % n
             for j in range(width):
                 asked[row, j] = query[batch, head, i, j] * scale
-            ends[row] = n_keys if seen.size else n_keys - n + i + 1
+            ends[row] = n_keys - n + i + 1 if i < n_free else n_keys
             longest = max(longest, ends[row])
         at = keys[batch, shared].ctypes.data
         for block in range(0, longest, COLUMNS):
@@ -88,12 +89,12 @@ def attend_some(
                 at_scores + 4 * block, stride,
             )  # fmt: skip
         for row in range(count):
-            end = ends[row]
-            if seen.size:
-                asked[row, 0] = _weighed(scores[row], seen[batch, (start + row) % n], end)
-            else:
+            end, i = ends[row], (start + row) % n
+            if i < n_free:
                 asked[row, 0] = _soft(scores[row], end)
                 scores[row, end:longest] = ZERO
+            else:
+                asked[row, 0] = _weighed(scores[row], seen[batch, i - n_free], end)
         at = values[batch, shared].ctypes.data
         for block in range(0, n_values, COLUMNS):
             tile_at(
@@ -148,8 +149,8 @@ def attend(query: Any, keys: Any, values: Any, seen: Any = None, scale: float | 
         Of the last ``n`` places of the text; float32.
     keys, values : torch.Tensor, (n_batch, n_shared, n_keys, width)
         In the room of :func:`new_room`; ``n_shared`` divides ``n_heads``.
-    seen : torch.Tensor of bool, (n_batch, n, n_keys), optional
-        Which keys a query sees; those up to its own place by default.
+    seen : torch.Tensor of bool, (n_batch, at most n, n_keys), optional
+        Which keys each of the last queries sees; the others, or all by default, see those up to their own place.
     scale : float, optional
         Of the products; one over the root of the width by default.
 

@@ -35,7 +35,7 @@ _ROOM = types.Tuple([_TWO, _FOUR, types.float32[:, :, :, :], _FOUR, _TWO, _TWO])
 _MODEL = types.Tuple([types.intp[:, ::1], _THREE, _TWO, _ONE])
 """Where the weights lie by layer, norms, biases; the scale of the products and what keeps norms from zero."""
 _TEXT = types.Tuple([_TWO, _TWO, _FOUR, _FOUR, types.boolean[:, :, :]])
-"""Turns of the places, keys, values, and which keys each row sees."""
+"""Turns of the places, keys, values, and which keys the last rows see."""
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -55,12 +55,15 @@ def _normalised(x: Any, weight: Any, epsilon: Any, out: Any, thread: int, n: int
         _normalise(x[i], weight, epsilon, out[i])
 
 
-@compiled(types.void(_TWO, types.intp[::1], _ONE, _TWO, _TWO, _FOUR, _THREE, _THREE, _INT, *_ENDS))  # type: ignore[untyped-decorator]
+@compiled(types.void(_TWO, types.intp[::1], _ONE, _TWO, _TWO, _FOUR, _THREE, _THREE, _INT, _INT, *_ENDS))  # type: ignore[untyped-decorator]
 def _asked(
-    x: Any, weights: Any, bias: Any, cos: Any, sin: Any, query: Any, keys: Any, values: Any, at: int, tile: int,
-    thread: int, n: int,
+    x: Any, weights: Any, bias: Any, cos: Any, sin: Any, query: Any, keys: Any, values: Any, at: int, skip: int,
+    tile: int, thread: int, n: int,
 ) -> None:  # fmt: skip
-    """Queries (1, n, n_heads, width), and keys and values behind the first ``at``, turned to their places."""
+    """Queries (1, n, n_heads, width), and keys and values behind the first ``at``, turned to their places.
+
+    The first ``skip`` rows ask nothing.
+    """
     n_rows, k = x.shape
     n_heads, width = query.shape[2], query.shape[3]
     n_shared, half = keys.shape[0], width // 2
@@ -69,7 +72,7 @@ def _asked(
     for head in range(first, last):
         kind = 0 if head < n_heads else (head - n_heads) // n_shared + 1
         own = head if kind == 0 else (head - n_heads) % n_shared
-        for start in range(0, n_rows, ROWS):
+        for start in range(skip if kind == 0 else 0, n_rows, ROWS):
             count = min(ROWS, n_rows - start)
             for block in range(0, width, COLUMNS):
                 tile_at(
@@ -169,21 +172,23 @@ def _one_step(
             )  # fmt: skip
         return
     own = weights[layer]
+    # Of rows whose logits nobody wants the last layer's keys and values are all that is ever seen.
+    skip = n_rows - n_last if layer == len(keys) - 1 else 0
     if part == 0:
         _normalised(x, norms[layer, 0], epsilon, normed, thread, n)
     elif part == 1:
-        _asked(normed, own, biases[layer], cos, sin, query, keys[layer], values[layer], at, tile, thread, n)
+        _asked(normed, own, biases[layer], cos, sin, query, keys[layer], values[layer], at, skip, tile, thread, n)
     elif part == 2:
         both = keys[layer : layer + 1, :, :, : at + n_rows], values[layer : layer + 1, :, : at + n_rows]
-        attend_some(asked, *both, seen, found, scale, tile, thread, n)
+        attend_some(asked[:, :, skip:], *both, seen, found[:, skip:], scale, tile, thread, n)
     elif part == 3:
-        _added(told, own[3], x, tile, thread, n)
+        _added(told[skip:], own[3], x[skip:], tile, thread, n)
     elif part == 4:
-        _normalised(x, norms[layer, 1], epsilon, normed, thread, n)
+        _normalised(x[skip:], norms[layer, 1], epsilon, normed[skip:], thread, n)
     elif part == 5:
-        _fed(normed, own[4], own[5], high, tile, thread, n)
+        _fed(normed[skip:], own[4], own[5], high[skip:], tile, thread, n)
     else:
-        _added(high, own[6], x, tile, thread, n)
+        _added(high[skip:], own[6], x[skip:], tile, thread, n)
 
 
 def _all_steps(x: Any, room: Any, model: Any, text: Any, at: int, logits: Any, tile: int, n: int) -> None:
@@ -281,8 +286,8 @@ class CausalDecoder:
             Logits of so many tokens are wanted.
         places : sequence of int, optional
             Of the tokens; behind one another by default.
-        seen : ndarray of bool, (n, at + n), optional
-            What each token sees; all up to itself by default.
+        seen : ndarray of bool, (at most n_last, at + n), optional
+            What each of the last tokens sees; the others, or all by default, see all up to themselves.
 
         Returns
         -------

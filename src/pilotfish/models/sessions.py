@@ -152,13 +152,14 @@ class TextSession(ABC):
             As of :meth:`extend`.
         """
         n, m = len(tokens), len(branches)
-        seen = np.tri(n + m, self.n_tokens + n + m, self.n_tokens, dtype=np.bool_)
-        seen[n:, self.n_tokens + n :] = False
-        places = np.arange(self.n_tokens, self.n_tokens + n + m)
+        start = self.n_tokens + n
+        seen = np.zeros((m, start + m), dtype=np.bool_)
+        seen[:, :start] = True
+        places = np.arange(self.n_tokens, start + m)
         for i, parent in enumerate(parents):
             if parent >= 0:
-                seen[n + i] = seen[n + parent]
-            seen[n + i, self.n_tokens + n + i] = True
+                seen[i] = seen[parent]
+            seen[i, start + i] = True
             places[n + i] = places[n + parent if parent >= 0 else n - 1] + 1
         return self._checked([*tokens, *branches], m + 1, places, seen)
 
@@ -177,7 +178,7 @@ class TextSession(ABC):
 
     @abstractmethod
     def _read(self, tokens: Sequence[int], n_last: int, places: Any = None, seen: Any = None) -> TorchLogits:
-        """Read tokens; of a tree are given the places (n,) and what each sees (n, n_tokens + n)."""
+        """Read tokens; of a tree of m are given the places (n,) and what its own see (m, n_tokens + n)."""
 
 
 class TorchSession(TextSession):
@@ -223,8 +224,9 @@ class TorchSession(TextSession):
         with torch.inference_mode():
             how: dict[str, Any] = {}
             if seen is not None:
+                causal = np.tri(len(tokens) - len(seen), seen.shape[1], self.n_tokens, dtype=np.bool_)
                 how = {
-                    "attention_mask": torch.from_numpy(seen)[None, None].to(device),
+                    "attention_mask": torch.from_numpy(np.concatenate((causal, seen)))[None, None].to(device),
                     "position_ids": torch.from_numpy(places)[None].to(device),
                 }
             ids = torch.tensor([tokens], device=device)
