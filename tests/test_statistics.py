@@ -14,6 +14,7 @@ from pilotfish.statistics import (
     auroc,
     auroc_interval,
     bootstrap_interval,
+    difference_interval,
     length_matched,
     mean_interval,
     paired_test,
@@ -22,6 +23,14 @@ from pilotfish.statistics import (
     system_correlation,
     wmt_kendall,
 )
+
+
+def test_the_mean_of_right_and_wrong_has_an_exact_interval_and_differences_do_not():
+    none = mean_interval(np.zeros(50))
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 50)))
+    values = np.random.default_rng(0).random(500)
+    assert mean_interval(values) == difference_interval(values)
+    assert difference_interval(np.zeros(50)).high == 0.0
 
 
 def test_mean_interval_covers_the_truth_about_as_often_as_it_says():

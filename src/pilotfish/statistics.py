@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from pilotfish.bounds import binomial_lower, binomial_upper
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray
 
@@ -21,6 +22,7 @@ __all__ = [
     "auroc",
     "auroc_interval",
     "bootstrap_interval",
+    "difference_interval",
     "length_matched",
     "mean_interval",
     "paired_test",
@@ -79,11 +81,32 @@ def _runs(n_resamples: int, x: ArrayLike) -> list[tuple[int, int]]:
 
 
 def mean_interval(x: ArrayLike, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean with its percentile bootstrap interval.
+    """Mean with its interval: exact where each score is right (1) or wrong (0), else by the percentile bootstrap.
 
     Examples
     --------
-    >>> found = mean_interval([0.0, 1.0] * 50)
+    >>> found = mean_interval(np.ones(100))  # a bootstrap of scores that are all alike has no width
+    >>> found.value, round(found.low, 3), found.high
+    (1.0, 0.964, 1.0)
+
+    References
+    ----------
+    Clopper and Pearson 1934; Efron 1979.
+    """
+    values = _finite(x, "x")
+    if not np.isin(values, (0.0, 1.0)).all():
+        return difference_interval(values, level, n_resamples, seed)
+    beyond, k = (1 - _level(level)) / 2, int(values.sum())
+    low, high = binomial_lower(k, values.size, beyond), binomial_upper(k, values.size, beyond)
+    return Interval(float(values.mean()), float(low), float(high), values.size)
+
+
+def difference_interval(x: ArrayLike, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of differences with its percentile bootstrap interval.
+
+    Examples
+    --------
+    >>> found = difference_interval([0.0, 1.0] * 50)
     >>> found.value, 0.38 < found.low < 0.45 < 0.55 < found.high < 0.62
     (0.5, True)
     """
@@ -147,7 +170,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, level: float = 0.95, n_resamples: in
     )
     extreme = int((np.abs(flipped) >= abs(difference.mean()) - 1e-15).sum())
     return PairedTest(
-        mean_interval(difference, level, n_resamples, seed),
+        difference_interval(difference, level, n_resamples, seed),
         (extreme + 1) / (n_resamples + 1),
         int((difference > 0).sum()),
         int((difference == 0).sum()),
@@ -323,7 +346,7 @@ def segment_correlation(scores: ArrayLike, human: ArrayLike, kind: str = "kendal
     told = [i for i in range(s.shape[0]) if np.ptp(s[i]) > 0 and np.ptp(h[i]) > 0]
     if not told:
         raise InputError("On every segment all systems have the same score: there is nothing to correlate.")
-    return mean_interval([_CORRELATIONS[_kind(kind)](s[i], h[i])[0] for i in told])
+    return difference_interval([_CORRELATIONS[_kind(kind)](s[i], h[i])[0] for i in told])
 
 
 def _kind(kind: str) -> str:

@@ -228,6 +228,15 @@ def test_a_large_file_is_cut_at_line_ends(tmp_path, monkeypatch):
     assert sorted(kept_ids(tmp_path / "out")) == sorted(f"d{i}" for i in range(60))
 
 
+def test_a_run_is_not_gone_on_with_once_an_input_was_written_anew_with_the_same_size(files, tmp_path):
+    curate_files(files, tmp_path / "out", [], workers=1)
+    assert curate_files(files, tmp_path / "out", [], workers=1).n_in
+    text = Path(files[0]).read_text(encoding="utf-8")
+    Path(files[0]).write_text(text.replace("e", "a"), encoding="utf-8")
+    with pytest.raises(InputError, match="other inputs"):
+        curate_files(files, tmp_path / "out", [], workers=1)
+
+
 def test_two_runs_into_one_folder_are_refused(files, tmp_path):
     out = tmp_path / "out"
     with run_module._owned(out, out / ".state", "a"), pytest.raises(InputError, match="Another run is writing"):

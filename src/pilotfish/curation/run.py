@@ -317,7 +317,9 @@ def _owned(out: Path, state: Path, fingerprint: str) -> Iterator[None]:
 def _fingerprint(sources: Sequence[Shard], recipe: str, settings: Settings) -> str:
     parts = [recipe, repr(settings)]
     for shard in sources:
-        parts.append(f"{Path(shard.path).resolve()} {shard.start} {shard.end} {Path(shard.path).stat().st_size}")
+        about = Path(shard.path).stat()
+        where = f"{Path(shard.path).resolve()} {shard.start} {shard.end}"
+        parts.append(f"{where} {about.st_size} {about.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 from pilotfish.route.certify import Certificate, certify
-from pilotfish.route.curves import Curve, average_quality, hull, mean_interval, score_interval
+from pilotfish.route.curves import Curve, average_quality, hull
 from pilotfish.route.heads import HeadPolicy
 from pilotfish.route.policies import AlwaysPolicy, Choices, OraclePolicy, Policy, RandomPolicy, RoutePolicy
 from pilotfish.scorers.quality import NeighbourQuality
+from pilotfish.statistics import difference_interval, mean_interval
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 
 __all__ = ["Report", "Row", "baselines", "compare", "curve_of", "leaks", "warned_of_leaks", "warned_of_table"]
@@ -255,7 +256,8 @@ def _row(
         chosen = tested[max(within, key=lambda k: (means[k][1], -means[k][0]))]
         values = chosen.qualities(test)
         cost, quality = float(chosen.costs(test).mean()), float(values.mean())
-        low, high = score_interval(values, seed)
+        found = mean_interval(values, seed=seed)
+        low, high = found.low, found.high
     single_costs, single = test.costs.mean(axis=0), test.scores.mean(axis=0)
     b = test.column(best)
     top = hull(curve)
@@ -288,7 +290,7 @@ def _recommend(
     winner = max(runnable, key=lambda r: r.quality)
     # Both answered the same queries: their difference is far surer than either mean.
     cheaper = [r for r in runnable if r.cost < winner.cost * 0.98]
-    rivals = [r for r in cheaper if mean_interval(winner.scores - r.scores)[0] <= 0]
+    rivals = [r for r in cheaper if difference_interval(winner.scores - r.scores).low <= 0]
     pick = min(rivals, key=lambda r: r.cost, default=winner)
     single_cost, single = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
     said = [
@@ -296,10 +298,10 @@ def _recommend(
         f"at ${pick.cost:.3g} per query, where always {best_name} has {single:.3f} at ${single_cost:.3g}."
     ]
     if pick is not winner:
-        low, high = mean_interval(winner.scores - pick.scores)
+        found = difference_interval(winner.scores - pick.scores)
         said.append(
             f"{winner.name} scores {winner.quality:.3f} and costs {winner.cost / pick.cost:.2g} times as much: on the "
-            f"same queries the difference may be none (95 % interval {low:+.3f} to {high:+.3f})."
+            f"same queries the difference may be none (95 % interval {found.low:+.3f} to {found.high:+.3f})."
         )
     if pick.name in leaking:
         said.append("First make sure that the labels cannot be read off what it reads: it is as good as knowing them.")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pilotfish.bounds import binomial_lower, binomial_upper
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 
@@ -179,27 +178,6 @@ def calls_for(scores: ArrayLike, weak: ArrayLike, strong: ArrayLike, share: floa
     curve = call_curve(scores, weak, strong)
     reached = curve >= share * curve[-1] - 1e-12
     return float(np.argmax(reached) / (curve.size - 1)) if reached.any() else float("nan")
-
-
-def mean_interval(values: FloatArray, seed: int = 0, n_resamples: int = 1000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values`` (n,)."""
-    rng = np.random.default_rng(seed)
-    means = [float(values[rng.integers(0, values.size, values.size)].mean()) for _ in range(n_resamples)]
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
-def score_interval(values: FloatArray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of scores (n,): exact where each is right (1) or wrong (0), else bootstrapped.
-
-    Examples
-    --------
-    >>> [round(end, 3) for end in score_interval(np.ones(100))]
-    [0.964, 1.0]
-    """
-    if not np.isin(values, (0.0, 1.0)).all():
-        return mean_interval(values, seed)
-    n_right = int(values.sum())
-    return float(binomial_lower(n_right, values.size, 0.025)), float(binomial_upper(n_right, values.size, 0.025))
 
 
 def pareto(costs: Sequence[float] | FloatArray, qualities: Sequence[float] | FloatArray) -> list[int]:
