@@ -57,6 +57,15 @@ def test_import_learn_promote_report(folder: Path) -> None:
     assert kinds == ["learned", "promoted", "rolled_back"]
 
 
+def test_learning_says_what_stays_in_service(folder: Path) -> None:
+    run("import", "calls.csv", "--task", "desk")
+    assert "It predicts in shadow" in run("learn", "desk", "--level", "0.9")
+    assert "Student v1 stays in shadow: Certified" in run("learn", "desk", "--level", "0.9999")
+    run("promote", "desk")
+    assert "Student v1 stays in service: Certified" in run("learn", "desk", "--level", "0.9999")
+    assert "desk is live with student v4" in run("learn", "desk", "--level", "0.91")
+
+
 def test_students_read_calls_with_what_is_configured_or_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 

@@ -144,6 +144,23 @@ def test_a_changed_instruction_hands_the_task_back(make: Callable[..., Takeover]
     assert "instruction" in state.reason
 
 
+def test_a_new_target_replaces_what_was_certified_for_another_and_a_failed_attempt_leaves_it(
+    make: Callable[..., Takeover],
+) -> None:
+    takeover = make()
+    feed(takeover, stream(2000, noise=0.05))
+    takeover.learn("desk", Target("system", 0.8))
+    takeover.promote("desk")
+    strict = takeover.learn("desk", Target("system", 0.97)).certificate
+    state = takeover.state("desk")
+    assert strict.ok
+    assert (state.phase, state.version, state.certificate) == ("live", "v2", strict)
+    assert not takeover.learn("desk", Target("system", 0.9999)).certificate.ok
+    state = takeover.state("desk")
+    assert (state.phase, state.version, state.reason) == ("live", "v2", strict.reason)
+    assert takeover.promote("desk").reason == strict.reason
+
+
 def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callable[..., Takeover]) -> None:
     takeover = make()
     feed(takeover, stream(30))

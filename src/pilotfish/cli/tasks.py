@@ -147,7 +147,12 @@ def learn(
         if auto and made.ok and state.phase == "shadow":
             takeover.promote(task)
             console.print(f"{task} is live.")
-        elif state.phase == "shadow" and made.ok:
+        elif state.certificate is not None and state.certificate != made:
+            stays = f"Student {state.version} stays in {'service' if state.phase == 'live' else 'shadow'}"
+            console.print(f"{stays}: {state.certificate.reason}", highlight=False)
+        elif state.phase == "live":
+            console.print(f"{task} is live with student {state.version}.", highlight=False)
+        elif state.phase == "shadow":
             console.print(f"It predicts in shadow now. To let it answer: pilotfish promote {task}", highlight=False)
 
 

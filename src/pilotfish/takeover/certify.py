@@ -154,6 +154,12 @@ class Certificate:
         """Whether something may be answered locally."""
         return math.isfinite(self.threshold)
 
+    def is_for(self, target: Target) -> bool:
+        """Whether it speaks for a target: made for the same one, with no less confidence."""
+        return self.target.confidence >= target.confidence and target == replace(
+            self.target, confidence=target.confidence
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Write as plain data; an infinite threshold becomes null."""
         data = asdict(self)

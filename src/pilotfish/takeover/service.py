@@ -260,7 +260,7 @@ class Takeover:
     ) -> Learned:
         """Train and certify a student on the task's calls; certified, it goes into shadow.
 
-        A student in service stays when the new one cannot answer more.
+        A student in service stays when the new one cannot answer more of what is asked for, or nothing of it.
 
         Parameters
         ----------
@@ -291,7 +291,8 @@ class Takeover:
             asked = replace(state.target, confidence=1 - state.attempt_risk)
             worth = None
             if patient:
-                in_force = state.certificate.coverage if state.phase == "live" and state.certificate else 0.0
+                held = state.certificate if state.phase == "live" else None
+                in_force = held.coverage if held is not None and held.is_for(state.target) else 0.0
                 worth = max(_LEAST_WORTH, _PROMISED * in_force)
             fresh = partial(self.student, **self.settings)
             learned = learn(lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth)
@@ -308,11 +309,12 @@ class Takeover:
             def changed(s: TaskState) -> TaskState:
                 s = s.replace(n_versions=s.n_versions + 1, n_attempts=s.n_attempts + opened)
                 s = s.replace(learn_at=max(s.learn_at, int(max(s.n_seen, len(lessons)) * _GROWTH)))
-                serving = s.phase == "live" and s.certificate is not None
-                if serving and s.certificate is not None and learned.certificate.coverage <= s.certificate.coverage:
+                held, new = s.certificate, learned.certificate
+                serving = s.phase == "live" and held is not None
+                if not new.ok:
+                    return s.replace(reason=new.reason if held is None else held.reason)
+                if serving and held is not None and held.is_for(s.target) and new.coverage <= held.coverage:
                     return s
-                if not learned.certificate.ok:
-                    return s.replace(reason=learned.certificate.reason)
                 return s.replace(
                     phase="live" if serving else "shadow",
                     version=version,
@@ -351,10 +353,16 @@ class Takeover:
         TaskError
             When the task has no certified student.
         """
-        state = self.state(task)
-        if state.certificate is None or not state.certificate.ok:
-            raise TaskError(f"task is {task!r}, which has no certified student: run 'pilotfish learn {task}' first.")
-        made = self._update(task, lambda s: s.replace(phase="live"))
+
+        def live(s: TaskState) -> TaskState:
+            if s.certificate is None or not s.certificate.ok:
+                raise TaskError(
+                    f"task is {task!r}, which has no certified student: run 'pilotfish learn {task}' first."
+                )
+            return s.replace(phase="live", reason=s.certificate.reason)
+
+        self.state(task)
+        made = self._update(task, live)
         self.log.event(task, "promoted", {"version": made.version, "reason": made.reason, "at": self._last_seq()})
         return made
 
