@@ -52,6 +52,7 @@ def test_import_learn_promote_report(folder: Path) -> None:
     assert "Cost and quality" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "large model again" in run("rollback", "desk", "--reason", "a test")
+    assert "large model already" in run("rollback", "desk")
     with TrafficLog("pilotfish.db") as log:
         kinds = [event.kind for event in log.events("desk")]
     assert kinds == ["learned", "promoted", "rolled_back"]

@@ -161,6 +161,25 @@ def test_a_new_target_replaces_what_was_certified_for_another_and_a_failed_attem
     assert takeover.promote("desk").reason == strict.reason
 
 
+def test_rolling_back_what_no_student_serves_keeps_the_calls_to_learn_from(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    feed(takeover, stream(600))
+    assert takeover.roll_back("desk").phase == "observing"
+    takeover.learn("desk")
+    takeover.roll_back("desk", "a test")
+    feed(takeover, stream(100, seed=1))
+    assert takeover.roll_back("desk").reason == "a test"
+    assert len(takeover.lessons("desk")) == 100
+
+
+def test_a_task_with_too_few_calls_is_told_so_whatever_its_answers_look_like(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    feed(takeover, [Call.of(f"text {i}", f"intent {i}", task="desk") for i in range(20)])
+    with pytest.raises(InputError, match="20 usable calls"):
+        takeover.learn("desk")
+    assert takeover.state("desk").kind == ""
+
+
 def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callable[..., Takeover]) -> None:
     takeover = make()
     feed(takeover, stream(30))

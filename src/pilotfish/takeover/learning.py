@@ -17,9 +17,9 @@ from pilotfish.takeover.certify import Certificate, Target, certify
 from pilotfish.traffic.tasks import normalise
 from pilotfish.training.students import Predicted, Student
 
-__all__ = ["Frontier", "Learned", "Lesson", "learn", "promised"]
+__all__ = ["LEAST_LESSONS", "Frontier", "Learned", "Lesson", "learn", "promised"]
 
-_LEAST_LESSONS = 60
+LEAST_LESSONS = 60
 _LEAST_PER_LABEL = 2
 _ENOUGH_HELD = 800
 
@@ -115,9 +115,10 @@ def learn(
         When there are too few calls, or only one answer among them.
     """
     started = time.perf_counter()
-    if len(lessons) < _LEAST_LESSONS:
+    if len(lessons) < LEAST_LESSONS:
         raise InputError(
-            f"The task has {len(lessons)} usable calls: at least {_LEAST_LESSONS} are needed to learn from."
+            f"The task has {len(lessons)} usable calls since it began or was rolled back: at least {LEAST_LESSONS} "
+            "are needed to learn from."
         )
     counts = Counter(normalise(lesson.answer) for lesson in lessons)
     known = {label for label, n in counts.items() if n >= _LEAST_PER_LABEL}

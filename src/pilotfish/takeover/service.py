@@ -18,7 +18,7 @@ import orjson
 
 from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedError, UnknownTaskError
 from pilotfish.takeover.certify import Target
-from pilotfish.takeover.learning import Learned, Lesson, learn
+from pilotfish.takeover.learning import LEAST_LESSONS, Learned, Lesson, learn
 from pilotfish.takeover.state import TaskState
 from pilotfish.takeover.watch import Watch
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict
@@ -282,9 +282,10 @@ class Takeover:
         """
         with self._learning(task, target) as state:
             lessons = self.lessons(task)
-            kind = kind_of([lesson.answer for lesson in lessons])
+            enough = len(lessons) >= LEAST_LESSONS
+            kind = kind_of([lesson.answer for lesson in lessons]) if enough else state.kind
             self._update(task, lambda s: s.replace(kind=kind))
-            if kind != "closed_set":
+            if enough and kind != "closed_set":
                 raise TaskError(
                     f"task is {task!r}, whose answers are of kind {kind!r}: only closed sets of answers can be learned."
                 )
@@ -367,8 +368,10 @@ class Takeover:
         return made
 
     def roll_back(self, task: str, reason: str = "by request") -> TaskState:
-        """Hand the task back to the large model."""
-        self.state(task)
+        """Hand the task back to the large model; what no student serves stays as it is, with all calls to learn from."""
+        state = self.state(task)
+        if state.phase not in ("shadow", "live"):
+            return state
         return self._roll_back(task, reason, self._last_seq())
 
     # Inside.
