@@ -39,6 +39,22 @@ def test_a_hopeless_student_is_told_so() -> None:
     assert "not accurate enough" in made.reason
 
 
+@pytest.mark.parametrize(("level", "n"), [(None, 60), (0.85, 120)])
+def test_what_correctness_still_needs_is_about_what_certifies_it(level: float | None, n: int) -> None:
+    wrong, large_wrong = np.resize([1.0] + 9 * [0.0], n), np.resize([0.0, 1.0, 0.0, 0.0], n)
+
+    def made(n_times: int) -> Certificate:
+        both = np.tile(wrong, n_times), np.tile(large_wrong, n_times)
+        confidence = np.linspace(1, 0, n * n_times)
+        return certify(confidence, both[0], Target("correctness", level), wrong=both[0], large_wrong=both[1])
+
+    few = made(1)
+    assert not few.ok
+    assert few.n_more is not None
+    assert few.n_more > n / 4
+    assert made(2 + few.n_more // n).ok
+
+
 def test_correctness_may_beat_the_large_model() -> None:
     rng = np.random.default_rng(1)
     confidence, wrong = calls(600, sure=12.0)

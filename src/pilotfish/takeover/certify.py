@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -247,7 +247,7 @@ def certify(
         local_disagreement_upper=float(binomial_upper(differs[local].sum(), n_local, target.delta)),
         escalated_disagreement_upper=float(binomial_upper(differs[~local].sum(), n - n_local, 0.001)),
         spend_upper=_spend_upper(local, costs, target),
-        n_more=None if n_local else _n_more(scores, x, target),
+        n_more=None if n_local else _n_more(scores, x, x_large, target),
         groups=_group_bounds(local, x, groups, target),
     )
     return _explained(certificate)
@@ -260,6 +260,16 @@ def _correctness_threshold(scores: FloatArray, wrong: FloatArray, large_wrong: F
     worse elsewhere. With a level, the count of wrong replies is tested by the exact binomial; without one, the calls on
     which exactly one of the two is right are tested by the exact sign test.
     """
+    for threshold, n_lost, n in _correctness_trials(scores, wrong, large_wrong, target):
+        if n and float(binomial_p_value(n_lost, n, _correctness_risk(target))) <= target.delta / len(_SHARES):
+            return threshold
+    return math.inf
+
+
+def _correctness_trials(
+    scores: FloatArray, wrong: FloatArray, large_wrong: FloatArray, target: Target
+) -> Iterator[tuple[float, float, float]]:
+    """Threshold, losses and trials of each share of calls, most local first."""
     order = np.sort(scores)[::-1]
     for share in _SHARES:
         n_local = round(share * scores.size)
@@ -269,13 +279,13 @@ def _correctness_threshold(scores: FloatArray, wrong: FloatArray, large_wrong: F
         local = scores >= threshold
         if target.level is None:
             losses = float((local & (wrong > large_wrong)).sum())
-            wins = float((local & (wrong < large_wrong)).sum())
-            p = float(binomial_p_value(losses, losses + wins, 0.5)) if losses + wins else 1.0
+            yield threshold, losses, losses + float((local & (wrong < large_wrong)).sum())
         else:
-            p = float(binomial_p_value(np.where(local, wrong, large_wrong).sum(), scores.size, target.risk))
-        if p <= target.delta / len(_SHARES):
-            return threshold
-    return math.inf
+            yield threshold, float(np.where(local, wrong, large_wrong).sum()), scores.size
+
+
+def _correctness_risk(target: Target) -> float:
+    return 0.5 if target.level is None else target.risk
 
 
 def _spend_upper(local: np.ndarray, costs: ArrayLike | None, target: Target) -> float | None:
@@ -286,15 +296,24 @@ def _spend_upper(local: np.ndarray, costs: ArrayLike | None, target: Target) -> 
     return betting_upper(spent / most, target.delta) * most if most > 0 else 0.0
 
 
-def _n_more(scores: FloatArray, wrong: FloatArray, target: Target) -> int | None:
-    """Calls still needed if the surest fifth goes on being as right as it was."""
+def _n_more(scores: FloatArray, wrong: FloatArray, large_wrong: FloatArray, target: Target) -> int | None:
+    """Calls still needed if the student goes on being as right as it was: on the surest fifth, or for correctness on
+    the share of calls that needs the fewest.
+    """
+    if target.measure == "correctness":
+        risk, delta = _correctness_risk(target), target.delta / len(_SHARES)
+        needed = [
+            math.ceil(samples_needed(risk, delta, n_lost / n) * scores.size / n)
+            for _, n_lost, n in _correctness_trials(scores, wrong, large_wrong, target)
+            if n and n_lost / n < risk
+        ]
+        return max(1, min(needed) - scores.size) if needed else None
     surest = np.argsort(-scores, kind="stable")[: max(1, scores.size // 5)]
     rate = float(wrong[surest].mean()) if scores.size else 0.0
     share = 1.0 if target.measure == "answers" else 0.2
-    risk = target.risk if target.level is not None else 0.5
-    if rate * share >= risk:
+    if rate * share >= target.risk:
         return None
-    n = samples_needed(risk, target.delta, rate * share)
+    n = samples_needed(target.risk, target.delta, rate * share)
     return max(1, (n if share == 0.2 else n * 5) - scores.size)
 
 
