@@ -100,6 +100,43 @@ def test_batch_output(log, tmp_path):
     assert [(call.prompt, call.answer) for call in log.calls()] == [("p1", "a1"), ("p0", "a0")]
 
 
+@pytest.mark.parametrize("kind", ["openai", "batch", "litellm", "langfuse", "table", "pilotfish"])
+def test_records_of_another_format_than_the_one_named_are_told_and_the_sound_ones_kept(log, tmp_path, kind):
+    sound = {
+        "openai": {"request": chat("p"), "response": completion("a")},
+        "batch": {"custom_id": "r", "body": chat("p"), "response": {"body": completion("a")}},
+        "litellm": {"messages": chat("p")["messages"], "response": completion("a")},
+        "langfuse": {"input": "p", "output": "a"},
+        "table": {"input": "p", "output": "a"},
+        "pilotfish": {"id": "c", "created": 1.0, "request": chat("p"), "reply": completion("a")},
+    }
+    other = {"id": "x", "created": 1.0, "response": completion("b")} if kind != "pilotfish" else {"input": "q"}
+    report = import_file(log, lines(tmp_path / "a.jsonl", other, sound[kind]), kind=kind)
+    assert (report.n_new, report.n_bad, report.bad[0][0]) == (1, 1, 1)
+    assert "missing" in report.bad[0][1]
+
+
+def test_numbers_and_moments_that_are_wrong_are_told_by_their_field(log, tmp_path):
+    pair = {"request": chat("p"), "response": completion("a")}
+    wrong = [{"cost": -1}, {"latency_ms": "fast"}, {"timestamp": "yesterday"}]
+    report = import_file(log, lines(tmp_path / "a.jsonl", pair, *({**pair, **field} for field in wrong)))
+    assert [why.split(":")[0] for _, why in report.bad] == [
+        "field 'cost' is -1",
+        "field 'latency_ms' is 'fast'",
+        "field 'timestamp' is 'yesterday', which is no moment",
+    ]
+
+
+def test_rows_whose_commas_are_not_quoted_are_told(log, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("input,output\nhello, card,arrival\nhello,greeting\n", encoding="utf-8")
+    report = import_file(log, path)
+    assert (report.n_new, report.bad) == (
+        1,
+        [(2, "it has 3 cells under 2 names: quote the cells that hold a comma.")],
+    )
+
+
 def test_litellm(log, tmp_path):
     payload = {
         "id": "chatcmpl-7",

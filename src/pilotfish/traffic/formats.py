@@ -66,6 +66,9 @@ def read_record(record: Record, kind: Format, requests: Mapping[str, Record]) ->
     InputError
         When a field is missing or wrong; what is wrong, without a full stop.
     """
+    for name in _NEEDED[kind]:
+        if name not in record:
+            raise InputError(f"field '{name}' is missing: give it, or another --format than {kind}")
     if kind == "batch":
         return _batch(record, requests)
     return FORMATS[kind](record)
@@ -77,7 +80,7 @@ def _openai(record: Record) -> Imported | None:
     request = _object(request, "body") if "body" in request and "messages" not in request else request
     response = _object(response, "body") if "body" in response else response
     fields = _known(record)
-    fields["created"] = _moment(_first(record, "created", "created_at", "timestamp") or response.get("created"))
+    fields["created"] = _moment(record, "created", "created_at", "timestamp") or _moment(response, "created")
     return Imported(dict(request), dict(response), fields)
 
 
@@ -92,7 +95,7 @@ def _batch(record: Record, requests: Mapping[str, Record]) -> Imported | None:
     if not isinstance(request, Mapping):
         raise InputError(f"custom_id {name[:80]!r} has no request: give the batch's input file with --requests")
     body = _object(response, "body")
-    return Imported(dict(request), dict(body), {"created": _moment(body.get("created"))})
+    return Imported(dict(request), dict(body), {"created": _moment(body, "created")})
 
 
 def _litellm(record: Record) -> Imported | None:
@@ -106,13 +109,13 @@ def _litellm(record: Record) -> Imported | None:
     request = {"model": record.get("model_group") or record.get("model") or "", "messages": _messages(messages)}
     if isinstance(parameters, Mapping):
         request |= {key: value for key, value in parameters.items() if key not in ("stream", "messages", "model")}
-    start, end = _moment(record.get("startTime")), _moment(record.get("endTime"))
+    start, end = _moment(record, "startTime"), _moment(record, "endTime")
     fields = {
         "created": start,
         "latency": end - start if start is not None and end is not None else None,
-        "cost": _number(_first(record, "response_cost", "spend")),
-        "prompt_tokens": _number(record.get("prompt_tokens")),
-        "completion_tokens": _number(record.get("completion_tokens")),
+        "cost": _number(record, "response_cost", "spend"),
+        "prompt_tokens": _number(record, "prompt_tokens"),
+        "completion_tokens": _number(record, "completion_tokens"),
     }
     return Imported(request, dict(response), fields)
 
@@ -130,20 +133,20 @@ def _langfuse(record: Record) -> Imported | None:
     if isinstance(parameters, Mapping):
         request |= {key: value for key, value in parameters.items() if key not in request}
     usage = _decoded(_first(record, "usageDetails", "usage_details", "usage")) or {}
-    start = _moment(_first(record, "startTime", "start_time"))
-    end = _moment(_first(record, "endTime", "end_time"))
+    start = _moment(record, "startTime", "start_time")
+    end = _moment(record, "endTime", "end_time")
     fields = {
         "created": start,
         "latency": end - start if start is not None and end is not None else None,
-        "cost": _number(_first(record, "totalCost", "total_cost", "calculatedTotalCost")),
-        "prompt_tokens": _number(usage.get("input")) if isinstance(usage, Mapping) else None,
-        "completion_tokens": _number(usage.get("output")) if isinstance(usage, Mapping) else None,
+        "cost": _number(record, "totalCost", "total_cost", "calculatedTotalCost"),
+        "prompt_tokens": _number(usage, "input") if isinstance(usage, Mapping) else None,
+        "completion_tokens": _number(usage, "output") if isinstance(usage, Mapping) else None,
     }
     return Imported(request, _reply(answer, str(model)), fields)
 
 
 def _table(record: Record) -> Imported | None:
-    question, answer = record["input"], record["output"]
+    question, answer = record["input"], record.get("output")
     if not isinstance(question, str) or not question.strip():
         raise InputError("field 'input' is empty: give the prompt")
     if not isinstance(answer, str):
@@ -153,9 +156,17 @@ def _table(record: Record) -> Imported | None:
     model = str(record.get("model") or "")
     request = {"model": model, "messages": [*messages, {"role": "user", "content": question}]}
     fields = _known(record)
-    fields["created"] = _moment(_first(record, "created", "timestamp"))
+    fields["created"] = _moment(record, "created", "timestamp")
     return Imported(request, _reply(answer, model), fields)
 
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "openai": ("request", "response"),
+    "batch": ("custom_id",),
+    "litellm": ("messages", "response"),
+    "langfuse": ("input", "output"),
+    "table": ("input",),
+}
 
 FORMATS: dict[str, Callable[[Record], Imported | None]] = {
     "openai": _openai,
@@ -167,12 +178,12 @@ FORMATS: dict[str, Callable[[Record], Imported | None]] = {
 
 def _known(record: Record) -> dict[str, Any]:
     """What our own names say: label, task, cost, latency."""
-    latency = _number(_first(record, "latency_ms", "duration_ms"))
+    latency = _number(record, "latency_ms", "duration_ms")
     return {
         "gold": _text(_first(record, "label", "gold")),
         "task": _text(record.get("task")),
-        "cost": _number(_first(record, "cost", "cost_usd")),
-        "latency": latency / 1000 if latency is not None else _number(record.get("latency")),
+        "cost": _number(record, "cost", "cost_usd"),
+        "latency": latency / 1000 if latency is not None else _number(record, "latency"),
     }
 
 
@@ -222,37 +233,45 @@ def _object(record: Record, name: str) -> Mapping[str, Any]:
 
 
 def _first(record: Record, *names: str) -> Any:
-    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
+    return _named(record, *names)[1]
+
+
+def _named(record: Record, *names: str) -> tuple[str, Any]:
+    """The first of some fields that says anything, and its value."""
+    return next(((name, record[name]) for name in names if record.get(name) not in (None, "")), ("", None))
 
 
 def _text(value: Any) -> str | None:
     return str(value) if value not in (None, "") else None
 
 
-def _number(value: Any) -> float | None:
-    if value is None or value == "" or isinstance(value, bool):
+def _number(record: Record, *names: str) -> float | None:
+    name, value = _named(record, *names)
+    if value is None or isinstance(value, bool):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{value!r:.40} is not a number: mend it") from None
+        number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise InputError(f"{value!r:.40} is not a number of 0 or more: mend it")
+        raise InputError(f"field '{name}' is {value!r:.40}: give a number of 0 or more")
     return number
 
 
-def _moment(value: Any) -> float | None:
+def _moment(record: Record, *names: str) -> float | None:
     """Unix seconds of a number (seconds, or milliseconds) or an ISO 8601 text; UTC unless it says otherwise."""
-    if value is None or value == "" or isinstance(value, bool):
+    name, value = _named(record, *names)
+    if value is None or isinstance(value, bool):
         return None
+    wrong = InputError(f"field '{name}' is {value!r:.40}, which is no moment: give unix seconds or ISO 8601")
     try:
         seconds = float(value)
     except (TypeError, ValueError):
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:
-            raise InputError(f"{value!r:.40} is not a moment: give unix seconds or ISO 8601") from None
+            raise wrong from None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds) or seconds < 0:
-        raise InputError(f"{value!r:.40} is not a moment: give unix seconds or ISO 8601")
+        raise wrong
     return seconds / 1000 if seconds > 1e11 else seconds

@@ -199,7 +199,7 @@ def _own(record: Mapping[str, Any]) -> Call:
             raise InputError(f"field '{name}' is {value!r:.40}: export the calls again")
     if not given.get("id") or "created" not in given:
         raise InputError("fields 'id' and 'created' are missing: export the calls again")
-    return Call(**given, request=_body(record["request"]), reply=_body(record["reply"]))
+    return Call(**given, request=_body(record.get("request")), reply=_body(record.get("reply")))
 
 
 def _body(value: Any) -> bytes:
@@ -227,7 +227,7 @@ def _records(
     """The records of a file with their lines; lines that hold none are counted as bad."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     with _opened(path) as (stream, position, size):
-        rows = _table_rows(stream, path) if ".csv" in suffixes else _json_rows(stream, report)
+        rows = _table_rows(stream, path, report) if ".csv" in suffixes else _json_rows(stream, report)
         for n_rows, row in enumerate(rows):
             if progress is not None and n_rows % 256 == 0:
                 progress(position(), size)
@@ -282,7 +282,7 @@ def _list_rows(text: bytes, report: ImportReport) -> Iterator[tuple[int, Mapping
             report.reject(number, "it is not a JSON object.")
 
 
-def _table_rows(stream: IO[bytes], path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _table_rows(stream: IO[bytes], path: Path, report: ImportReport) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(MAX_CELL_CHARACTERS)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text)
@@ -291,8 +291,17 @@ def _table_rows(stream: IO[bytes], path: Path) -> Iterator[tuple[int, Mapping[st
         if "input" not in names or "output" not in names:
             raise InputError(f"The head row of {path} is {','.join(names)[:200]!r}: name columns 'input' and 'output'.")
         for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if isinstance(name, str) and value != ""}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The file {path} is no table in UTF-8 ({error}): mend line {reader.line_num + 1}.") from error
+            if None in row:
+                n_cells, n_names = len(names) + len(row[None]), len(names)
+                why = f"it has {n_cells} cells under {n_names} names: quote the cells that hold a comma."
+                report.reject(reader.line_num, why)
+                continue
+            yield reader.line_num, {name: value for name, value in row.items() if value != ""}
+    except UnicodeDecodeError as error:
+        raise InputError(f"The file {path} is no table in UTF-8 ({error}): save it as UTF-8.") from error
+    except csv.Error as error:
+        raise InputError(f"The file {path} is no table ({error}): mend line {reader.line_num + 1}.") from error
     finally:
-        text.detach()
+        # An import that ends early closes the file first.
+        if not text.closed:
+            text.detach()
