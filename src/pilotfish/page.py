@@ -177,10 +177,10 @@ def dollars(amount: float) -> str:
 
     Examples
     --------
-    >>> dollars(12.345), dollars(0.00123)
-    ('$12.35', '$0.00123')
+    >>> dollars(12.345), dollars(0.99999), dollars(0.00123)
+    ('$12.35', '$1.00', '$0.00123')
     """
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.3g}"
+    return f"${amount:,.2f}" if amount >= 0.9995 or amount == 0 else f"${amount:.3g}"
 
 
 def cards(items: Sequence[tuple[str, str, str]]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli import app
-from pilotfish.errors import ConfigError
+from pilotfish.errors import ConfigError, UnknownTaskError
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.sources import load_config
 from pilotfish.gateway.takeover import make_takeover
@@ -83,7 +83,7 @@ def test_students_read_calls_with_what_is_configured_or_given(folder: Path, monk
     assert seen == ["static", "large"]
     refused = CliRunner().invoke(app, ["learn", "desk", "--features", "words"])
     assert isinstance(refused.exception, ConfigError)
-    assert "features" in str(refused.exception)
+    assert "'student.features' in the environment or the command line" in str(refused.exception)
 
 
 def test_replay_with_another_policy(folder: Path) -> None:
@@ -91,6 +91,32 @@ def test_replay_with_another_policy(folder: Path) -> None:
     (folder / "new.toml").write_text("[takeover]\nlevel = 0.9\n", encoding="utf-8")
     said = run("replay", "--policy", "new.toml")
     assert "desk 900" in said
+
+
+def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Noted(WordStudent):
+        def __init__(self, features: str = "encoder") -> None:
+            super().__init__(features)
+            seen.append(features)
+
+    monkeypatch.setattr("pilotfish.training.closed_set.ClosedSetStudent", Noted)
+    run("import", "calls.csv", "--task", "desk")
+    (folder / "pilotfish.toml").write_text('[student]\nfeatures = "static"\n', encoding="utf-8")
+    (folder / "new.toml").write_text("[takeover]\nlevel = 0.9\n", encoding="utf-8")
+    run("replay", "--policy", "new.toml")
+    assert seen[0] == "static"
+
+
+def test_a_log_without_tasks_is_told(folder: Path) -> None:
+    (folder / "none.csv").write_text("input,output\n", encoding="utf-8")
+    run("import", "none.csv")
+    assert "No task has been found yet" in run("replay")
+    missing = CliRunner().invoke(app, ["export", "some.jsonl", "--task", "dsek"])
+    assert isinstance(missing.exception, UnknownTaskError)
+    assert not (folder / "some.jsonl").exists()
+    assert "whose section 'takeover' is tried" in run("replay", "--help").replace("│ │ ", "")
 
 
 def test_nothing_certifiable_says_how_many_calls_are_missing(folder: Path) -> None:

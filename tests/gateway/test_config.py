@@ -38,6 +38,20 @@ def test_sources_in_their_order(tmp_path):
     assert "sk-1" not in repr(config)
 
 
+@pytest.mark.parametrize(
+    ("environ", "overrides"),
+    [
+        ({"PILOTFISH_SERVER_PORT": "abc"}, {}),
+        ({}, {"server": {"port": "abc"}}),
+        ({"OPENAI_BASE_URL": "large"}, {}),
+    ],
+)
+def test_what_no_file_says_is_not_looked_for_in_one(tmp_path, monkeypatch, environ, overrides):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="in the environment or the command line is '"):
+        load_config(environ=environ, overrides=overrides)
+
+
 def test_a_key_is_not_sent_to_another_endpoint(tmp_path):
     path = tmp_path / "p.toml"
     path.write_text('[upstream]\nbase_url = "http://other:1/v1"\n')

@@ -192,7 +192,7 @@ def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callabl
 
 def test_what_cannot_be_done_is_said(make: Callable[..., Takeover]) -> None:
     takeover = make()
-    with pytest.raises(UnknownTaskError, match="none yet"):
+    with pytest.raises(UnknownTaskError, match="none has been found yet"):
         takeover.learn("nothing")
     feed(takeover, [Call.of(f"text {i}", f"A sentence on matter {i}.", task="desk") for i in range(100)])
     with pytest.raises(TaskError, match="kind 'text'"):

@@ -18,6 +18,7 @@ __all__ = ["learn", "promote", "replay", "report", "rollback", "status"]
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="configuration file; ./pilotfish.toml by default")]
 Log = Annotated[Path | None, typer.Option("--log", help="traffic log; that of the configuration by default")]
+_NO_TASK = "No task has been found yet: a task shows after its second call."
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="name of the task, as 'pilotfish status' shows it")]
 
 
@@ -73,7 +74,7 @@ def status(config: Config = None, log: Log = None) -> None:
             f"{proved.loss_upper:.2%}" if proved else "",
         )
     if not states:
-        console.print("No task has been found yet: a task shows after its second call.")
+        console.print(_NO_TASK)
         return
     console.print(table)
     for name, state in sorted(states.items()):
@@ -183,7 +184,7 @@ def rollback(
 def replay(
     config: Config = None,
     log: Log = None,
-    policy: Annotated[Path | None, typer.Option(help="a configuration whose [takeover] section is tried")] = None,
+    policy: Annotated[Path | None, typer.Option(help="a configuration whose section 'takeover' is tried")] = None,
     task: Annotated[str | None, typer.Option(help="only this task")] = None,
 ) -> None:
     """Show what a takeover would have cost and got right on the logged traffic."""
@@ -197,9 +198,14 @@ def replay(
     from pilotfish.takeover.replay import replay as run
     from pilotfish.training.closed_set import ClosedSetStudent
 
-    tried = load_config(policy) if policy is not None else _config(config, log)
+    own = _config(config, log)
+    tried = load_config(policy) if policy is not None else own
+    features = (tried if "student" in tried.model_fields_set else own).student.features
     with _takeover(config, log) as takeover:
         names = [task] if task is not None else sorted(takeover.states())
+        if not names:
+            console.print(_NO_TASK)
+            return
         table = Table("task", box=None, pad_edge=False, header_style="bold")
         for name in ("calls", "local", "agreement", "right", "cost", "large model alone"):
             table.add_column(name, justify="right")
@@ -211,7 +217,7 @@ def replay(
                 made = run(
                     takeover.log.calls(task=name),
                     ClosedSetStudent,
-                    settings={"features": tried.student.features},
+                    settings={"features": features},
                     target=target_of(tried),
                     audit_share=tried.takeover.audit_share,
                     progress=lambda n, bar=bar, p=progress: p.update(bar, completed=n),  # type: ignore[misc]

@@ -71,12 +71,15 @@ def import_(
 def export_(file: Target, config: Config = None, log: Log = None, task: Only = None) -> None:
     """Export logged calls to JSON lines or Parquet."""
     from pilotfish.cli.output import console
+    from pilotfish.errors import UnknownTaskError
     from pilotfish.gateway.sources import load_config
     from pilotfish.traffic import TrafficLog
     from pilotfish.traffic.exports import export_file
 
     settings = load_config(config, {"log": {"path": log}} if log is not None else None)
     with TrafficLog(settings.log.path, read_only=True) as opened, _bar("Exporting") as progress:
+        if task is not None and not opened.count(task=task):
+            raise UnknownTaskError(f"task is {task!r}, of which the log has no calls: see 'pilotfish status'.")
         n_written = export_file(opened, file, task=task, progress=progress)
     console.print(f"{n_written:,} calls written to {file}.")
 

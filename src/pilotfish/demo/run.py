@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pilotfish.demo.app import Ticket, conversation, tickets
-from pilotfish.errors import ModelError, missing_extra
+from pilotfish.errors import InputError, ModelError, missing_extra
 from pilotfish.gateway.sources import load_config
 from pilotfish.gateway.takeover import make_takeover
 from pilotfish.models import catalog
@@ -75,6 +75,11 @@ def run(large: str, out: Path, console: Console, seed: int = 0) -> Path:
     except ImportError:
         raise missing_extra("openai", "demo", "The demo's app") from None
     local = large in {entry.name for entry in catalog.entries()}
+    if not local and not os.environ.get("OPENAI_BASE_URL"):
+        raise InputError(
+            f"large is {large!r}, which the catalog does not have: use a name of 'pilotfish models list', or set "
+            "OPENAI_BASE_URL to the endpoint that has it."
+        )
     if local:
         console.print(f"The large model is [bold]{large}[/bold], run here; any endpoint can take its place.")
         catalog.pull(large)

@@ -61,13 +61,14 @@ def load_config(
     source = str(path or DEFAULT_FILE)
     data = _read(path)
     upstream = data.setdefault("upstream", {})
+    named: list[tuple[str, dict[str, str]]] = []
     # A key belongs to its endpoint: with an endpoint of its own the file must bring its own key.
     if isinstance(upstream, dict) and "base_url" not in upstream:
         if environ.get("OPENAI_API_KEY"):
             upstream.setdefault("api_key", environ["OPENAI_API_KEY"])
         if environ.get("OPENAI_BASE_URL"):
-            upstream["base_url"] = environ["OPENAI_BASE_URL"]
-    return _made(data, [*_from_environment(environ), *(overrides or {}).items()], source)
+            named = [("upstream", {"base_url": environ["OPENAI_BASE_URL"]})]
+    return _made(data, [*named, *_from_environment(environ), *(overrides or {}).items()], source)
 
 
 def handed_over(config: GatewayConfig, *, keys: bool) -> bytes:
@@ -113,14 +114,20 @@ def taken_over(text: bytes, overrides: Mapping[str, Mapping[str, Any]] | None = 
 
 
 def _made(data: dict[str, Any], added: Iterable[tuple[str, Mapping[str, Any]]], source: str) -> GatewayConfig:
+    elsewhere: set[tuple[int | str, ...]] = set()
     for section, values in added:
         table = data.setdefault(section, {})
         if isinstance(table, dict):
             table.update(values)
+        elsewhere |= {(section, name) for name in values}
     try:
         return GatewayConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(item, source) for item in error.errors())) from None
+        said = [
+            _sentence(item, "the environment or the command line" if item["loc"][:2] in elsewhere else source)
+            for item in error.errors()
+        ]
+        raise ConfigError("\n".join(said)) from None
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -251,8 +251,8 @@ class Takeover:
         """
         states = self.states()
         if task not in states:
-            known = ", ".join(sorted(states)) or "none yet"
-            raise UnknownTaskError(f"task is {task!r}, which is not known: use one of {known}.")
+            known = f"use one of {', '.join(sorted(states))}" if states else "none has been found yet, send more calls"
+            raise UnknownTaskError(f"task is {task!r}, which is not known: {known}.")
         return states[task]
 
     def learn(
