@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,37 @@ from pilotfish.errors import InputError, IntegrityError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ArrayFile", "read_arrays", "refuse_changed", "replacing", "sha256_of", "write_arrays"]
+__all__ = ["ArrayFile", "locked", "read_arrays", "refuse_changed", "replacing", "sha256_of", "write_arrays"]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file, and say whether it was free; the system lets go of it when the process ends, however it does.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with locked(Path(folder) / "lock") as one, locked(Path(folder) / "lock") as other:
+    ...         print(one, other)
+    True False
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            free = False
+        else:
+            free = True
+        yield free
 
 
 @contextmanager

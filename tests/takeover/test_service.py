@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,6 +189,17 @@ def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callabl
     assert not takeover.state("desk").learning
     with takeover._learning("desk", None), pytest.raises(TaskLockedError, match="another process"):
         make().learn("desk")
+
+
+def test_a_process_killed_while_it_learns_keeps_nobody_from_learning(make: Callable[..., Takeover]) -> None:
+    asked: list[str] = []
+    takeover = make(auto=asked.append)
+    feed(takeover, stream(300))
+    assert asked == ["desk"]
+    takeover._update("desk", lambda s: s.replace(learning=time.time()))
+    feed(takeover, stream(200, seed=1))
+    assert len(asked) > 1
+    assert takeover.learn("desk").certificate.ok
 
 
 def test_what_cannot_be_done_is_said(make: Callable[..., Takeover]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedError, UnknownTaskError
+from pilotfish.files import locked
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.learning import LEAST_LESSONS, Learned, Lesson, learn
 from pilotfish.takeover.state import TaskState
@@ -32,7 +33,6 @@ __all__ = ["Takeover", "is_random", "large_answer"]
 _REFRESH_SECONDS = 0.05
 _FLUSH_SECONDS = 0.25
 _FLUSH_EVENTS = 64
-_STALE_LEARNING_SECONDS = 3600.0
 _GROWTH = 1.5
 _LEAST_WORTH = 0.1
 # A student's confidence comes of folds that saw less than it did: it promises less than it can keep.
@@ -227,12 +227,18 @@ class Takeover:
                 if state.watch is not None and state.watch.breach:
                     self._roll_back(name, state.watch.breach, seq)
                 elif self.auto is not None and self._is_due(name, state):
-                    self._asked[name] = state.learn_at
+                    self._asked[name] = int(state.n_seen * _GROWTH)
                     self.auto(name)
 
     def _is_due(self, name: str, state: TaskState) -> bool:
-        """Whether an attempt to learn is due that this process has not asked for yet."""
-        return state.n_seen >= state.learn_at and not state.learning and self._asked.get(name) != state.learn_at
+        """Whether an attempt to learn is due that this process has not asked for, or in vain many calls ago."""
+        if state.n_seen < max(state.learn_at, self._asked.get(name, 0)):
+            return False
+        if not state.learning:
+            return True
+        # A process that was killed while it learned has left its mark, but not its lock.
+        with locked(self._lock_file(name)) as free:
+            return free
 
     # What the user asks.
 
@@ -368,7 +374,7 @@ class Takeover:
         return made
 
     def roll_back(self, task: str, reason: str = "by request") -> TaskState:
-        """Hand the task back to the large model; what no student serves stays as it is, with all calls to learn from."""
+        """Hand the task back to the large model; one that no student serves stays as it is."""
         state = self.state(task)
         if state.phase not in ("shadow", "live"):
             return state
@@ -425,23 +431,23 @@ class Takeover:
     @contextmanager
     def _learning(self, name: str, target: Target | None) -> Iterator[TaskState]:
         self.state(name)
-        now = time.time()
-
-        def begin(s: TaskState) -> TaskState:
-            if s.learning and now - s.learning < _STALE_LEARNING_SECONDS:
+        with locked(self._lock_file(name)) as free:
+            if not free:
                 raise TaskLockedError(f"task is {name!r}, which another process is learning: wait for it to finish.")
-            return s.replace(learning=now, target=target if target is not None else s.target)
+            began = time.time()
+            state = self._update(name, lambda s: s.replace(learning=began, target=target or s.target))
+            try:
+                yield state
+            except PilotfishError as error:
+                # The next attempt waits for more calls, or a task that cannot be learned would be tried at every call.
+                why = str(error)
+                self._update(name, lambda s: s.replace(learn_at=int(max(s.n_seen, s.learn_at) * _GROWTH), reason=why))
+                raise
+            finally:
+                self._update(name, lambda s: s.replace(learning=0.0))
 
-        state = self._update(name, begin)
-        try:
-            yield state
-        except PilotfishError as error:
-            # The next attempt waits for more calls, or a task that cannot be learned would be tried at every call.
-            why = str(error)
-            self._update(name, lambda s: s.replace(learn_at=int(max(s.n_seen, s.learn_at) * _GROWTH), reason=why))
-            raise
-        finally:
-            self._update(name, lambda s: s.replace(learning=0.0))
+    def _lock_file(self, name: str) -> Path:
+        return self.folder / name / "learning.lock"
 
     def _student(self, task: str, version: str) -> Student:
         kept = self._students.get(task)
