@@ -13,7 +13,7 @@ import orjson
 
 from pilotfish import page
 from pilotfish.takeover.service import large_answer
-from pilotfish.takeover.state import TaskState
+from pilotfish.takeover.state import TaskState, folder_of
 from pilotfish.traffic.calls import Call, Event
 from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import normalise
@@ -143,7 +143,7 @@ def report(log: TrafficLog, states: dict[str, TaskState], folder: Path) -> str:
 
 def _learned(folder: Path, state: TaskState) -> dict[str, Any] | None:
     version = state.version or (f"v{state.n_versions}" if state.n_versions else "")
-    path = folder / state.task.name / version / "learned.json"
+    path = folder_of(folder, state.task.name) / version / "learned.json"
     if not version or not path.is_file():
         return None
     data: dict[str, Any] = orjson.loads(path.read_bytes())

@@ -181,6 +181,25 @@ def test_a_task_with_too_few_calls_is_told_so_whatever_its_answers_look_like(mak
     assert takeover.state("desk").kind == ""
 
 
+@pytest.mark.parametrize("name", ["../outside", "/outside", "..", "a/../../outside", "a%2Fb", "..\\outside"])
+def test_no_name_of_a_task_leads_out_of_the_folder_of_students(
+    make: Callable[..., Takeover], tmp_path: Path, name: str
+) -> None:
+    takeover = make()
+    for call in stream(600):
+        takeover.task_of(orjson.loads(call.request), {"x-pilotfish-task": name})
+        takeover.log.append(call.replace(task=name))
+    takeover.log.flush()
+    for call in takeover.log.calls():
+        takeover.observe(call)
+    takeover.learn(name)
+    takeover.promote(name)
+    assert takeover.answer(name, stream(1)[0].to_request()).reply is not None
+    (kept,) = (tmp_path / "students").iterdir()
+    assert (kept / "v1" / "learned.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} <= {"students", "traffic.db", "traffic.db-wal", "traffic.db-shm"}
+
+
 def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callable[..., Takeover]) -> None:
     takeover = make()
     feed(takeover, stream(30))

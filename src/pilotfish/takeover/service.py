@@ -20,7 +20,7 @@ from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedEr
 from pilotfish.files import locked
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.learning import LEAST_LESSONS, Learned, Lesson, learn
-from pilotfish.takeover.state import TaskState
+from pilotfish.takeover.state import TaskState, folder_of
 from pilotfish.takeover.watch import Watch
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict
 from pilotfish.traffic.log import TrafficLog
@@ -447,17 +447,17 @@ class Takeover:
                 self._update(name, lambda s: s.replace(learning=0.0))
 
     def _lock_file(self, name: str) -> Path:
-        return self.folder / name / "learning.lock"
+        return folder_of(self.folder, name) / "learning.lock"
 
     def _student(self, task: str, version: str) -> Student:
         kept = self._students.get(task)
         if kept is None or kept[0] != version:
-            kept = (version, self.student.load(self.folder / task / version))
+            kept = (version, self.student.load(folder_of(self.folder, task) / version))
             self._students[task] = kept
         return kept[1]
 
     def _save(self, task: str, version: str, learned: Learned) -> None:
-        final = self.folder / task / version
+        final = folder_of(self.folder, task) / version
         half = final.with_name(f".{version}.{os.getpid()}")
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pilotfish.takeover.certify import Certificate, Target
 from pilotfish.takeover.watch import Watch
 from pilotfish.traffic.tasks import Task
 
-__all__ = ["Phase", "TaskState"]
+__all__ = ["Phase", "TaskState", "folder_of"]
 
 Phase = Literal["observing", "shadow", "live", "rolled_back"]
 _FIRST_ATTEMPT = 250
+
+
+def folder_of(students: Path, task: str) -> Path:
+    """Where a task's students are kept. Clients choose names of tasks: none leads out of the folder of all students.
+
+    Examples
+    --------
+    >>> folder_of(Path("students"), "desk").as_posix(), folder_of(Path("students"), "../desk").as_posix()
+    ('students/desk', 'students/%2E.%2Fdesk')
+    """
+    return students / re.sub(r"^\.|[%/\\:\0]", lambda found: f"%{ord(found[0]):02X}", task)
 
 
 @dataclass(frozen=True, slots=True)
