@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pilotfish.errors import InputError, ModelError, NotFittedError
+from pilotfish.errors import ContextLengthError, InputError, ModelError, NotFittedError
 from pilotfish.models.fake import FakeModel
 from pilotfish.scorers.arithmetic import ArithmeticCheck, mended, statements
 from pilotfish.scorers.calibration import (
@@ -295,6 +295,17 @@ def test_a_judge_that_refuses_or_babbles_gives_no_verdict():
     assert scores[2] == 0.0
     with pytest.raises(InputError, match="n_grades is 12"):
         GradeJudge(FakeModel("1"), n_grades=12).score([answer("x")])
+
+
+def test_a_judge_reads_less_of_what_its_context_cannot_hold():
+    def judge(text):
+        return FakeModel(lambda r: ContextLengthError("too long") if len(r.prompt) > 2000 else text)
+
+    long, short = Exchange(Request.of("q" * 9000), Reply("a" * 9000), context=("c" * 9000,) * 3), answer("x")
+    assert PairJudge(judge("A"), swap=False).compare([long, short], [short, long]) == pytest.approx([1.0, 1.0])
+    assert GradeJudge(judge("3")).score([long, short]) == pytest.approx([0.5, 0.5])
+    with pytest.raises(ContextLengthError):
+        PairJudge(judge("A"), "r" * 3000).compare([short], [short])
 
 
 def test_a_judge_with_probabilities_is_graded_by_them():

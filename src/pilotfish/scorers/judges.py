@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.bounds import betting_upper
-from pilotfish.errors import InputError, NotFittedError
+from pilotfish.errors import ContextLengthError, InputError, NotFittedError
 from pilotfish.files import ArrayFile
 from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.scorers.spending import ask_aside
@@ -41,7 +42,7 @@ Answer:
 
 Grade the answer from 1 (useless) to {n_grades} (perfect). Reply with only the number."""
 _RUBRIC = "You judge answers. The better answer does what the task says, is true, and is no longer than it needs to be."
-_MOST_CHARACTERS = 6000
+_MOST_CHARACTERS, _FEWEST_CHARACTERS = 6000, 100
 
 
 def _asked(prompt: str, choices: Sequence[str]) -> Request:
@@ -60,8 +61,31 @@ def _chances(reply: Reply, choices: Sequence[str]) -> FloatArray | None:
     return np.array([float(c.casefold() == said.group(1).casefold()) for c in choices])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " ..."
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + " ..."
+
+
+def _verdicts(model: Model, prompts: Sequence[Callable[[int], str]], choices: Sequence[str]) -> list[FloatArray | None]:
+    """What a model chooses after each prompt, which is written with texts of at most so many characters."""
+    asked = [_asked(write(_MOST_CHARACTERS), choices) for write in prompts]
+    try:
+        replies = ask_aside(model, asked) if asked else []
+    except ContextLengthError:
+        # One long text must not take the verdicts of all others with it.
+        replies = [_fitting(model, write, choices) for write in prompts]
+    return [_chances(reply, choices) for reply in replies]
+
+
+def _fitting(model: Model, write: Callable[[int], str], choices: Sequence[str]) -> Reply:
+    """The reply to a prompt whose texts are halved until the model can hold them."""
+    most = _MOST_CHARACTERS
+    while True:
+        try:
+            return ask_aside(model, [_asked(write(most), choices)])[0]
+        except ContextLengthError:
+            if most <= _FEWEST_CHARACTERS:
+                raise
+            most //= 2
 
 
 class PairJudge:
@@ -69,6 +93,7 @@ class PairJudge:
 
     A local GGUF model is held to A or B by a grammar, so that even a small one never gives an unreadable verdict.
     Another model's reply that names neither leaves that order out; where both orders are unreadable the score is NaN.
+    Of long texts the beginnings are shown: 6,000 characters each, and fewer where the model's context holds no more.
 
     Parameters
     ----------
@@ -111,13 +136,7 @@ class PairJudge:
         orders = [list(zip(first, second, strict=True))]
         if self.swap:
             orders.append(list(zip(second, first, strict=True)))
-        prompts = [
-            _PAIR.format(rubric=self.rubric, task=_cut(x.request.prompt), a=_cut(x.reply.text), b=_cut(y.reply.text))
-            for pairs in orders
-            for x, y in pairs
-        ]
-        asked = [_asked(prompt, "AB") for prompt in prompts]
-        found = [_chances(reply, "AB") for reply in (ask_aside(self.model, asked) if asked else [])]
+        found = _verdicts(self.model, [partial(self._prompt, x, y) for pairs in orders for x, y in pairs], "AB")
         self.n_unreadable_ = sum(p is None for p in found)
         chances = np.array([math.nan if p is None else p[0] for p in found]).reshape(len(orders), len(first))
         if self.swap:
@@ -126,9 +145,15 @@ class PairJudge:
         counted = np.isfinite(chances)
         return np.where(counted.any(axis=0), np.nansum(chances, axis=0) / np.maximum(counted.sum(axis=0), 1), np.nan)
 
+    def _prompt(self, x: Exchange, y: Exchange, most: int) -> str:
+        task, a, b = (_cut(text, most) for text in (x.request.prompt, x.reply.text, y.reply.text))
+        return _PAIR.format(rubric=self.rubric, task=task, a=a, b=b)
+
 
 class GradeJudge:
     """A model's grade of an answer by a rubric: the expected grade under its token probabilities, in [0, 1].
+
+    Of long texts the beginnings are shown, as by :class:`PairJudge`.
 
     Parameters
     ----------
@@ -166,16 +191,15 @@ class GradeJudge:
         if not 2 <= self.n_grades <= 9:
             raise InputError(f"GradeJudge n_grades is {self.n_grades}: give 2 to 9.")
         grades = [str(k + 1) for k in range(self.n_grades)]
-        asked = []
-        for e in items:
-            facts = "".join(f"Context: {_cut(text)}\n" for text in e.context)
-            task = f"{facts}{_cut(e.request.prompt)}"
-            said = _GRADE.format(rubric=self.rubric, task=task, answer=_cut(e.reply.text), n_grades=self.n_grades)
-            asked.append(_asked(said, grades))
-        found = [_chances(reply, grades) for reply in (ask_aside(self.model, asked) if asked else [])]
+        found = _verdicts(self.model, [partial(self._prompt, e) for e in items], grades)
         self.n_unreadable_ = sum(p is None for p in found)
         scale = np.linspace(0, 1, self.n_grades)
         return np.array([math.nan if p is None else float(p @ scale) for p in found])
+
+    def _prompt(self, e: Exchange, most: int) -> str:
+        facts = "".join(f"Context: {_cut(text, most)}\n" for text in e.context)
+        task, answer = f"{facts}{_cut(e.request.prompt, most)}", _cut(e.reply.text, most)
+        return _GRADE.format(rubric=self.rubric, task=task, answer=answer, n_grades=self.n_grades)
 
 
 def named_judge(name: str, n_threads: int | None = None) -> Model:
