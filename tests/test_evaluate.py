@@ -217,6 +217,8 @@ def test_a_scorer_that_fails_is_told_and_all_failing_is_an_error():
         ({"output": "x", "log_probs": [{"token": "a"}]}, "cannot be read"),
         ({"output": "x", "human": "good"}, "field 'human' is 'good'"),
         ({"output": "x", "prompt": 3}, "field 'prompt' is a int"),
+        ({"output": "x", "messages": "Hi"}, "field 'messages' is a str: give a list of objects"),
+        ({"output": "x", "messages": [3]}, "field 'messages' is a list: give a list of objects"),
         ([1], "no JSON object"),
     ],
 )
@@ -226,13 +228,14 @@ def test_a_wrong_line_is_one_sentence(tmp_path, row, said):
 
 
 def test_files_that_cannot_be_used(tmp_path):
-    for text, said in ((b"", "no outputs"), (b"{", "line 1"), (b"\xff\xfe", "cannot be read")):
+    deep = b"[" * 100_000
+    for text, said in ((b"", "no outputs"), (b"{", "line 1"), (deep, "line 1"), (b"\xff\xfe", "cannot be read")):
         (tmp_path / "o.jsonl").write_bytes(text)
         with pytest.raises(InputError, match=said):
             read_outputs(tmp_path / "o.jsonl")
     with pytest.raises(InputError, match="cannot be read"):
         read_outputs(tmp_path / "absent.jsonl")
-    with pytest.raises(InputError, match="repeated"):
+    with pytest.raises(InputError, match="such as '1'"):
         read_outputs(write(tmp_path / "o.jsonl", [{"id": 1, "output": "a"}, {"id": 1, "output": "b"}]))
 
 
@@ -246,6 +249,16 @@ def test_everything_of_a_line_is_read(tmp_path):
     assert (item.request.prompt, item.references, item.context) == ("Hi", ("Hello!",), ("A document.",))
     assert [t.log_prob for t in item.reply.log_probs] == [-0.5, -1.0]
     assert (found.labels[0], found.human[0], found.ids) == (1.0, 4.0, ["a"])
+
+
+def test_a_line_is_read_as_json_has_it(tmp_path):
+    separated = "one\u2028two\x85three"
+    rows = [{"id": None, "prompt": None, "messages": None, "output": separated}, {"id": None, "output": "cut \ud83d"}]
+    text = "\ufeff" + json.dumps(rows[0], ensure_ascii=False) + "\r\n" + json.dumps(rows[1]) + "\n"
+    (tmp_path / "o.jsonl").write_bytes(text.encode())
+    found = read_outputs(tmp_path / "o.jsonl")
+    assert [item.reply.text for item in found.items] == [separated, "cut \ufffd"]
+    assert found.ids == ["1", "2"]
 
 
 def test_comparison_pairs_by_id_and_counts_what_it_leaves_out():

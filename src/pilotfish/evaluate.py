@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError, PilotfishError
+from pilotfish.files import json_lines
 from pilotfish.protocols import FloatArray, Scorer
 from pilotfish.scorers.calibration import GroupCalibration, calibration_error, grouping_loss
 from pilotfish.scorers.confidence import calibrator_for
@@ -90,19 +91,9 @@ def read_outputs(path: str | Path) -> Outputs:
     InputError
         When the file cannot be read, is empty, or a line is wrong; the sentence names the line and the field.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a file of JSON lines in UTF-8.") from error
     items, ids, labels, human, groups = [], [], [], [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise InputError("it is no JSON object")
             items.append(_exchange(row))
             labels.append(_number(row, "label"))
             human.append(_number(row, "human"))
@@ -112,14 +103,16 @@ def read_outputs(path: str | Path) -> Outputs:
                 raise InputError(f"label is {labels[-1]:g}: give 0 or 1")
         except (ValueError, PilotfishError) as error:
             raise InputError(f"{path} line {number}: {str(error).rstrip('.')}.") from error
-        ids.append(str(row.get("id", number)))
+        ids.append(str(number if row.get("id") is None else row["id"]))
     if not items:
         raise InputError(f"{path} has no outputs: give one JSON object a line.")
     if groups and len(groups) != len(items):
         raise InputError(f"{path} has 'group' on {len(groups)} of {len(items)} lines: give it on every line or none.")
-    repeated = len(ids) - len(set(ids))
+    repeated = [name for name, n in Counter(ids).items() if n > 1]
     if repeated:
-        raise InputError(f"{path} has {repeated} repeated values of 'id': give each line its own.")
+        raise InputError(
+            f"{path} has {len(repeated)} repeated values of 'id', such as {repeated[0]!r}: give each line its own."
+        )
     return Outputs(items, ids, np.array(labels), np.array(human), groups)
 
 
@@ -130,10 +123,13 @@ def _exchange(row: Mapping[str, Any]) -> Exchange:
     output = row.get("output")
     if not isinstance(output, str):
         raise InputError(f"field 'output' is {output!r}: give the text to score")
-    if "messages" in row:
-        request = Request(tuple(Message.from_json(m) for m in row["messages"]))
+    messages = row.get("messages")
+    if messages is None:
+        request = Request.of("" if row.get("prompt") is None else _text(row["prompt"], "prompt"))
+    elif isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
+        request = Request(tuple(Message.from_json(m) for m in messages))
     else:
-        request = Request.of(_text(row.get("prompt", ""), "prompt"))
+        raise InputError(f"field 'messages' is a {type(messages).__name__}: give a list of objects of role and content")
     references = _texts(row, "references") or _texts(row, "reference")
     samples = tuple(Reply(text) for text in _texts(row, "samples"))
     reply = Reply(output, log_probs=_log_probs(row.get("log_probs")))

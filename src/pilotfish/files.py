@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -19,7 +20,16 @@ from pilotfish.errors import InputError, IntegrityError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ArrayFile", "locked", "read_arrays", "refuse_changed", "replacing", "sha256_of", "write_arrays"]
+__all__ = [
+    "ArrayFile",
+    "json_lines",
+    "locked",
+    "read_arrays",
+    "refuse_changed",
+    "replacing",
+    "sha256_of",
+    "write_arrays",
+]
 
 
 @contextmanager
@@ -92,6 +102,45 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[Path]:
         else:
             with suppress(OSError):
                 half.unlink(missing_ok=True)
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a file of JSON lines with the numbers of their lines; blank lines are passed over.
+
+    Half of a surrogate pair, as a text has that was cut within an emoji, is read as U+FFFD.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read, or a line is no JSON object; the sentence names the line.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "a.jsonl").write_text('{"x": 1}')
+    ...     list(json_lines(Path(folder) / "a.jsonl"))
+    [(1, {'x': 1})]
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give a file of JSON lines in UTF-8.") from error
+    # Not splitlines: JSON may hold other ends of lines, such as U+2028, inside a text.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if "\\ud" in line.lower():
+                whole = json.dumps(row, ensure_ascii=False).encode("utf-16", "surrogatepass")
+                row = json.loads(whole.decode("utf-16", "replace"))
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", error)
+            raise InputError(f"{path} line {number} is no JSON ({why}): give one object a line.") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path} line {number} is no JSON object: give one object a line.")
+        yield number, row
 
 
 def sha256_of(path: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pilotfish.errors import InputError
+from pilotfish.files import json_lines
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.forecasting import ProxyLM, leave_one_out, task_similarity, text_features
 
@@ -132,15 +132,8 @@ def _read_tasks(path: Path) -> tuple[dict[str, list[str]], dict[str, dict[str, l
     queries: dict[str, list[str]] = {}
     metrics: dict[str, str] = {}
     scores: dict[str, dict[str, list[float]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give JSON lines.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         try:
-            row = json.loads(line)
             task, query, own = str(row["task"]), str(row["query"]), dict(row["scores"])
             values = {str(m): float(v) for m, v in own.items()}
         except (ValueError, KeyError, TypeError) as error:
