@@ -386,6 +386,17 @@ def test_the_command_forecasts(tmp_path):
         card.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=said):
             run(*words)
+    for text, said in (
+        ("parameters = nan", "no 'parameters'"),
+        ("parameters = true", "no 'parameters'"),
+        ("parameters = 7e9\nstated = 5", "'stated' of the model card .* is 5"),
+        ("parameters = 7e9\n[stated]\neasy = 'high'", "stated.easy of the model card .* is 'high'"),
+        ("parameters = 7e9\nmodels = 3", "'models' of the model card .* is 3"),
+        ("parameters = 7e9\n[models]\nsmall1-1b = -1", "models.small1-1b of the model card .* is -1"),
+    ):
+        card.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=said):
+            forecast(card, ["small1-1b"], tasks)
     card.write_text("parameters = 7e9", encoding="utf-8")
     with pytest.raises(InputError, match="Proxy 'none' has no score"):
         forecast(card, ["none"], tasks)

@@ -122,9 +122,24 @@ def _read_card(path: Path) -> dict[str, Any]:
         about = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"The model card {path} cannot be read ({error}): give a TOML file.") from error
-    if not isinstance(about.get("parameters"), int | float) or about["parameters"] <= 0:
+    if not _is_size(about.get("parameters")):
         raise InputError(f"The model card {path} has no 'parameters': give a number such as parameters = 70e9.")
+    for table, known, such in (("stated", _is_number, "gsm8k = 0.91"), ("models", _is_size, "small1 = 1e9")):
+        own = about.get(table, {})
+        if not isinstance(own, dict):
+            raise InputError(f"{table!r} of the model card {path} is {own!r}: give a table [{table}] of {such}.")
+        for name, value in own.items():
+            if not known(value):
+                raise InputError(f"{table}.{name} of the model card {path} is {value!r}: give a number, as {such}.")
     return about
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_number(value) and 0 < value < math.inf
 
 
 def _read_tasks(path: Path) -> tuple[dict[str, list[str]], dict[str, dict[str, list[float]]], dict[str, str]]:
@@ -156,7 +171,7 @@ def _log(parameters: float) -> float:
 
 def _size(name: str, about: dict[str, Any]) -> float:
     known = about.get("models", {}).get(name)
-    if isinstance(known, int | float) and known > 0:
+    if known is not None:
         return _log(float(known))
     found = _SIZE.findall(name)
     if not found:
