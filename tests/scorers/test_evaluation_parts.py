@@ -9,6 +9,7 @@ import pytest
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError, NotFittedError
 from pilotfish.models.fake import FakeModel
+from pilotfish.scorers import grounding
 from pilotfish.scorers.arithmetic import ArithmeticCheck, mended, statements
 from pilotfish.scorers.calibration import (
     GroupCalibration,
@@ -295,6 +296,13 @@ def test_a_judge_that_refuses_or_babbles_gives_no_verdict():
     assert scores[2] == 0.0
     with pytest.raises(InputError, match="n_grades is 12"):
         GradeJudge(FakeModel("1"), n_grades=12).score([answer("x")])
+
+
+def test_a_long_context_is_searched_for_facts_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(grounding, "known_facts", lambda context: read.append(context) or {"3"})
+    Grounding().score([Exchange(Request.of("?"), Reply("It is 3. It is 4. It is 5."), context=("It is 3.",))])
+    assert len(read) == 1
 
 
 def test_a_judge_reads_less_of_what_its_context_cannot_hold():

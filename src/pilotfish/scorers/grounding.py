@@ -15,7 +15,7 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.entailment import Entailment
-from pilotfish.scorers.passages import Support, content_words, facts, missing_facts, sentences, windows
+from pilotfish.scorers.passages import Support, content_words, facts, known_facts, sentences, unknown_facts, windows
 from pilotfish.types import Exchange
 
 __all__ = ["Grounding", "Support"]
@@ -129,13 +129,14 @@ class Grounding:
         bags = [content_words(w) for w in pieces]
         sets = [set(bag) for bag in bags]
         pairs = [set(pairwise(bag)) for bag in bags]
+        known = known_facts(item.context)
         whole, whole_pairs = set().union(*sets), set().union(*pairs)
         rows, missing, asked, owner = [], [], [], []
         for k, (a, b) in enumerate(spans):
             text = item.reply.text[a:b]
             words = content_words(text)
             two = list(pairwise(words))
-            absent = missing_facts(text, item.context)
+            absent = unknown_facts(text, known)
             overlap = np.array([_share(words, s) + _share(two, p) for s, p in zip(sets, pairs, strict=True)])
             rows.append(
                 [len(absent) / max(1, len(facts(text))), _share(words, whole), _share(two, whole_pairs), 0.5, 0.0]

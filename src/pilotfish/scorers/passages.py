@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Support", "content_words", "facts", "missing_facts", "sentences", "windows"]
+__all__ = ["Support", "content_words", "facts", "known_facts", "missing_facts", "sentences", "unknown_facts", "windows"]
 
 _END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d)]*(?:\s+|$)|\n+")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
@@ -115,6 +115,11 @@ def missing_facts(sentence: str, context: Sequence[str]) -> list[str]:
     >>> missing_facts("The bridge in Porto has 4 arches.", ["The Porto bridge has five arches."])
     ['4']
     """
+    return unknown_facts(sentence, known_facts(context))
+
+
+def known_facts(context: Sequence[str]) -> set[str]:
+    """Words and numbers of documents, in the forms in which :func:`facts` are compared."""
     text = " ".join(context)
     known = {_plain(m) for m in _NUMBER.findall(text)}
     for word in _WORD.findall(text):
@@ -122,6 +127,11 @@ def missing_facts(sentence: str, context: Sequence[str]) -> list[str]:
         known |= {low, _SMALL.get(low, low), _CALENDAR.get(low, low)}
         if low.endswith("s"):
             known.add(low[:-1])
+    return known
+
+
+def unknown_facts(sentence: str, known: Collection[str]) -> list[str]:
+    """Facts of a sentence that are not among those that :func:`known_facts` found."""
     return [
         f
         for f in facts(sentence)
