@@ -92,7 +92,8 @@ def spread(name: str, scores: FloatArray) -> str:
     """Draw how one metric's numbers are spread; those that are NaN are left out."""
     known = scores[np.isfinite(scores)]
     head = f"<div><h3>{escape(name)}</h3>"
-    if np.ptp(known) == 0:
+    # Means that differ by rounding alone are one value, and no histogram has bins so narrow.
+    if np.ptp(known) <= 1e-9 * np.abs(known).max():
         return head + page.table(["all outputs score"], [[f"{known[0]:.4g}"]]) + "</div>"
     counts, edges = np.histogram(known, bins=min(_N_BINS, max(4, known.size // 4)))
     x = np.repeat(edges, 2)
