@@ -333,6 +333,15 @@ def test_every_metric_that_needs_no_language_model_runs_from_the_command(files):
     assert set(json.loads(out.read_text().splitlines()[0])) == {"id", *names, "length", "selfcheck_sentences"}
 
 
+def test_a_second_judge_and_a_negative_seed_are_refused(files):
+    with pytest.raises(InputError, match="--judge is 'small,other': give one"):
+        run("evaluate", files / "a.jsonl", "-m", "llm_judge", "--judge", "small,other")
+    for words in (("evaluate", files / "a.jsonl"), ("compare", files / "a.jsonl", files / "b.jsonl", "-m", "rouge")):
+        done = run(*words, "--seed", "-1")
+        assert done.exit_code == 2
+        assert "--seed" in done.output
+
+
 def test_the_command_compares(files):
     done = run("compare", files / "b.jsonl", files / "a.jsonl", "--metrics", "chrf", "--interval", "90")
     assert done.exit_code == 0

@@ -35,7 +35,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="scores: .parquet, .csv or .jsonl")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
     nli: Nli = "",
-    judge: Judge = "",
+    judge: Annotated[str, typer.Option("--judge", help="small, or a name of the catalog or GGUF file")] = "",
     reader: Reader = "",
     embedder: Vectors = "",
     encoder: Annotated[str, typer.Option("--encoder", help="of bertscore: minilm, mpnet, a folder")] = "minilm",
@@ -48,7 +48,7 @@ def evaluate(
     learn_confidence: Annotated[
         Path | None, typer.Option("--learn-confidence", help="learn from the labels how sure each score is, into .npz")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the bootstrap")] = 0,
 ) -> None:
     """Score given outputs; nothing is generated. Length and majority baselines stand beside every metric."""
     from rich.table import Table as Grid
@@ -62,8 +62,9 @@ def evaluate(
 
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
-    named = [*_names(judge), ""]
-    parts = metric_parts(nli=nli, judge=named[0], reader=reader, embedder=embedder)
+    if len(_names(judge)) > 1:
+        raise InputError(f"--judge is {judge!r}: give one; 'pilotfish compare' asks several.")
+    parts = metric_parts(nli=nli, judge=judge, reader=reader, embedder=embedder)
     parts |= {"encoder": encoder, "layer": layer, "rubric": rubric}
     scorers = make_metrics(_names(metrics), parts, _own_options(option))
     if confidence is not None:
@@ -125,7 +126,7 @@ def compare(
     rubric: Rubric = "",
     option: Options = None,
     report: Annotated[Path | None, typer.Option("--report", help="write the report page here")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="seed of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the bootstrap")] = 0,
 ) -> None:
     """Say whether one system's outputs are better than another's, by metrics and judges, with intervals."""
     from rich.table import Table as Grid
