@@ -351,6 +351,16 @@ def test_the_command_compares(files):
             run("compare", files / "a.jsonl", files / "b.jsonl", *words)
 
 
+def test_sections_of_files_are_named_in_the_help():
+    assert {"[stated]", "[models]"} <= set(run("forecast", "--help").output.split())
+    assert "[takeover]" in run("replay", "--help").output
+
+
+def test_a_comparison_says_which_metric_has_no_pair(files):
+    done = run("compare", files / "b.jsonl", files / "a.jsonl", "-m", "chrf,mean_log_prob")
+    assert "No pair has scores of both outputs by mean_log_prob" in " ".join(done.stdout.split())
+
+
 def test_the_page_of_a_comparison(files):
     words = ("--metrics", "chrf,mean_log_prob", "--report", files / "c.html")
     done = run("compare", files / "b.jsonl", files / "a.jsonl", *words)
@@ -440,9 +450,8 @@ def test_confidence_is_learned_from_labels_and_applied_to_other_outputs(tmp_path
     ]
     labelled, sure = write(tmp_path / "labelled.jsonl", rows), tmp_path / "sure.npz"
     metrics = ("--metrics", "mean_log_prob,perplexity,bleu")
-    assert "sure an answer is by mean_log_prob, perplexity." in run(
-        "evaluate", labelled, *metrics, "--learn-confidence", sure
-    ).output.replace("\n", " ")
+    said = " ".join(run("evaluate", labelled, *metrics, "--learn-confidence", sure).output.split())
+    assert "sure an answer is by mean_log_prob, perplexity. Not learned: bleu." in said
     new = write(tmp_path / "new.jsonl", [{"output": "x", "log_probs": [v]} for v in (-0.1, -2.5)] + [{"output": "x"}])
     run("evaluate", new, "-m", "mean_log_prob", "--confidence", sure, "-o", tmp_path / "scores.jsonl")
     high, low, none = (json.loads(x)["mean_log_prob"] for x in (tmp_path / "scores.jsonl").read_text().splitlines())
@@ -452,7 +461,8 @@ def test_confidence_is_learned_from_labels_and_applied_to_other_outputs(tmp_path
     with pytest.raises(InputError, match="no calibration of 'bleu': it holds mean_log_prob, perplexity"):
         run("evaluate", new, "-m", "bleu", "--confidence", sure)
     with pytest.raises(InputError, match="No metric has 40 scores"):
-        run("evaluate", new, "-m", "mean_log_prob", "--learn-confidence", tmp_path / "none.npz")
+        run("evaluate", new, "--learn-confidence", tmp_path / "none.npz", "-o", tmp_path / "kept.csv")
+    assert (tmp_path / "kept.csv").is_file()
     np.savez(tmp_path / "other.npz", **{"PlattCalibration other_ x": np.zeros(2)})
     with pytest.raises(InputError, match="no saved calibration"):
         run("evaluate", new, "-m", "mean_log_prob", "--confidence", tmp_path / "other.npz")

@@ -98,20 +98,23 @@ def evaluate(
     if grouped:
         console.print(f"Grouping loss before and after confidences are calibrated by group: {', '.join(grouped)}.")
     for name in [row.name for row in done.rows if row.mean is None]:
-        console.print(f"No output has a score by {name}: it needs a field that the file does not have.")
+        console.print(f"No output has a score by {name}: none has what it reads, such as samples or an equation.")
     for name, why in done.failures.items():
         console.print(f"Not measured: {name}. {why}")
-    if learn_confidence is not None:
-        own = {name: found for name, found in done.scores.items() if name in scorers}
-        learned = fit_calibrators(own, done.outputs.labels)
-        save_calibrators(learn_confidence, learned)
-        console.print(f"Wrote {learn_confidence}: how sure an answer is by {', '.join(learned)}.")
     if out is not None:
         _write_scores(out, done)
         console.print(f"Wrote {out}.")
     if report is not None:
         write_text(report, evaluation_page(done, f"Evaluation of {outputs.name}"))
         console.print(f"Wrote {report}.")
+    if learn_confidence is not None:
+        # Last, since too few labels are an error, and scores may have taken hours.
+        own = {name: found for name, found in done.scores.items() if name in scorers}
+        learned = fit_calibrators(own, done.outputs.labels)
+        save_calibrators(learn_confidence, learned)
+        console.print(f"Wrote {learn_confidence}: how sure an answer is by {', '.join(learned)}.")
+        if left := [name for name in own if name not in learned]:
+            console.print(f"Not learned: {', '.join(left)}. They need 40 scores with labels of both kinds.")
 
 
 def compare(
@@ -160,13 +163,17 @@ def compare(
         agreed = done.agreement.get(name)
         people = "" if agreed is None else f", agrees with people on {agreed.value:.0%} of {agreed.n} pairs"
         console.print(f"{name}: {done.verdict(name)}{people}{' (baseline)' if name == 'length' else ''}.")
+    for name in [name for name in done.n_left_out if name not in done.tests]:
+        console.print(f"No pair has scores of both outputs by {name}: none has what it reads, such as references.")
     if report is not None:
         write_text(report, comparison_page(done, first.name, second.name))
         console.print(f"Wrote {report}.")
 
 
 def forecast(
-    model_card: Annotated[Path, typer.Option("--model-card", help="TOML: parameters, [stated] scores, [models] sizes")],
+    model_card: Annotated[
+        Path, typer.Option("--model-card", help="TOML: parameters, \\[stated] scores, \\[models] sizes")
+    ],
     proxies: Annotated[str, typer.Option("--proxies", help="small models with scores on every task, comma-separated")],
     task: Annotated[Path, typer.Option("--task", help="JSON lines: query, task, scores of known models")],
 ) -> None:

@@ -184,7 +184,7 @@ def rollback(
 def replay(
     config: Config = None,
     log: Log = None,
-    policy: Annotated[Path | None, typer.Option(help="a configuration whose section 'takeover' is tried")] = None,
+    policy: Annotated[Path | None, typer.Option(help="a configuration whose \\[takeover] section is tried")] = None,
     task: Annotated[str | None, typer.Option(help="only this task")] = None,
 ) -> None:
     """Show what a takeover would have cost and got right on the logged traffic."""
