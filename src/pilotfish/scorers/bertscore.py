@@ -174,12 +174,15 @@ class BertScore:
         for text, (ids, _) in known.items():
             w = np.array([1.0 if idf is None else idf.get(i, unseen) for i in ids])
             w[[0, -1]] = 0.0
-            weights[text] = w / w.sum() if w.sum() > 0 else w
+            if not w.any():  # each of its tokens is in every reference: none is rarer
+                w[1:-1] = 1.0
+            weights[text] = w / w.sum() if w.any() else w
         out = np.zeros((len(pairs), 3))
         for row, (answer, reference) in zip(out, pairs, strict=True):
             own, other = _nearest(known[answer][1], known[reference][1])
-            row[0] = float(own @ weights[answer])
-            row[1] = float(other @ weights[reference])
+            # Rounding takes cosines of equal vectors beyond 1.
+            row[0] = min(1.0, float(own @ weights[answer]))
+            row[1] = min(1.0, float(other @ weights[reference]))
             if not (weights[answer].any() and weights[reference].any()):
                 row[:2] = 0.0
             total = row[0] + row[1]
