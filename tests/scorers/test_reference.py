@@ -46,6 +46,8 @@ def test_bleu_chrf_and_rouge_are_the_libraries():
 
 def test_rouge_reads_words_of_any_script():
     assert Rouge().score([exchange("Привет, мир", "Привет мир"), exchange("日本語", "日本語")]) == pytest.approx([1, 1])
+    # Vowels of Devanagari are marks, and Latin letters may stand right beside Chinese ones.
+    assert Rouge().score([exchange("की", "का"), exchange("用iPhone拍", "用Pixel拍")]) == pytest.approx([0, 2 / 3])
 
 
 def test_odd_texts_and_missing_references_have_a_stated_score(toy):
@@ -58,6 +60,7 @@ def test_odd_texts_and_missing_references_have_a_stated_score(toy):
         assert metric.score([]).shape == (0,)
         same = metric.score([exchange("the cat sleeps on the mat", "the cat sleeps on the mat")] * 3)
         assert same == pytest.approx([1, 1, 1], abs=1e-5)
+        assert same.max() <= 1
     with pytest.raises(InputError, match="1 of 1 answers have no reference"):
         Bleu().corpus_score([exchange("the cat")])
     with pytest.raises(InputError, match="Rouge kind is 'rouge9'"):
@@ -99,6 +102,13 @@ def test_many_pairs_and_long_texts_are_taken_in_parts(toy, monkeypatch):
     monkeypatch.setattr("pilotfish.scorers.bertscore._PAIRS_AT_ONCE", 2)
     monkeypatch.setattr("pilotfish.scorers.bertscore._ROWS_AT_ONCE", 3)
     assert BertScore(toy).score(items) == pytest.approx(whole, abs=1e-6)
+
+
+def test_tokens_that_every_reference_has_weigh_alike(toy):
+    alike, other, empty = "the cat sleeps", "a dog rests", ""
+    found = BertScore(toy, idf=True).score([exchange(text, alike) for text in (alike, other, empty)])
+    assert found[0] == pytest.approx(1.0)
+    assert found[0] > found[1] > found[2] == 0.0
 
 
 def test_idf_weighs_and_rescaling_stretches(toy):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ __all__ = ["Bleu", "Chrf", "Length", "Rouge"]
 
 _MOST_WORDS = 3000
 _ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 
 
 def _each(items: Sequence[Exchange], measure: Callable[[str, list[str]], float]) -> FloatArray:
@@ -54,7 +56,7 @@ class Bleu:
         """Score answers, (n,)."""
         sacrebleu = _sacrebleu()
         bleu = sacrebleu.BLEU(effective_order=True)
-        return _each(items, lambda text, references: bleu.sentence_score(text, references).score / 100)
+        return _each(items, lambda text, references: min(1.0, bleu.sentence_score(text, references).score / 100))
 
     def corpus_score(self, items: Sequence[Exchange]) -> float:
         """BLEU of all answers together, in [0, 1]: counts are added up before they are divided.
@@ -108,6 +110,13 @@ def _corpus(metric: Any, items: Sequence[Exchange]) -> float:
     return float(metric.corpus_score([e.reply.text for e in items], streams).score) / 100
 
 
+@cache
+def _word() -> re.Pattern[str]:
+    # Of Indic scripts vowels are marks, which \w leaves out.
+    marks = "".join(c for c in map(chr, range(0x300, 0xFE00)) if unicodedata.category(c) in ("Mn", "Mc"))
+    return re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}][{marks}]*)+")
+
+
 class _Words:
     """Words of any script; what the library's own tokenizer gives for plain ASCII."""
 
@@ -116,7 +125,7 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         text = text[: 10 * _MOST_WORDS]
-        tokens: list[str] = self.own.tokenize(text) if text.isascii() else _WORD.findall(text.lower())
+        tokens: list[str] = self.own.tokenize(text) if text.isascii() else _word().findall(text.lower())
         return tokens[:_MOST_WORDS]
 
 
