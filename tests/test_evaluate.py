@@ -194,7 +194,9 @@ def test_one_class_identical_outputs_and_no_labels_still_make_a_page():
 
 def test_scores_that_differ_by_rounding_are_shown_as_one():
     done = evaluate(outputs(4), {"given": Given([0.3, 0.1 + 0.2, 0.3, 0.3])})
-    assert "all outputs score" in evaluation_page(done, "Rounded")
+    made = evaluation_page(done, "Rounded")
+    assert "all outputs score" in made
+    assert "human (Spearman)" not in made  # no output has a human score
 
 
 def test_a_scorer_that_fails_is_told_and_all_failing_is_an_error():

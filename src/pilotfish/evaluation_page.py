@@ -52,7 +52,8 @@ def evaluation_page(done: Evaluation, title: str) -> str:
 
 
 def _interval(found: Interval | None) -> str:
-    return "-" if found is None else f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    # Two lines, since eight columns of one line are wider than the page.
+    return "-" if found is None else page.Markup(f"{found.value:.3g}<br>[{found.low:.3g}, {found.high:.3g}]")
 
 
 def _table(rows: list[MetricRow]) -> str:
@@ -85,7 +86,10 @@ def _table(rows: list[MetricRow]) -> str:
         "halves that the calibration has not seen, and few labels drive them up; grouping loss is how far the truth "
         "differs between groups of equal confidence, before and after confidences are calibrated by group."
     )
-    return page.section("Metrics", page.table(headers, body, numeric=range(1, 8)), note=note)
+    # What no metric has, such as a correlation without human scores, would only push the rest off the page.
+    told = [k for k in range(len(headers)) if any(line[k] != "-" for line in body)]
+    shown = page.table([headers[k] for k in told], [[line[k] for k in told] for line in body], numeric=range(1, 8))
+    return page.section("Metrics", shown, note=note)
 
 
 def spread(name: str, scores: FloatArray) -> str:
