@@ -249,12 +249,12 @@ def test_files_that_cannot_be_used(tmp_path):
 def test_everything_of_a_line_is_read(tmp_path):
     row = {
         "id": "a", "messages": [{"role": "user", "content": "Hi"}], "output": "Hello", "reference": "Hello!",
-        "samples": ["Hey"], "context": "A document.", "log_probs": [-0.5, -1], "label": True, "human": 4,
+        "samples": ["Hey", {"output": "Hi", "log_probs": [-2]}], "context": "A document.", "log_probs": [-0.5, -1],
+        "label": True, "human": 4,
     }  # fmt: skip
-    found = read_outputs(write(tmp_path / "o.jsonl", [row]))
-    [item] = found.items
+    [item] = (found := read_outputs(write(tmp_path / "o.jsonl", [row]))).items
     assert (item.request.prompt, item.references, item.context) == ("Hi", ("Hello!",), ("A document.",))
-    assert [t.log_prob for t in item.reply.log_probs] == [-0.5, -1.0]
+    assert [[t.log_prob for t in r.log_probs] for r in (item.reply, *item.samples)] == [[-0.5, -1.0], [], [-2.0]]
     assert (found.labels[0], found.human[0], found.ids) == (1.0, 4.0, ["a"])
 
 

@@ -82,9 +82,9 @@ def read_outputs(path: str | Path) -> Outputs:
     """Read outputs from JSON lines.
 
     Each line has ``output`` (the text to score) and, where known, ``id``, ``prompt`` or ``messages``, ``reference`` or
-    ``references``, ``samples`` (other outputs to the same prompt), ``context`` (documents), ``log_probs`` (numbers, or
-    the ``content`` list of an OpenAI reply), ``label`` (1 right, 0 wrong), ``human`` (a score) and
-    ``group`` (its kind, such as a topic; on every line or none).
+    ``references``, ``samples`` (other outputs to the same prompt, or objects of ``output`` and ``log_probs``),
+    ``context`` (documents), ``log_probs`` (numbers, or the ``content`` list of an OpenAI reply), ``label`` (1 right, 0
+    wrong), ``human`` (a score) and ``group`` (its kind, such as a topic; on every line or none).
 
     Raises
     ------
@@ -131,9 +131,15 @@ def _exchange(row: Mapping[str, Any]) -> Exchange:
     else:
         raise InputError(f"field 'messages' is a {type(messages).__name__}: give a list of objects of role and content")
     references = _texts(row, "references") or _texts(row, "reference")
-    samples = tuple(Reply(text) for text in _texts(row, "samples"))
+    given = row.get("samples")
+    samples = tuple(map(_sample, () if given is None else given if isinstance(given, list) else [given]))
     reply = Reply(output, log_probs=_log_probs(row.get("log_probs")))
     return Exchange(request, reply, references, samples, _texts(row, "context"))
+
+
+def _sample(value: Any) -> Reply:
+    known: Mapping[str, Any] = value if isinstance(value, dict) else {"output": value}
+    return Reply(_text(known.get("output"), "samples"), log_probs=_log_probs(known.get("log_probs")))
 
 
 def _text(value: Any, name: str) -> str:
