@@ -94,6 +94,11 @@ def test_a_check_takes_its_judge_from_the_configuration(log):
         make_checks(ChecksConfig(metrics=["llm_judge"]), log, Metrics())
 
 
+def test_a_check_without_its_model_says_where_to_name_it(log):
+    with pytest.raises(InputError, match="or 'judge' under"):
+        make_checks(ChecksConfig(metrics=["llm_judge"]), log, Metrics())
+
+
 def test_further_choices_of_a_call_are_its_samples(log):
     checks = Checks(make_metrics(["selfcheck", "semantic_entropy"]), 1.0, log, Metrics())
     for texts in (("It is 4.", "It is 4.", "4"), ("It is 4.", "It is 5.", "9"), ("It is 4.",)):

@@ -53,7 +53,8 @@ def make_metrics(
         given = {k: v for k, v in (parts or {}).items() if k in parameters}
         given |= read_options("Metric", name, own.get(name, {}), card.make)
         if lacking := missing(card.make, given):
-            raise InputError(f"Metric {name!r} needs --{lacking[0]}: run it as '{card.command}'.")
+            part = lacking[0]
+            raise InputError(f"Metric {name!r} needs --{part}, or {part!r} under [checks]: run it as '{card.command}'.")
         scorer = card.make(**given)
         if not hasattr(scorer, "score"):
             raise InputError(f"Method {name!r} does not score answers: run it as '{card.command}'.")
