@@ -137,6 +137,20 @@ def test_a_failed_audit_holds_until_enough_comparisons_pass() -> None:
     assert not watch.holding
 
 
+@pytest.mark.parametrize("level", [0.97, 0.9, 0.8, 0.6])
+def test_a_sound_student_answers_most_of_its_calls_whatever_the_level(level: float) -> None:
+    rng = np.random.default_rng(0)
+    made = certify(np.ones(2000), rng.random(2000) < 0.8 * (1 - level), Target("answers", level))
+    watch = Watch.for_certificate(made, unknown_labels_upper=0.01, unfamiliar_upper=0.05)
+    n_local = 0
+    for wrong in rng.random(20_000) < 0.8 * (1 - level):
+        n_local += not watch.holding
+        if watch.holding or rng.random() < watch.audit_share:
+            watch.audited(bool(wrong))
+    assert not watch.breach
+    assert n_local / 20_000 > 0.9
+
+
 @pytest.mark.parametrize("name", ["audited", "escalated", "labelled", "seen"])
 def test_every_rate_can_hand_the_task_back(name: str) -> None:
     watch = _watch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from pilotfish.takeover.certify import Certificate
 
 __all__ = ["Watch"]
 
+_MOST_HELD, _PASSED = 6, 0.75
 _BREACHES = {
     "audit": "audited answers disagree with the large model more often than the target allows",
     "escalated": "on escalated calls the student disagrees with the large model more often than it did when certified",
@@ -34,7 +36,8 @@ class Watch:
     audit_share : float
         Share of local answers that are checked, in (0, 1].
     n_hold : int
-        Calls compared in a row, all right, that end a hold.
+        Calls compared in a row, all right, that end a hold. By default 6, or as many as a student that differs no more
+        often than its certificate says passes three times out of four.
     holding : int
         Comparisons still to pass before local answers resume.
 
@@ -89,7 +92,10 @@ class Watch:
         }
         delta = false_alarm_risk / len(limits)
         tests = {name: ExceedanceTest(min(max(x, 1e-3), 0.95), delta) for name, x in limits.items()}
-        return cls(tests, audit_share)
+        # A student that is allowed many differences would seldom pass a long row, and hardly ever answer.
+        expected = min(max(certificate.local_disagreement_upper, 1e-3), 0.95)
+        n_hold = int(math.log(_PASSED) / math.log1p(-expected))
+        return cls(tests, audit_share, n_hold=min(max(n_hold, 1), _MOST_HELD))
 
     def audited(self, wrong: bool) -> None:
         """Take in one comparison of an answer the student gave, or would have given, with the large model's."""
