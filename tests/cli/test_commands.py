@@ -116,7 +116,7 @@ def test_a_log_without_tasks_is_told(folder: Path) -> None:
     missing = CliRunner().invoke(app, ["export", "some.jsonl", "--task", "dsek"])
     assert isinstance(missing.exception, UnknownTaskError)
     assert not (folder / "some.jsonl").exists()
-    assert "whose section 'takeover' is tried" in run("replay", "--help").replace("│ │ ", "")
+    assert "whose [takeover] section is tried" in run("replay", "--help").replace("│ │ ", "")
 
 
 def test_nothing_certifiable_says_how_many_calls_are_missing(folder: Path) -> None:
