@@ -42,6 +42,14 @@ class Received:
 Script = Callable[[Received, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait a while for something to become true."""
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
 def whole(body: bytes, status: int = 200, headers: str = "content-type: application/json\r\n") -> bytes:
     """A reply with its length."""
     return f"HTTP/1.1 {status} Whatever\r\n{headers}content-length: {len(body)}\r\n\r\n".encode() + body

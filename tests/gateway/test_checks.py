@@ -22,15 +22,8 @@ from pilotfish.scorers.calibration import PlattCalibration
 from pilotfish.scorers.confidence import save_calibrators
 from pilotfish.traffic import Call, TrafficLog
 from tests.conformance.test_metrics import NAMES
-from tests.gateway.rig import answer, whole
+from tests.gateway.rig import answer, wait_for, whole
 from tests.toy_encoder import write_toy_encoder
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 def test_a_served_call_is_checked_off_the_hot_path(start, upstream, tmp_path):

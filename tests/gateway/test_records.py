@@ -15,7 +15,7 @@ import pytest
 from pilotfish.errors import LogFullError
 from pilotfish.traffic import TrafficLog
 from pilotfish.traffic import writer as writer_module
-from tests.gateway.rig import CHAT, STREAM_HEAD, answer, chunk, events, whole
+from tests.gateway.rig import CHAT, STREAM_HEAD, answer, chunk, events, wait_for, whole
 
 PRICES = {"large": {"input": 2.0, "output": 10.0, "cached_input": 1.0}}
 
@@ -262,7 +262,7 @@ def test_metrics(start, upstream):
     run = start(prices=PRICES)
     run.chat()
     run.call("POST", CHAT, b"nonsense")
-    run.calls()
+    wait_for(lambda: run.metric("pilotfish_log_written_total") == 1)
     text = run.call("GET", "/metrics").body.decode()
     assert 'pilotfish_calls_total{endpoint="/v1/chat/completions",answered_by="upstream",status="200"} 1' in text
     assert 'pilotfish_refused_total{code="invalid_json"} 1' in text

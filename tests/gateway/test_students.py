@@ -11,7 +11,7 @@ import pytest
 
 from pilotfish.traffic import Verdict
 from pilotfish.types import Reply, Usage
-from tests.gateway.rig import CHAT, answer, whole
+from tests.gateway.rig import CHAT, answer, wait_for, whole
 
 
 class Fake:
@@ -60,13 +60,6 @@ def local(text: str, **more) -> Verdict:
 
 def shadow(text: str) -> Verdict:
     return Verdict("intents", None, text, 0.5, reason="in shadow")
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 @pytest.fixture(autouse=True)

@@ -218,6 +218,8 @@ class Writer:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        # Before anyone is told that a call is written.
+        self.n_written += len(calls)
         if self.on_written is None:
             return calls
         for seq, call in enumerate(calls, first):
@@ -273,7 +275,6 @@ class Writer:
             return [call for job in jobs for call in self._commit_new([job])]
 
     def _tell(self, calls: Sequence[Call]) -> None:
-        self.n_written += len(calls)
         if self.on_written is None or not calls:
             return
         try:
