@@ -47,7 +47,7 @@ def evaluation_page(done: Evaluation, title: str) -> str:
     if done.failures:
         listed = page.table(["metric", "why it is missing"], [[k, v] for k, v in done.failures.items()])
         parts.append(page.section("Not measured", listed))
-    said = f"{len(outputs.items):,} outputs, {len(rows) - 1} metrics; intervals are 95 % bootstrap intervals"
+    said = f"{len(outputs.items):,} outputs, {len(rows) - 1} metrics; intervals are of 95 %, means of 0 and 1 exact"
     return page.page(title, said, *parts)
 
 
