@@ -113,7 +113,8 @@ def test_fusion_choices_and_schema(folder, tmp_path):
     LearnedCombination().fit(rng.normal(size=(40, 4)), -rng.random(40), -rng.random(40)).save(combination)
     learned = run("say a.", "-t", folder, "-n", "8", "-f", f"comblm:file={combination}", "-m", f"other={folder}")
     assert learned.stdout == run("say a.", "-t", folder, "-n", "8").stdout  # two of the same model are that model
-    searched = run("say a.", "-t", folder, "-n", "8", "--search", f"tuned={folder},untuned={folder},n_draws=1")
+    drawn = f"tuned={folder},untuned={folder},n_draws=1"
+    searched = run("say a.", "-t", folder, "-n", "8", "--seed", "0", "--search", drawn)
     assert len(searched.stdout.strip()) > 0
     pair = f"tuned={folder},untuned={folder}"
     sought = [run("a.", "-t", folder, "-n", "8", "--search", pair, "--seed", seed) for seed in "12"]
