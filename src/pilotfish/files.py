@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import sys
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 from zipfile import BadZipFile
 
 from pilotfish.errors import InputError, IntegrityError
@@ -33,8 +34,15 @@ __all__ = [
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file, and say whether it was free; the system lets go of it when the process ends, however it does.
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file between processes, and say whether it was free.
+
+    Parameters
+    ----------
+    path : Path
+        Made with its folder where it is missing.
+    wait : bool
+        Wait until it is free.
 
     Examples
     --------
@@ -46,20 +54,32 @@ def locked(path: Path) -> Iterator[bool]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
+        yield _held(file, wait)
 
+
+def _held(file: IO[str], wait: bool) -> bool:
+    # The system drops the lock when the file is closed, also when the process is killed.
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(0.1)
             else:
-                import fcntl
+                return True
+    import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            free = False
-        else:
-            free = True
-        yield free
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if wait:
+            raise
+        return False
+    return True
 
 
 @contextmanager

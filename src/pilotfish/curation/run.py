@@ -30,6 +30,7 @@ from pilotfish.curation.tally import Tally
 from pilotfish.curation.tasks import Job, Settings, Stage, work
 from pilotfish.curation.writing import opened_to_write
 from pilotfish.errors import InputError
+from pilotfish.files import locked
 
 __all__ = ["Settings", "curate", "curate_files"]
 
@@ -294,15 +295,9 @@ def _owned(out: Path, state: Path, fingerprint: str) -> Iterator[None]:
         raise InputError(f"{out} is a file: give a folder to write to.")
     if out.is_dir() and not state.exists() and any(out.iterdir()):
         raise InputError(f"{out} has files that no run of this recipe wrote: give an empty folder.")
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("a") as lock:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"Another run is writing to {out}: wait for it, or give another folder.") from None
+    with locked(state / "lock") as free:
+        if not free:
+            raise InputError(f"Another run is writing to {out}: wait for it, or give another folder.")
         known = state / "run.txt"
         if known.exists() and known.read_text() != fingerprint:
             raise InputError(

