@@ -28,6 +28,7 @@ from pilotfish.decoding.loop import Stats
 from pilotfish.models import catalog
 from pilotfish.models.sessions import ArrayLogits
 from pilotfish.models.transformers import TransformersModel, first_layers
+from pilotfish.statistics import bootstrap_interval
 from pilotfish.types import Request
 
 TARGETS = {"smollm2": "smollm2-135m-instruct", "qwen": "qwen2.5-coder-0.5b-instruct"}
@@ -228,11 +229,11 @@ def speed_figures(run: Run, label: str, rows: list[dict[str, Any]]) -> None:
     worst = min(each, key=lambda group: each[group])
     shown = {group: round(value, 3) for group, (value, _) in each.items()}
     figure("worst_group_speedup", each[worst], floor=0.98, group=worst, groups=shown)
-    both = np.array(sorted(by_way["combination"].keys() & by_way["plain"].keys()))
-    rng = np.random.default_rng(0)
-    drawn = [both[rng.integers(0, both.size, both.size)].tolist() for _ in range(2000)]
-    low, high = np.quantile([rate("combination", some) / rate("plain", some) for some in drawn], [0.025, 0.975])
-    figure("overall_speedup", ratio("combination", "plain"), low=low, high=high, floor=1.5)
+    both = sorted(by_way["combination"].keys() & by_way["plain"].keys())
+    around = bootstrap_interval(
+        lambda at: rate("combination", at) / rate("plain", at), np.array(both), n_resamples=2000
+    )
+    figure("overall_speedup", ratio("combination", "plain"), low=around.low, high=around.high, floor=1.5)
     shown = {group: round(ratio("lookup", "plain", group)[0], 3) for group in groups}
     peer = "transformers lookup"
     cut = [row["n_tokens"] >= N_TIMED[label] for row in by_way["plain"].values() if row["group"] in COPYING]

@@ -131,8 +131,7 @@ def _exchange(row: Mapping[str, Any]) -> Exchange:
     else:
         raise InputError(f"field 'messages' is a {type(messages).__name__}: give a list of objects of role and content")
     references = _texts(row, "references") or _texts(row, "reference")
-    given = row.get("samples")
-    samples = tuple(map(_sample, () if given is None else given if isinstance(given, list) else [given]))
+    samples = tuple(map(_sample, _listed(row, "samples")))
     reply = Reply(output, log_probs=_log_probs(row.get("log_probs")))
     return Exchange(request, reply, references, samples, _texts(row, "context"))
 
@@ -149,10 +148,13 @@ def _text(value: Any, name: str) -> str:
 
 
 def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    return tuple(_text(text, name) for text in _listed(row, name))
+
+
+def _listed(row: Mapping[str, Any], name: str) -> list[Any]:
+    """The values of a field that may hold one, several or none."""
     value = row.get(name)
-    if value is None:
-        return ()
-    return tuple(_text(text, name) for text in (value if isinstance(value, list) else [value]))
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _log_probs(value: Any) -> tuple[TokenLogProb, ...]:

@@ -34,6 +34,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """With what each student made from now on reads calls."""
+    made: list[str] = []
+
+    class Noted(WordStudent):
+        def __init__(self, features: str = "encoder") -> None:
+            super().__init__(features)
+            made.append(features)
+
+    monkeypatch.setattr("pilotfish.training.closed_set.ClosedSetStudent", Noted)
+    return made
+
+
 def run(*words: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
     assert result.exit_code == code, result.output
@@ -67,15 +81,7 @@ def test_learning_says_what_stays_in_service(folder: Path) -> None:
     assert "desk is live with student v4" in run("learn", "desk", "--level", "0.91")
 
 
-def test_students_read_calls_with_what_is_configured_or_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    class Noted(WordStudent):
-        def __init__(self, features: str = "encoder") -> None:
-            super().__init__(features)
-            seen.append(features)
-
-    monkeypatch.setattr("pilotfish.training.closed_set.ClosedSetStudent", Noted)
+def test_students_read_calls_with_what_is_configured_or_given(folder: Path, seen: list[str]) -> None:
     run("import", "calls.csv", "--task", "desk")
     (folder / "pilotfish.toml").write_text('[student]\nfeatures = "static"\n', encoding="utf-8")
     run("learn", "desk", "--level", "0.9")
@@ -93,15 +99,7 @@ def test_replay_with_another_policy(folder: Path) -> None:
     assert "desk 900" in said
 
 
-def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    class Noted(WordStudent):
-        def __init__(self, features: str = "encoder") -> None:
-            super().__init__(features)
-            seen.append(features)
-
-    monkeypatch.setattr("pilotfish.training.closed_set.ClosedSetStudent", Noted)
+def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, seen: list[str]) -> None:
     run("import", "calls.csv", "--task", "desk")
     (folder / "pilotfish.toml").write_text('[student]\nfeatures = "static"\n', encoding="utf-8")
     (folder / "new.toml").write_text("[takeover]\nlevel = 0.9\n", encoding="utf-8")

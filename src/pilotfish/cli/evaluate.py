@@ -58,7 +58,7 @@ def evaluate(
     from pilotfish.evaluate import read_outputs
     from pilotfish.evaluation_page import evaluation_page
     from pilotfish.methods.metrics import make_metrics, metric_parts
-    from pilotfish.scorers.confidence import confident, fit_calibrators, save_calibrators
+    from pilotfish.scorers.confidence import FEWEST_LABELS, confident, fit_calibrators, save_calibrators
 
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
@@ -114,7 +114,8 @@ def evaluate(
         save_calibrators(learn_confidence, learned)
         console.print(f"Wrote {learn_confidence}: how sure an answer is by {', '.join(learned)}.")
         if left := [name for name in own if name not in learned]:
-            console.print(f"Not learned: {', '.join(left)}. They need 40 scores with labels of both kinds.")
+            needed = f"{FEWEST_LABELS} scores with labels of both kinds"
+            console.print(f"Not learned: {', '.join(left)}. They need {needed}.")
 
 
 def compare(

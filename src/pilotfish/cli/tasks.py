@@ -176,7 +176,7 @@ def rollback(
     from pilotfish.cli.output import console
 
     with _takeover(config, log) as takeover:
-        served = takeover.state(task).phase in ("shadow", "live")
+        served = takeover.active(task)
         takeover.roll_back(task, reason)
     console.print(f"{task} is answered by the large model {'again' if served else 'already'}.", highlight=False)
 

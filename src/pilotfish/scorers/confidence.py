@@ -14,12 +14,20 @@ from pilotfish.protocols import FloatArray, Scorer
 from pilotfish.scorers.calibration import Calibrator, IsotonicCalibration, PlattCalibration
 from pilotfish.types import Exchange
 
-__all__ = ["Confidence", "calibrator_for", "confident", "fit_calibrators", "load_calibrators", "save_calibrators"]
+__all__ = [
+    "FEWEST_LABELS",
+    "Confidence",
+    "calibrator_for",
+    "confident",
+    "fit_calibrators",
+    "load_calibrators",
+    "save_calibrators",
+]
 
 _KINDS: dict[str, type[IsotonicCalibration] | type[PlattCalibration]] = {
     kind.__name__: kind for kind in (IsotonicCalibration, PlattCalibration)
 }
-_MANY_LABELS, _FEWEST_LABELS = 200, 40
+_MANY_LABELS, FEWEST_LABELS = 200, 40
 
 
 class Confidence:
@@ -79,10 +87,10 @@ def fit_calibrators(scores: Mapping[str, FloatArray], labels: FloatArray) -> dic
     made: dict[str, Calibrator] = {}
     for name, found in scores.items():
         known = np.isfinite(found) & np.isfinite(labels)
-        if known.sum() >= _FEWEST_LABELS and 0 < labels[known].sum() < known.sum():
+        if known.sum() >= FEWEST_LABELS and 0 < labels[known].sum() < known.sum():
             made[name] = calibrator_for(int(known.sum())).fit(found[known], labels[known])
     if not made:
-        raise InputError(f"No metric has {_FEWEST_LABELS} scores with labels of both kinds: label more outputs.")
+        raise InputError(f"No metric has {FEWEST_LABELS} scores with labels of both kinds: label more outputs.")
     return made
 
 

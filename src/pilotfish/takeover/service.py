@@ -135,12 +135,12 @@ class Takeover:
         """Whether the task has a student in shadow or live."""
         self.refresh()
         state = self._states.get(task)
-        return state is not None and state.phase in ("shadow", "live")
+        return state is not None and state.has_student
 
     def answer(self, task: str, request: Request) -> Verdict:
         """Judge one call: what the student would say, and whether it may."""
         state = self._states.get(task)
-        if state is None or state.phase not in ("shadow", "live") or state.certificate is None:
+        if state is None or not state.has_student or state.certificate is None:
             return Verdict(task, reason="no student in service")
         student = self._student(task, state.version)
         predicted = student.predict([state.task.text_of(request)])
@@ -186,7 +186,7 @@ class Takeover:
                 state = self._states[name]
             elif task is not None and task != state.task and not state.task.frozen:
                 self._update(name, lambda s: s.replace(task=task) if not s.task.frozen else s)
-            if name in self._changed and state.phase in ("shadow", "live"):
+            if name in self._changed and state.has_student:
                 self._roll_back(name, "the instruction has changed since the student learned it", call.seq)
                 return
             events = self._compared(call, state)
@@ -376,7 +376,7 @@ class Takeover:
     def roll_back(self, task: str, reason: str = "by request") -> TaskState:
         """Hand the task back to the large model; one that no student serves stays as it is."""
         state = self.state(task)
-        if state.phase not in ("shadow", "live"):
+        if not state.has_student:
             return state
         return self._roll_back(task, reason, self._last_seq())
 

@@ -87,6 +87,11 @@ class TaskState:
         j = self.n_attempts + 1
         return self.target.delta / (j * (j + 1))
 
+    @property
+    def has_student(self) -> bool:
+        """Whether a student predicts: in shadow or live."""
+        return self.phase in ("shadow", "live")
+
     def replace(self, **changes: Any) -> TaskState:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
