@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol, cast
 from uuid import uuid4
@@ -284,8 +288,30 @@ def _hands(workers: int, on: str) -> Iterator[Callable[[Sequence[Job]], Iterator
     # A child of a process with one thread may be its copy, which starts at once; with more it would be unsafe.
     safe = sys.platform == "linux" and threading.active_count() == 1
     context = multiprocessing.get_context("fork" if safe else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield lambda jobs: pool.map(work, jobs)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            yield lambda jobs: pool.map(work, jobs)
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"One of {workers} workers was killed, most often for want of memory: give the same command again, "
+                "with fewer workers."
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """Let a worker end at once, and without a word, when its parent is gone or the user interrupts.
+
+    A worker that outlived its parent would hold the lock of the folder, and go on writing to it.
+    """
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""Runs that are killed, interrupted or given again: what goes on, what is refused, and what is left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pilotfish.curation import MinHashDedup, OwnRule, Rules, curate_files
+from pilotfish.errors import InputError
+from tests.curation.texts import prose, write_lines
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [write_lines(tmp_path / f"in{k}.jsonl", [prose(k * 8 + i) for i in range(8)], k * 8) for k in range(4)]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".state" not in p.parts
+    }
+
+
+def _slow(document):
+    time.sleep(0.2)
+    return 1.0
+
+
+def _fatal(document):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+SLOW = [Rules(OwnRule("slow", _slow)), MinHashDedup()]
+
+
+def _until(true, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_workers_end_with_a_killed_run_and_leave_the_folder_free(files, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    out = tmp_path / "out"
+    child = multiprocessing.get_context("fork").Process(
+        target=curate_files, args=(files, out, SLOW), kwargs={"workers": 2}
+    )
+    child.start()
+    _until(lambda: list((out / ".state").glob("done-0-*")))
+    workers = psutil.Process(child.pid).children()
+    assert len(workers) == 2
+    child.kill()
+    child.join()
+    _until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    curate_files(files, out, SLOW, workers=2)
+    curate_files(files, tmp_path / "whole", SLOW)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_an_interrupted_command_says_nothing_of_its_workers(files, tmp_path):
+    (tmp_path / "slow_rule.py").write_text("import time\ndef slow(d):\n    time.sleep(0.2)\n    return 1.0\n")
+    (tmp_path / "r.toml").write_text('[[step]]\nuse = "python"\nfunction = "slow_rule:slow"\n')
+    command = [sys.executable, "-m", "pilotfish", "curate", *files, "-r", tmp_path / "r.toml", "-o", tmp_path / "out"]
+    paths = [str(tmp_path), *(str(Path(path).resolve()) for path in sys.path)]
+    child = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    _until(lambda: list((tmp_path / "out").glob("*.jsonl")), 60)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"Traceback" not in said
+
+
+def test_a_worker_that_was_killed_is_told_of(files, tmp_path):
+    with pytest.raises(InputError, match="give the same command again"):
+        curate_files(files, tmp_path / "out", [Rules(OwnRule("fatal", _fatal))], workers=2)
