@@ -88,3 +88,25 @@ def test_an_interrupted_command_says_nothing_of_its_workers(files, tmp_path):
 def test_a_worker_that_was_killed_is_told_of(files, tmp_path):
     with pytest.raises(InputError, match="give the same command again"):
         curate_files(files, tmp_path / "out", [Rules(OwnRule("fatal", _fatal))], workers=2)
+
+
+def test_a_disk_that_is_full_when_keys_are_written_is_told_of(files, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("56000 requested and 49120 written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("numpy.save", full)
+        with pytest.raises(InputError, match=r"keys.npy cannot be written .* free space"):
+            curate_files(files, tmp_path / "out", [MinHashDedup()])
+    assert not list((tmp_path / "out").rglob("*.part"))
+    curate_files(files, tmp_path / "out", [MinHashDedup()])
+    curate_files(files, tmp_path / "whole", [MinHashDedup()])
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_an_index_is_read_without_what_a_killed_run_left_half_written(files, tmp_path):
+    index = tmp_path / "index"
+    (index / ".000000-0123456789ab-000000").mkdir(parents=True)
+    (index / ".000000-0123456789ab-000000" / "keys.npy").write_bytes(b"half")
+    assert curate_files(files, tmp_path / "out", [MinHashDedup(index=index)]).n_out == 32
+    assert curate_files(files, tmp_path / "again", [MinHashDedup(index=index)]).n_out == 0

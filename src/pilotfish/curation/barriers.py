@@ -15,6 +15,7 @@ from pilotfish.curation.dedup import Deduplication
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.sorted_keys import join, write_keys
+from pilotfish.curation.writing import save_array
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 
@@ -97,7 +98,7 @@ class Gathered:
             write_keys(folder, *(np.concatenate(part) for part in zip(*self.parts, strict=True)))
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / "numbers.npy", self.barrier.joined(self.parts))
+            save_array(folder / "numbers.npy", self.barrier.joined(self.parts))
 
 
 def settle(barrier: Barrier, folders: Sequence[Path], memory: int, run: str) -> list[Fates]:
@@ -120,7 +121,7 @@ def settle(barrier: Barrier, folders: Sequence[Path], memory: int, run: str) -> 
 def _joined(barrier: Deduplication, folders: Sequence[Path], memory: int, run: str) -> list[Fates]:
     """The groups of duplicates. What the run itself has put into the index, before it was killed, does not count."""
     earlier = sorted(barrier.index.iterdir()) if barrier.index is not None and barrier.index.is_dir() else []
-    earlier = [f for f in earlier if (f / "keys.npy").exists() and not (run and f"-{run}-" in f.name)]
+    earlier = [f for f in earlier if f.name[0] != "." and (f / "keys.npy").exists() and f"-{run}-" not in f.name]
     have = [folder for folder in folders if folder.exists()]
     if not have:
         return [_NOTHING for _ in folders]

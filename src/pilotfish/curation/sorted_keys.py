@@ -10,6 +10,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pilotfish.curation.writing import save_array
+
 __all__ = ["join", "write_keys"]
 
 _MEMORY = 1_000_000_000
@@ -31,9 +33,9 @@ def write_keys(folder: Path, bands: NDArray[np.uint64], checks: NDArray[np.uint3
     folder.mkdir(parents=True, exist_ok=True)
     columns = np.ascontiguousarray(bands.T)
     order = np.argsort(columns, axis=1, kind="stable").astype(np.uint32)
-    np.save(folder / "keys.npy", np.take_along_axis(columns, order, axis=1))
-    np.save(folder / "documents.npy", order)
-    np.save(folder / "checks.npy", checks)
+    save_array(folder / "keys.npy", np.take_along_axis(columns, order, axis=1))
+    save_array(folder / "documents.npy", order)
+    save_array(folder / "checks.npy", checks)
 
 
 def join(

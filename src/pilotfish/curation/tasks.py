@@ -19,7 +19,7 @@ from pilotfish.curation.reading import read
 from pilotfish.curation.scan import Batch
 from pilotfish.curation.steps import Step, apply
 from pilotfish.curation.tally import N_EXAMPLES, Tally
-from pilotfish.curation.writing import opened_to_write, writer
+from pilotfish.curation.writing import opened_to_write, save_array, writer
 from pilotfish.errors import InputError
 
 __all__ = ["Job", "Settings", "Stage", "work"]
@@ -123,8 +123,7 @@ def _work_by_lines(job: Job, tally: Tally) -> None:
         collected.write(job.place("keys", ""))
         every = np.concatenate(places)
         tally.n_in, tally.characters_in = len(every), int(every[:, 2].sum())
-        with opened_to_write(job.place("places", ".npy")) as file:
-            np.save(file, every)
+        save_array(job.place("places", ".npy"), every)
     elif job.before is not None:
         every, fates = np.load(job.place("places", ".npy", job.stage - 1)), _fates(job)
         with opened_to_write(job.target()) as file:

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pilotfish.curation.documents import Document
 from pilotfish.curation.endings import arrow, kind_of
 from pilotfish.errors import InputError
 
-__all__ = ["opened_to_write", "writer"]
+__all__ = ["opened_to_write", "save_array", "writer"]
 
 
 @contextmanager
@@ -39,6 +42,12 @@ def opened_to_write(path: Path) -> Iterator[Any]:
         ) from error
     finally:
         half.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write one array as a .npy file, whole or not at all."""
+    with opened_to_write(path) as file:
+        np.save(file, array)
 
 
 @contextmanager
