@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pilotfish.curation import MinHashDedup, OwnRule, Rules, curate_files
+from pilotfish.curation import ExactDedup, Filter, ImportanceResampling, MinHashDedup, OwnRule, Rules, curate_files
+from pilotfish.curation.privacy import Privacy
 from pilotfish.errors import InputError
+from pilotfish.rules import Threshold
 from tests.curation.texts import prose, write_lines
 
 
@@ -110,3 +114,68 @@ def test_an_index_is_read_without_what_a_killed_run_left_half_written(files, tmp
     (index / ".000000-0123456789ab-000000" / "keys.npy").write_bytes(b"half")
     assert curate_files(files, tmp_path / "out", [MinHashDedup(index=index)]).n_out == 32
     assert curate_files(files, tmp_path / "again", [MinHashDedup(index=index)]).n_out == 0
+
+
+class Likeness:
+    def __init__(self, word, **more):
+        self.word = word
+        self.more = more
+
+    def score(self, items):
+        return np.array([float(text.count(self.word)) for text in items])
+
+
+@pytest.mark.parametrize(
+    ("steps", "others"),
+    [
+        ([Filter("a", Likeness("the"), Threshold(1))], [Filter("a", Likeness("the"), Threshold(9))]),
+        ([Filter("a", Likeness("the"), Threshold(1))], [Filter("a", Likeness("of"), Threshold(1))]),
+        (
+            [Filter("a", Likeness("a", b={"c": 1}), Threshold(0))],
+            [Filter("a", Likeness("a", b={"c": 2}), Threshold(0))],
+        ),
+        ([Rules(OwnRule("a", lambda d: len(d.text)))], [Rules(OwnRule("a", lambda d: -len(d.text)))]),
+        ([Privacy()], [Privacy(most=1)]),
+        ([ImportanceResampling(["x"], 3)], [ImportanceResampling(["y"], 3)]),
+    ],
+)
+def test_steps_with_other_settings_are_another_run(steps, others, files, tmp_path):
+    curate_files(files, tmp_path / "out", steps)
+    assert curate_files(files, tmp_path / "out", steps).n_in == 32
+    with pytest.raises(InputError, match="another recipe"):
+        curate_files(files, tmp_path / "out", others)
+
+
+def test_settings_are_described_alike_in_every_process():
+    code = "from pilotfish.curation import *; from pilotfish.curation.described import described; "
+    code += "print(described([D4(0.5), Language({'en': 0.5}), Rules(OwnRule('a', lambda d: 1)), MinHashDedup()]))"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
+
+
+def test_an_index_has_seen_what_the_same_folder_was_once_used_for(files, tmp_path):
+    steps = [MinHashDedup(index=tmp_path / "index")]
+    assert curate_files(files[:2], tmp_path / "out", steps).n_out == 16
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert curate_files(files, tmp_path / "out", steps).n_out == 16
+    # The same run once more, from the beginning, does not take its own documents for seen.
+    shutil.rmtree(tmp_path / "out")
+    assert curate_files(files, tmp_path / "out", steps).n_out == 16
+    assert curate_files(files, tmp_path / "last", steps).n_out == 0
+
+
+@pytest.mark.parametrize("other", [MinHashDedup(n_gram=3), MinHashDedup(seed=2), MinHashDedup(28, 4), ExactDedup()])
+def test_an_index_is_refused_to_other_settings(other, files, tmp_path):
+    curate_files(files, tmp_path / "a", [MinHashDedup(index=tmp_path / "index")])
+    other.index = tmp_path / "index"
+    with pytest.raises(InputError, match="other settings"):
+        curate_files(files, tmp_path / "b", [other])
+    assert curate_files(files, tmp_path / "c", [MinHashDedup(index=tmp_path / "index", least=0.9)]).n_out == 0

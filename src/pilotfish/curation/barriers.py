@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.curation.dedup import Deduplication
+from pilotfish.curation.described import described
 from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.sorted_keys import join, write_keys
-from pilotfish.curation.writing import save_array
+from pilotfish.curation.writing import opened_to_write, save_array
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
 
@@ -67,6 +68,8 @@ class Fates:
         return [cls(*parts) for parts in zip(np.split(kept, ends), np.split(scores, ends), strict=True)]
 
 
+# Of an index: what its keys were made with.
+_ABOUT = "settings.txt"
 _NOTHING = Fates(np.zeros(0, bool), np.zeros(0))
 
 
@@ -125,8 +128,12 @@ def _joined(barrier: Deduplication, folders: Sequence[Path], memory: int, run: s
     have = [folder for folder in folders if folder.exists()]
     if not have:
         return [_NOTHING for _ in folders]
-    widths = {np.load(folder / "checks.npy", mmap_mode="r").shape[1] for folder in (*earlier, *have)}
-    if len(widths) > 1:
+    shapes = {
+        (len(np.load(folder / "keys.npy", mmap_mode="r")), np.load(folder / "checks.npy", mmap_mode="r").shape[1])
+        for folder in (*earlier, *have)
+    }
+    about = None if barrier.index is None else barrier.index / _ABOUT
+    if len(shapes) > 1 or (about is not None and about.exists() and about.read_text("utf-8") != _settings(barrier)):
         raise InputError(
             f"The index {barrier.index} has other settings than this {barrier.name}: use those it began with."
         )
@@ -139,6 +146,11 @@ def _joined(barrier: Deduplication, folders: Sequence[Path], memory: int, run: s
     return [made.get(folder, _NOTHING) for folder in folders]
 
 
+def _settings(barrier: Deduplication) -> str:
+    """What the keys of documents come of: least similarity and place of the index aside."""
+    return f"{barrier.name} {described({k: v for k, v in vars(barrier).items() if k not in ('index', 'least')})}"
+
+
 def _extend_index(barrier: Deduplication, folders: Sequence[Path], fates: Sequence[Fates], name: str) -> None:
     """Add the keys of what was kept to the index, under the name of the run, whole or not at all."""
     if barrier.index is None:
@@ -146,6 +158,8 @@ def _extend_index(barrier: Deduplication, folders: Sequence[Path], fates: Sequen
     if barrier.index.is_dir():
         for place in barrier.index.glob(f"*-{name}-*"):
             shutil.rmtree(place)
+    with opened_to_write(barrier.index / _ABOUT) as file:
+        file.write(_settings(barrier).encode())
     for i, (folder, fate) in enumerate(zip(folders, fates, strict=True)):
         if not folder.exists() or not fate.kept.any():
             continue

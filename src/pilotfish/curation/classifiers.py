@@ -194,7 +194,7 @@ class EducationalQuality:
     def __init__(
         self, embedder: Embedder | None = None, alpha: float = 0.1, longest: int = 4000, prompt: str = EDUCATION
     ) -> None:
-        self.embedder = embedder
+        self.embedder = embedder or StaticEmbedder()
         self.alpha = alpha
         self.longest = longest
         self.prompt = prompt
@@ -252,6 +252,4 @@ class EducationalQuality:
         return made
 
     def _embedded(self, texts: Sequence[str]) -> FloatArray:
-        if self.embedder is None:
-            self.embedder = StaticEmbedder()
         return np.asarray(self.embedder.embed([text[: self.longest] for text in texts]), dtype=np.float64)

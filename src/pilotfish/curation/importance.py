@@ -162,7 +162,7 @@ class _Counted:
     by_bytes = False
 
     def __init__(self, weight: ImportanceWeight, target: NDArray[np.int64]) -> None:
-        self.weight = weight
+        self._weight = weight
         self.target = target
 
     def plan(self, plan: Plan) -> None:
@@ -170,7 +170,7 @@ class _Counted:
 
     def numbers(self, batch: Batch, documents: Sequence[Document]) -> NDArray[np.int64]:  # noqa: ARG002
         """Counts of the batch, (n_buckets,)."""
-        return batch.count_ngrams(self.weight.n_buckets)
+        return batch.count_ngrams(self._weight.n_buckets)
 
     def joined(self, parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         """Counts of the shard, (n_buckets,)."""
@@ -178,7 +178,7 @@ class _Counted:
 
     def choose(self, shards: Sequence[NDArray[np.int64]]) -> list[Fates]:
         """Learn the weights; nothing is dropped."""
-        self.weight.fit_counts(self.target, self.joined(shards))
+        self._weight.fit_counts(self.target, self.joined(shards))
         return []
 
 
@@ -190,17 +190,17 @@ class _Drawn:
     by_bytes = False
 
     def __init__(self, weight: ImportanceWeight, k: int, seed: int) -> None:
-        self.weight = weight
+        self._weight = weight
         self.k = k
         self.seed = seed
 
     def plan(self, plan: Plan) -> None:
         """Ask for the sum of the weights."""
-        self.weight.plan(plan)
+        self._weight.plan(plan)
 
     def numbers(self, batch: Batch, documents: Sequence[Document]) -> FloatArray:  # noqa: ARG002
         """Log-ratio of each document, (n,)."""
-        return self.weight.of(batch)
+        return self._weight.of(batch)
 
     def joined(self, parts: Sequence[FloatArray]) -> FloatArray:
         """Log-ratios of the shard, (n,)."""

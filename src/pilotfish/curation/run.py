@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -25,6 +24,7 @@ import orjson
 
 from pilotfish.curation.barriers import Barrier, Fates, Gathered, settle
 from pilotfish.curation.characters import tables
+from pilotfish.curation.described import described
 from pilotfish.curation.documents import Document, Shard, as_document
 from pilotfish.curation.endings import REPORT, STATE
 from pilotfish.curation.reading import shards
@@ -231,7 +231,7 @@ def curate_files(
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]
     state = out / STATE
     total = Tally()
-    fingerprint = _fingerprint(sources, recipe or repr([_said(s) for s in _flat(steps)]), settings)
+    fingerprint = _fingerprint(sources, recipe or described(list(_flat(steps))), settings)
     with _owned(out, state, fingerprint), _hands(min(workers, len(sources)), on) as mapped:
         named = -1
         for s, stage in enumerate(stages):
@@ -247,7 +247,7 @@ def curate_files(
                 if progress is not None:
                     progress(title, n, len(jobs))
             if stage.barrier is not None:
-                _settle(stage.barrier, jobs, settings.memory)
+                _settle(stage.barrier, jobs, settings.memory, fingerprint)
                 if jobs[0].rewrites():
                     sources = [Shard(str(job.place("text", ".jsonl"))) for job in jobs]
                     named = s
@@ -259,14 +259,15 @@ def curate_files(
     return total
 
 
-def _settle(barrier: Barrier, jobs: Sequence[Job], memory: int) -> None:
+def _settle(barrier: Barrier, jobs: Sequence[Job], memory: int, fingerprint: str) -> None:
     places = [job.place("fates", ".npz") for job in jobs]
     if all(place.exists() for place in places) or all(
         job.place("done", ".json", job.stage + 1).exists() for job in jobs
     ):
         return
     folders = [job.place("keys", "") for job in jobs]
-    run = hashlib.sha256(str(jobs[0].out.resolve()).encode()).hexdigest()[:12]
+    # A folder may be emptied and used for other inputs: that is another run, for which an index has seen this one.
+    run = hashlib.sha256(f"{jobs[0].out.resolve()} {fingerprint}".encode()).hexdigest()[:12]
     fates = settle(barrier, folders, memory, run)
     for place, fate in zip(places, fates if barrier.rule else [], strict=bool(barrier.rule)):
         with opened_to_write(place) as file:
@@ -342,14 +343,3 @@ def _fingerprint(sources: Sequence[Shard], recipe: str, settings: Settings) -> s
         where = f"{Path(shard.path).resolve()} {shard.start} {shard.end}"
         parts.append(f"{where} {about.st_size} {about.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _said(step: Any) -> str:
-    plain: dict[str, Any] = {}
-    for name, value in sorted(vars(step).items()):
-        if isinstance(value, np.ndarray):
-            plain[name] = hashlib.sha256(value.tobytes()).hexdigest()
-        elif isinstance(value, str | int | float | tuple) or callable(value):
-            # Where a function lies in memory differs from one process to the next.
-            plain[name] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    return f"{type(step).__name__} {plain}"

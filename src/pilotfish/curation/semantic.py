@@ -82,7 +82,7 @@ class SemanticDedup:
             )
         # Two unit vectors at an angle differ in that share of half turns of their signs.
         self.least = 1 - math.acos(least) / math.pi
-        self.embedder = embedder
+        self.embedder = embedder or StaticEmbedder()
         self.n_bits = n_bits
         self.band_bits = band_bits
         self.longest = longest
@@ -94,8 +94,6 @@ class SemanticDedup:
 
     def keys(self, batch: Batch, rows: IntArray, documents: Sequence[Document]) -> Keys:  # noqa: ARG002
         """A key for each band of signs, and the signs."""
-        if self.embedder is None:
-            self.embedder = StaticEmbedder()
         vectors = self.embedder.embed([batch.texts[i][: self.longest] for i in rows])
         axes = np.random.default_rng(self.seed).standard_normal((vectors.shape[1], self.n_bits), dtype=np.float32)
         signs = (vectors @ axes > 0).astype(np.uint64)
@@ -152,6 +150,7 @@ class D4:
             raise InputError(
                 f"D4 has share {share} and {n_clusters} clusters: use a part of 1, and at least one cluster."
             )
+        embedder = embedder or StaticEmbedder()
         self.steps = (
             SemanticDedup(least, embedder, longest=longest, seed=seed),
             _Diverse(share, n_clusters, embedder, longest, seed),
@@ -165,7 +164,7 @@ class _Diverse:
     rule = "prototype"
     by_bytes = False
 
-    def __init__(self, share: float, n_clusters: int, embedder: Embedder | None, longest: int, seed: int) -> None:
+    def __init__(self, share: float, n_clusters: int, embedder: Embedder, longest: int, seed: int) -> None:
         self.share = share
         self.n_clusters = n_clusters
         self.embedder = embedder
@@ -177,8 +176,6 @@ class _Diverse:
 
     def numbers(self, batch: Batch, documents: Sequence[Document]) -> NDArray[np.float16]:  # noqa: ARG002
         """The embedding of each document, (n, d), at half precision: clusters need no more."""
-        if self.embedder is None:
-            self.embedder = StaticEmbedder()
         return self.embedder.embed([d.text[: self.longest] for d in documents]).astype(np.float16)
 
     def joined(self, parts: Sequence[NDArray[np.float16]]) -> NDArray[np.float16]:
