@@ -9,7 +9,7 @@ import orjson
 
 from pilotfish.errors import InputError
 
-__all__ = ["Document", "Rejected", "Shard", "as_document"]
+__all__ = ["Document", "Rejected", "Shard", "as_document", "named"]
 
 
 class Document(NamedTuple):
@@ -78,4 +78,10 @@ def as_document(item: Any, field: str = "text", where: str = "") -> Document:
     text = item.get(field)
     if not isinstance(text, str):
         raise InputError(f"Field {field!r} of document {where or '?'} is {type(text).__name__}: give text.")
-    return Document(text, str(item.get("id", where)), item)
+    return Document(text, named(item, where), item)
+
+
+def named(record: Mapping[str, Any], where: str) -> str:
+    """The ``id`` of a record; where it has none, its place."""
+    name = record.get("id")
+    return where if name is None else str(name)

@@ -62,15 +62,16 @@ def read_lines(shard: Shard, field: str, longest: int) -> Iterator[Lines]:
             n_lines = content.count(b"\n") + (not content.endswith(b"\n"))
             text, offsets = np.empty(buffer.size, dtype=np.uint8), np.zeros(n_lines + 1, dtype=np.int64)
             places = np.empty((n_lines, 3), dtype=np.int64)
-            if _extract(buffer, key, text, offsets, places):
+            plain = _extract(buffer, key, text, offsets, places)
+            if plain and (places[:, 1] - places[:, 0]).max(initial=0) <= longest:
                 places[:, :2] += at
                 yield Lines(Batch.of(text[: offsets[-1]], offsets), places, [])
             else:
-                yield _parsed(content, at, marked(shard), n, field)
+                yield _parsed(content, at, marked(shard), n, field, longest)
 
 
-def _parsed(content: bytes, at: int, mark: str, n: int, field: str) -> Lines:
-    documents, rejected = records(content, mark, n, field)
+def _parsed(content: bytes, at: int, mark: str, n: int, field: str, longest: int) -> Lines:
+    documents, rejected = records(content, mark, n, field, longest)
     places = np.empty((len(documents), 3), dtype=np.int64)
     k = 0
     for line in content.split(b"\n"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from pilotfish.curation.documents import Document, Rejected, Shard
+from pilotfish.curation.documents import Document, Rejected, Shard, named
 from pilotfish.curation.endings import DROPPED, REPORT, STATE, SUFFIXES, arrow, is_plain_lines, kind_of, packing
 from pilotfish.curation.warc import read_warc
 from pilotfish.errors import InputError
@@ -22,6 +23,7 @@ __all__ = ["line_blocks", "marked", "read", "records", "shards"]
 _SHARD_BYTES = 64_000_000
 _LONGEST = 64_000_000
 _PART_BYTES, _PART = 1_000_000, 1000
+_UNPACKED_BYTES = 4096
 Read = tuple[list[Document], list[Rejected]]
 
 
@@ -90,10 +92,7 @@ def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator
             with _opened(path) as file:
                 yield from _json_lines(file, shard, field, longest)
         elif kind in (".parquet", ".arrow"):
-            yield from _parts(
-                _checked(record, field, f"{path.name}:{n + 1}", None)
-                for n, record in enumerate(_table_rows(path, kind))
-            )
+            yield from _parts(_of_table(path, kind, field, longest))
         elif kind in (".warc", ".wet"):
             with _opened(path) as file:
                 yield from _parts(read_warc(file, path.name, longest))
@@ -104,7 +103,7 @@ def read(shard: Shard, field: str = "text", longest: int = _LONGEST) -> Iterator
         yield [], [Rejected("truncated_file", path.name, str(error))]
     except OSError as error:
         if "zstd" not in str(error).lower() and "truncated" not in str(error).lower():
-            raise
+            raise InputError(f"{path} cannot be read ({error.strerror or error}): mend it or leave it out.") from error
         yield [], [Rejected("truncated_file", path.name, str(error))]
 
 
@@ -142,21 +141,50 @@ def _cut(path: Path, size: int) -> list[Shard]:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     packed = packing(path)
-    if packed == ".gz":
-        with gzip.open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    elif packed == ".zst":
-        with arrow().input_stream(str(path), compression="zstd", buffer_size=1 << 20) as stream:
-            yield io.BufferedReader(stream, 1 << 20)
-    else:
+    if not packed:
         with path.open("rb", buffering=1 << 20) as file:
             yield file
+        return
+    with (
+        gzip.open(path, "rb")
+        if packed == ".gz"
+        else arrow().input_stream(str(path), "zstd", buffer_size=None) as stream
+    ):
+        unpacked = _Unpacked(stream)
+        yield io.BufferedReader(unpacked, 1 << 20)
+        if unpacked.broken is not None:
+            raise unpacked.broken
+
+
+class _Unpacked(io.RawIOBase):
+    """Unpacks little by little: where a file is broken, all before that is read first, and then the error raised.
+
+    A larger read would lose with the error what it had unpacked already.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.broken: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.broken is not None:
+            raise self.broken
+        try:
+            part = self.stream.read1(min(len(buffer), _UNPACKED_BYTES))
+        except (EOFError, zlib.error, OSError) as error:
+            self.broken = error
+            return 0
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def _json_lines(file: BinaryIO, shard: Shard, field: str, longest: int) -> Iterator[Read]:
     mark = marked(shard)
     for content, _, n in line_blocks(file, shard, longest):
-        yield ([], [content]) if isinstance(content, Rejected) else records(content, mark, n, field)
+        yield ([], [content]) if isinstance(content, Rejected) else records(content, mark, n, field, longest)
 
 
 def marked(shard: Shard) -> str:
@@ -168,12 +196,15 @@ def marked(shard: Shard) -> str:
 def line_blocks(file: BinaryIO, shard: Shard, longest: int) -> Iterator[tuple[bytes | Rejected, int, int]]:
     """Yield whole lines in blocks of about a megabyte, each with the place of its first byte and the lines before it.
 
-    A line of more than ``longest`` bytes is passed over and comes as rejected.
+    A line of more than ``longest`` bytes that does not fit a block is passed over and comes as rejected. A mark of byte
+    order before the first line is none of it.
     """
-    if shard.start:
-        file.seek(shard.start)
-    left = shard.end - shard.start if shard.end >= 0 else -1
     at, n, rest, skipping, ended = shard.start, 0, b"", False, False
+    if at:
+        file.seek(at)
+    elif (rest := file.read(len(codecs.BOM_UTF8))) == codecs.BOM_UTF8:
+        at, rest = len(rest), b""
+    left = shard.end - at - len(rest) if shard.end >= 0 else -1
     while not ended:
         content = file.read(_PART_BYTES if left < 0 else min(_PART_BYTES, left))
         left -= len(content) if left > 0 else 0
@@ -196,16 +227,18 @@ def line_blocks(file: BinaryIO, shard: Shard, longest: int) -> Iterator[tuple[by
             at, rest, skipping = at + len(rest), b"", True
 
 
-def records(content: bytes, mark: str, n: int, field: str) -> Read:
+def records(content: bytes, mark: str, n: int, field: str, longest: int = _LONGEST) -> Read:
     """The documents among whole lines, of which the first has ``n`` before it, and what is none."""
     lines = content.split(b"\n")
     if not lines[-1]:
         lines.pop()
     try:
+        if max(map(len, lines), default=0) > longest:
+            raise TypeError
         found = [orjson.loads(line) for line in lines]
         # The common case at once: every line is an object with a text.
         return [
-            Document(_texts(record[field]), str(record.get("id", f"{mark}:{n + i + 1}")), record, line)
+            Document(_texts(record[field]), named(record, f"{mark}:{n + i + 1}"), record, line)
             for i, (record, line) in enumerate(zip(found, lines, strict=True))
         ], []
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
@@ -216,7 +249,11 @@ def records(content: bytes, mark: str, n: int, field: str) -> Read:
             if not line or line.isspace():
                 continue
             try:
-                made = _checked(orjson.loads(line), field, where, line)
+                made = (
+                    _checked(orjson.loads(line), field, where, line)
+                    if len(line) <= longest
+                    else Rejected("too_long", where, line[:80].decode("utf-8", "replace"))
+                )
             except orjson.JSONDecodeError:
                 made = Rejected(_why_broken(line), where, line[:80].decode("utf-8", "replace"))
             documents.append(made) if isinstance(made, Document) else rejected.append(made)
@@ -240,34 +277,56 @@ def _why_broken(line: bytes) -> str:
 def _checked(record: Any, field: str, where: str, raw: bytes | None) -> Document | Rejected:
     text = record.get(field) if isinstance(record, dict) else None
     if isinstance(text, str):
-        name = record.get("id")
-        return Document(text, where if name is None else str(name), record, raw)
+        return Document(text, named(record, where), record, raw)
     missing = not isinstance(record, dict) or field not in record
     return Rejected("no_text" if missing else "text_is_no_string", where, str(record)[:80])
 
 
-def _table_rows(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    pa = arrow("parquet")
-    if kind == ".parquet":
-        try:
-            batches: Any = pa.parquet.ParquetFile(str(path)).iter_batches(1000)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{path} is no Parquet file ({error}): leave it out or write it again.") from error
-    else:
+def _of_table(path: Path, kind: str, field: str, longest: int) -> Iterator[Document | Rejected]:
+    pa, n = arrow("parquet"), 0
+    try:
         with pa.memory_map(str(path)) as source:
-            batches = pa.ipc.open_stream(source)
+            batches = (
+                pa.parquet.ParquetFile(source).iter_batches(_PART) if kind == ".parquet" else pa.ipc.open_stream(source)
+            )
             for batch in batches:
-                yield from batch.to_pylist()
-        return
-    for batch in batches:
+                for record in _records_of(batch):
+                    n += 1
+                    yield _of_record(record, field, f"{path.name}:{n}", longest)
+    except (pa.ArrowException, OSError) as error:
+        # Of the system's own errors there is a number, of what is wrong inside the file there is none.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        yield Rejected("broken_file", f"{path.name}:{n + 1}", str(error)[:80])
+
+
+def _records_of(batch: Any) -> Iterator[Any]:
+    """The rows of a batch as mappings; of one whose text is no UTF-8 the error."""
+    try:
         yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                yield from batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield error
+
+
+def _of_record(record: Any, field: str, where: str, longest: int) -> Document | Rejected:
+    if isinstance(record, UnicodeDecodeError):
+        return Rejected("invalid_utf8", where, str(record)[:80])
+    made = _checked(record, field, where, None)
+    if isinstance(made, Document) and len(made.text.encode("utf-8", "replace")) > longest:
+        return Rejected("too_long", where, made.text[:80])
+    return made
 
 
 def _plain(file: BinaryIO, name: str, longest: int) -> Document | Rejected:
     content = file.read(longest + 1)
     if len(content) > longest:
         return Rejected("too_long", name, content[:80].decode("utf-8", "replace"))
+    file.read(1)  # a packed file that is broken says so after all that is whole
     try:
-        return Document(content.decode("utf-8"), name)
+        return Document(content.decode("utf-8-sig"), name)
     except UnicodeDecodeError:
         return Rejected("invalid_utf8", name, content[:80].decode("utf-8", "replace"))

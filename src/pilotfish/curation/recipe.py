@@ -84,7 +84,7 @@ class Recipe:
             When the file is missing, is no TOML, or has a key or value that is wrong.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Recipe {path} cannot be read ({error}): give a TOML file.") from error
         return cls.from_toml(text, Path(path).parent)
@@ -159,7 +159,7 @@ def _rules(
             raise InputError(f"there is no set of rules {name!r}, only {', '.join(_SETS)}")
         made += _SETS[name]()
     if blocked_words:
-        words = Path(blocked_words).read_text(encoding="utf-8").split()
+        words = Path(blocked_words).read_text(encoding="utf-8-sig").split()
         made += Rules.block_list(words, blocked_most)
     return made.limits(**(limits or {})).without(*without)
 

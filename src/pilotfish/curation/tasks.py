@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ def _surviving(job: Job, names: Iterator[str] | None, tally: Tally, lose: Any) -
     """Documents of a shard part by part, less those that the barrier before has dropped."""
     fates = None if job.before is None else _fates(job)
     n = 0
-    for documents, rejected in read(job.source, job.settings.field, job.settings.longest):
+    # What an earlier stage wrote was let in already, and may have grown since.
+    longest = job.settings.longest if names is None else sys.maxsize
+    for documents, rejected in read(job.source, job.settings.field, longest):
         for bad in rejected:
             _reject(job, bad, tally, lose)
         if names is not None:

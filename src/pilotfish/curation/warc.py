@@ -25,7 +25,7 @@ def read_warc(file: BinaryIO, name: str, longest: int) -> Iterator[Document | Re
             return
         headers = _headers(file)
         size = headers.get("content-length", "")
-        if not size.isdigit():
+        if not size.isdecimal():
             yield Rejected("broken_warc", where, str(headers)[:80])
             return
         if int(size) > longest:
@@ -70,7 +70,8 @@ class _PageText(HTMLParser):
         self.hidden = 0
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:  # noqa: ARG002 - the parser's own shape
-        self.hidden += tag in self._HIDDEN
+        # A page may leave out the end of its head: the body ends it.
+        self.hidden = 0 if tag == "body" else self.hidden + (tag in self._HIDDEN)
         if tag in self._BLOCKS:
             self.parts.append("\n")
 
@@ -79,6 +80,10 @@ class _PageText(HTMLParser):
         if tag in self._BLOCKS:
             self.parts.append("\n")
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:  # noqa: ARG002 - the parser's own shape
+        # In a page these are comments, whatever their name; the base class knows some names and stops at others.
+        return self.parse_bogus_comment(i)
+
     def handle_data(self, data: str) -> None:
         if not self.hidden:
             self.parts.append(data)
@@ -86,8 +91,9 @@ class _PageText(HTMLParser):
 
 def _page_text(content: bytes, charset: str) -> str:
     try:
-        page = content.decode(charset, "replace")
-    except LookupError:
+        # Some codecs leave halves of characters, which no file of documents can hold.
+        page = content.decode(charset, "replace").encode("utf-8", "replace").decode()
+    except (LookupError, ValueError):
         page = content.decode("utf-8", "replace")
     parser = _PageText()
     parser.feed(page)
