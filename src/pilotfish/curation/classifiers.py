@@ -152,6 +152,8 @@ class ParetoSample:
     """
 
     def __init__(self, alpha: float = 9.0) -> None:
+        if not alpha > 0:
+            raise InputError(f"ParetoSample has alpha {alpha}: give a number above 0.")
         self.alpha = alpha
 
     def decide(self, scores: FloatArray) -> Decision:

@@ -104,6 +104,8 @@ class GumbelTopK:
     """
 
     def __init__(self, k: int, seed: int = 0) -> None:
+        if k < 0:
+            raise InputError(f"GumbelTopK k is {k}: give a number of items of at least 0.")
         self.k = k
         self.seed = seed
 

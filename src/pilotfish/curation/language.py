@@ -195,8 +195,11 @@ class Language:
         """Judge the documents of the given rows of the batch."""
         if rows.size < len(batch):
             batch = Batch([d.text for d in documents])
-        probabilities = self.identifier.of(batch)
         labels = self.identifier.labels
+        unknown = sorted(set(self.limits) - set(labels))
+        if unknown:
+            raise InputError(f"The model knows no language {unknown[0]!r}: use its labels, such as {labels[:3]}.")
+        probabilities = self.identifier.of(batch)
         best = probabilities.argmax(axis=1)
         top = probabilities[np.arange(rows.size), best]
         names = [labels[i] if p > 0 else "none" for i, p in zip(best.tolist(), top.tolist(), strict=True)]

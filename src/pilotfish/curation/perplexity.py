@@ -81,8 +81,10 @@ def thirds(scores: FloatArray) -> tuple[float, float]:
     >>> thirds(np.arange(10.0))
     (3.0, 6.0)
     """
+    # An empty text has no score that a number could stand for.
+    scores = scores[np.isfinite(scores)]
     if not scores.size:
-        raise InputError("There are no scores to cut into thirds: give at least one.")
+        raise InputError("There are no scores to cut into thirds: give at least one text that has a score.")
     low, high = np.quantile(scores, [1 / 3, 2 / 3])
     return float(low), float(high)
 

@@ -128,6 +128,8 @@ def pick(method: str, k: int, *, model: str = "", answer: str = "answer", seed: 
     """
     if method not in PICKS:
         raise InputError(f"The method is {method!r}: use one of importance_resampling, {', '.join(PICKS)}.")
+    if k < 1:
+        raise InputError(f"Method {method} is to choose {k} documents: give a number from 1 on.")
     if method in _BY_TEXT:
         return partial(_BY_TEXT[method], k=k, seed=seed)
     if not model:

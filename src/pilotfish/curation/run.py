@@ -32,7 +32,7 @@ from pilotfish.curation.scan import Batch
 from pilotfish.curation.steps import Fate, Step, apply
 from pilotfish.curation.tally import Tally
 from pilotfish.curation.tasks import Job, Settings, Stage, work
-from pilotfish.curation.writing import opened_to_write
+from pilotfish.curation.writing import check_ending, opened_to_write
 from pilotfish.errors import InputError
 from pilotfish.files import locked
 
@@ -226,6 +226,10 @@ def curate_files(
         raise InputError(
             f"workers is {workers} and on_bad {settings.on_bad!r}: use at least 1, and 'skip' or 'refuse'."
         )
+    if settings.longest < 1 or settings.memory < 1:
+        raise InputError(f"longest is {settings.longest} and memory {settings.memory}: give numbers of bytes.")
+    # Said now, and not when all is done but the writing.
+    check_ending(settings.ending)
     out, stages, given = Path(out), _stages(steps), [Path(path) for path in inputs]
     sources = shards(given)
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]

@@ -193,10 +193,22 @@ class Rules:
                     f"Limits are given for {name!r} as {dict(limit)}: name one of the rules, low and high."
                 )
         made = [replace(rule, **dict[str, Any](changed.get(rule.name, {}))) for rule in self.rules]
+        for rule in made:
+            if not rule.low <= rule.high:
+                raise InputError(f"Rule {rule.name} has low {rule.low} and high {rule.high}: give the smaller first.")
         return Rules(*made, blocked=self.blocked)
 
     def without(self, *names: str) -> Rules:
-        """Leave rules out by name."""
+        """Leave rules out by name.
+
+        Raises
+        ------
+        InputError
+            When there is no rule of a name.
+        """
+        unknown = sorted(set(names) - {rule.name for rule in self.rules})
+        if unknown:
+            raise InputError(f"There is no rule {unknown[0]!r} to leave out: name one of the rules.")
         return Rules(*(rule for rule in self.rules if rule.name not in names), blocked=self.blocked)
 
     @classmethod

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.curation.documents import Document
-from pilotfish.curation.endings import arrow, kind_of
+from pilotfish.curation.endings import arrow, kind_of, packing
 from pilotfish.errors import InputError
 
-__all__ = ["opened_to_write", "save_array", "writer"]
+__all__ = ["check_ending", "opened_to_write", "save_array", "writer"]
 
 
 @contextmanager
@@ -50,6 +50,20 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
         np.save(file, array)
 
 
+def check_ending(name: str) -> None:
+    """Refuse a name that no file of documents can have.
+
+    Raises
+    ------
+    InputError
+        When the ending is not known, or is one of a table that is packed once more.
+    """
+    path = Path(f"-{name}")
+    kind = kind_of(path)
+    if kind not in (".jsonl", ".ndjson", ".json", ".txt", ".parquet") or (kind == ".parquet" and packing(path)):
+        raise InputError(f"{name} has no known ending: write .jsonl, .parquet or .txt, .jsonl with .gz or .zst.")
+
+
 @contextmanager
 def writer(path: Path, field: str = "text") -> Iterator[Any]:
     """Open a file for documents by its ending: JSON lines, Parquet, or text apart by empty lines; yields ``write``,
@@ -57,13 +71,14 @@ def writer(path: Path, field: str = "text") -> Iterator[Any]:
 
     The file appears whole or not at all.
     """
+    check_ending(path.name)
     kind = kind_of(path)
     if kind == ".parquet":
         with opened_to_write(path) as file:
             rows = _ParquetRows(file, field)
             yield rows.add
             rows.close()
-    elif kind in (".jsonl", ".ndjson", ".json", ".txt"):
+    else:
         with opened_to_write(path) as file:
             if kind == ".txt":
                 yield lambda documents: file.writelines(
@@ -71,8 +86,6 @@ def writer(path: Path, field: str = "text") -> Iterator[Any]:
                 )
             else:
                 yield lambda documents: file.write(b"".join([d.line(field) for d in documents]))
-    else:
-        raise InputError(f"{path.name} has no known ending: write .jsonl, .parquet or .txt, .jsonl with .gz or .zst.")
 
 
 class _ParquetRows:
