@@ -161,7 +161,7 @@ def test_plain_lines_are_read_without_a_parser(line, tmp_path, monkeypatch):
     (found,) = lines_module.read_lines(Shard(str(tmp_path / "a.jsonl")), "text", 1000)
     text = json.loads(line)["text"]
     assert bytes(found.batch.buffer) == text.encode() * 2
-    assert found.places.tolist() == [[0, len(line), len(text)], [len(line) + 1, 2 * len(line) + 1, len(text)]]
+    assert found.places.tolist() == [[0, len(line), len(text), 1], [len(line) + 1, 2 * len(line) + 1, len(text), 2]]
 
 
 def test_truncated_files_keep_what_is_whole(tmp_path):

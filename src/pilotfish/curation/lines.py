@@ -36,8 +36,8 @@ class Lines(NamedTuple):
     ----------
     batch : Batch
         Their texts.
-    places : ndarray of int64, (n, 3)
-        Where each one's line begins and ends in the file, and the number of its characters.
+    places : ndarray of int64, (n, 4)
+        Where each one's line begins and ends in the file, the number of its characters, and that of the lines up to it.
     rejected : list of Rejected
         What is no document.
     """
@@ -56,15 +56,16 @@ def read_lines(shard: Shard, field: str, longest: int) -> Iterator[Lines]:
     with Path(shard.path).open("rb") as file:
         for content, at, n in line_blocks(file, shard, longest):
             if isinstance(content, Rejected):
-                yield Lines(Batch([]), np.zeros((0, 3), dtype=np.int64), [content])
+                yield Lines(Batch([]), np.zeros((0, 4), dtype=np.int64), [content])
                 continue
             buffer = np.frombuffer(content, dtype=np.uint8)
             n_lines = content.count(b"\n") + (not content.endswith(b"\n"))
             text, offsets = np.empty(buffer.size, dtype=np.uint8), np.zeros(n_lines + 1, dtype=np.int64)
-            places = np.empty((n_lines, 3), dtype=np.int64)
+            places = np.empty((n_lines, 4), dtype=np.int64)
             plain = _extract(buffer, key, text, offsets, places)
             if plain and (places[:, 1] - places[:, 0]).max(initial=0) <= longest:
                 places[:, :2] += at
+                places[:, 3] = np.arange(n + 1, n + 1 + n_lines)
                 yield Lines(Batch.of(text[: offsets[-1]], offsets), places, [])
             else:
                 yield _parsed(content, at, marked(shard), n, field, longest)
@@ -72,23 +73,23 @@ def read_lines(shard: Shard, field: str, longest: int) -> Iterator[Lines]:
 
 def _parsed(content: bytes, at: int, mark: str, n: int, field: str, longest: int) -> Lines:
     documents, rejected = records(content, mark, n, field, longest)
-    places = np.empty((len(documents), 3), dtype=np.int64)
+    places = np.empty((len(documents), 4), dtype=np.int64)
     k = 0
-    for line in content.split(b"\n"):
+    for number, line in enumerate(content.split(b"\n"), n + 1):
         if k < len(documents) and documents[k].raw == line:
-            places[k] = at, at + len(line), len(documents[k].text)
+            places[k] = at, at + len(line), len(documents[k].text), number
             k += 1
         at += len(line) + 1
     return Lines(Batch([d.text for d in documents]), places, rejected)
 
 
-def documents_at(path: str, places: NDArray[np.int64], field: str) -> list[Document]:
-    """The documents whose lines lie at some places of a file."""
-    with Path(path).open("rb") as file:
+def documents_at(shard: Shard, places: NDArray[np.int64], field: str) -> list[Document]:
+    """The documents whose lines lie at some places of a shard's file."""
+    with Path(shard.path).open("rb") as file:
         found = []
-        for start, end, _ in places.tolist():
+        for start, end, _, number in places.tolist():
             file.seek(start)
-            found += records(file.read(end - start), Path(path).name, start, field)[0]
+            found += records(file.read(end - start), marked(shard), number - 1, field, end - start)[0]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -139,6 +140,15 @@ def pick(method: str, k: int, *, model: str = "", answer: str = "answer", seed: 
     return partial(_BY_MODEL[method], k=k, seed=seed, model=model, answer=answer)
 
 
+def _line(document: Document) -> bytes:
+    parts = [document.text, document.id, document.fields]
+    try:
+        return orjson.dumps(parts, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # halves of characters, and numbers past 64 bits
+        said = json.dumps(parts, default=str, skipkeys=True, ensure_ascii=False)
+        return said.encode("utf-8", "replace") + b"\n"
+
+
 class Picked:
     """Keep the documents that a function of all of them and of the target's chooses; all are kept in memory.
 
@@ -175,7 +185,7 @@ class Picked:
 
     def numbers(self, batch: Batch, documents: Sequence[Document]) -> NDArray[Any]:  # noqa: ARG002
         """The documents as lines of JSON, in bytes."""
-        lines = [orjson.dumps([d.text, d.id, d.fields], default=str) + b"\n" for d in documents]
+        lines = [_line(d) for d in documents]
         return np.frombuffer(b"".join(lines), dtype=np.uint8)
 
     def joined(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -184,7 +194,7 @@ class Picked:
 
     def choose(self, shards: Sequence[NDArray[Any]]) -> list[Fates]:
         """Choose among all; the score is the likeness to the target."""
-        read = [[Document(*orjson.loads(line)) for line in shard.tobytes().split(b"\n")[:-1]] for shard in shards]
+        read = [[Document(*json.loads(line)) for line in shard.tobytes().split(b"\n")[:-1]] for shard in shards]
         pool = [document for documents in read for document in documents]
         kept = np.zeros(len(pool), dtype=bool)
         kept[self.pick(pool, self.target)] = True

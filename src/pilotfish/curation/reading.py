@@ -27,10 +27,11 @@ _UNPACKED_BYTES = 4096
 Read = tuple[list[Document], list[Rejected]]
 
 
-def shards(paths: Iterable[str | Path]) -> list[Shard]:
+def shards(paths: Iterable[str | Path], *, without: Path | None = None) -> list[Shard]:
     """List the shards of files and folders, in the order given; folders in the order of names.
 
-    Hidden files of a folder are passed over, and in one that a run wrote its report and what it dropped.
+    Hidden files of a folder are passed over, and in one that a run wrote its report and what it dropped. So is the
+    folder ``without`` where it lies in one of those given: a run does not read what it writes.
 
     A plain JSON-lines file is cut at line ends into parts of about 64 MB, so that one large file keeps every core busy.
 
@@ -44,7 +45,7 @@ def shards(paths: Iterable[str | Path]) -> list[Shard]:
         path = Path(given)
         if not path.exists():
             raise InputError(f"There is no file {path}: give files or folders of documents.")
-        files = [p for p in (_inside(path) if path.is_dir() else [path]) if kind_of(p)]
+        files = [p for p in (_inside(path, without) if path.is_dir() else [path]) if kind_of(p)]
         if not files:
             raise InputError(f"{path} has none of the known endings: use {', '.join(SUFFIXES)}, with .gz or .zst.")
         for file in files:
@@ -58,9 +59,14 @@ def shards(paths: Iterable[str | Path]) -> list[Shard]:
     return found
 
 
-def _inside(folder: Path) -> Iterator[Path]:
+def _inside(folder: Path, without: Path | None) -> Iterator[Path]:
+    passed_over = None if without is None else without.resolve()
+    if passed_over is not None and folder.resolve() not in passed_over.parents:
+        passed_over = None
     for path in sorted(folder.rglob("*")):
         names = path.relative_to(folder).parts
+        if passed_over is not None and passed_over in path.resolve().parents:
+            continue
         if path.is_file() and not any(name.startswith(".") for name in names):
             wrote = (path.parents[i] for i in range(len(names)) if (path.parents[i] / STATE).is_dir())
             below = [path.relative_to(run).parts for run in wrote]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ def curate(
     >>> [d.id for d in curate([{"id": "a", "text": "Too short."}], [Rules.gopher()])]
     []
     """
+    if isinstance(documents, str | bytes | Mapping):
+        raise InputError(f"The documents are one {type(documents).__name__}: give a list of them.")
     stages = _stages(steps)
     counted = Tally() if tally is None else tally
 
@@ -140,8 +143,9 @@ def curate(
                     lose(fates)
                     counted.keep(kept)
                     yield from kept
+                counted.sort([step.name for step in _flat(steps)])
                 return
-            spool = Path(folder) / f"{s}.jsonl"
+            spool, spooled = Path(folder) / f"{s}.pickle", 0
             with spool.open("wb") as file:
                 collected = Gathered(stage.barrier)
                 for group in _grouped(source):
@@ -150,18 +154,22 @@ def curate(
                     kept, fates = apply(group, stage.steps)
                     lose(fates)
                     collected.add(Batch([d.text for d in kept]), kept)
+                    spooled += len(kept)
                     for d in kept:
-                        file.write(orjson.dumps([d.text, d.id, d.fields], default=str) + b"\n")
+                        pickle.dump(d, file)
             keys = Path(folder) / f"keys-{s}"
             collected.write(keys)
             fate = settle(stage.barrier, [keys], 1_000_000_000, uuid4().hex[:12])[0]
-            source = _after(spool, stage.barrier, fate, lose)
+            source = _after(spool, spooled, stage.barrier, fate, lose)
 
 
-def _after(spool: Path, barrier: Barrier, fate: Fates, lose: Callable[[Sequence[Fate]], None]) -> Iterator[Document]:
+def _after(
+    spool: Path, spooled: int, barrier: Barrier, fate: Fates, lose: Callable[[Sequence[Fate]], None]
+) -> Iterator[Document]:
     with spool.open("rb") as file:
-        for i, line in enumerate(file):
-            document = Document(*orjson.loads(line))
+        for i in range(spooled):
+            # Of a file that this very call wrote, into a folder of its own: so documents come out as they were given.
+            document: Document = pickle.load(file)  # noqa: S301
             if not barrier.rule or fate.kept[i]:
                 yield document
             else:
@@ -231,7 +239,7 @@ def curate_files(
     # Said now, and not when all is done but the writing.
     check_ending(settings.ending)
     out, stages, given = Path(out), _stages(steps), [Path(path) for path in inputs]
-    sources = shards(given)
+    sources = shards(given, without=out)
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]
     state = out / STATE
     total = Tally()
@@ -255,6 +263,10 @@ def curate_files(
                 if jobs[0].rewrites():
                     sources = [Shard(str(job.place("text", ".jsonl"))) for job in jobs]
                     named = s
+        gone = [job.target() for job in jobs if not job.target().exists()]
+        if gone:
+            raise InputError(f"{gone[0]} was written by this run and is gone: delete {out} and give the command again.")
+        total.sort([step.name for step in _flat(steps)])
         with opened_to_write(out / REPORT) as file:
             file.write(orjson.dumps(total.to_json(), option=orjson.OPT_INDENT_2))
         for path in state.iterdir():
@@ -324,12 +336,12 @@ def _owned(out: Path, state: Path, fingerprint: str) -> Iterator[None]:
     """Hold the folder for one run; refuse it to a second, and to another recipe or other inputs."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give a folder to write to.")
-    if out.is_dir() and not state.exists() and any(out.iterdir()):
+    known = state / "run.txt"
+    if out.is_dir() and not known.exists() and any(path != state for path in out.iterdir()):
         raise InputError(f"{out} has files that no run of this recipe wrote: give an empty folder.")
     with locked(state / "lock") as free:
         if not free:
             raise InputError(f"Another run is writing to {out}: wait for it, or give another folder.")
-        known = state / "run.txt"
         if known.exists() and known.read_text() != fingerprint:
             raise InputError(
                 f"{out} belongs to a run with another recipe, other inputs, or files of steps that have changed since: "

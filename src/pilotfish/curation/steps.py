@@ -13,7 +13,7 @@ from pilotfish.curation.documents import Document
 from pilotfish.curation.scan import Batch, Plan
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray, Rule, Scorer
-from pilotfish.rules import Between
+from pilotfish.rules import Argmax, Between, TopK, WithinBudget
 
 __all__ = ["Fate", "Filter", "OwnRule", "Rules", "Step", "TextRule", "Verdict", "apply"]
 
@@ -70,6 +70,11 @@ class Filter:
     rule : Rule
         Chooses the texts that stay, by a threshold or an interval.
 
+    Raises
+    ------
+    InputError
+        When the rule compares texts with each other.
+
     Examples
     --------
     >>> class Length:
@@ -81,6 +86,11 @@ class Filter:
     """
 
     def __init__(self, name: str, scorer: Scorer[str], rule: Rule) -> None:
+        if isinstance(rule, TopK | Argmax | WithinBudget):
+            raise InputError(
+                f"Filter {name!r} has the rule {type(rule).__name__}, which compares documents with each other and "
+                "would choose from each batch: use a threshold or an interval."
+            )
         self.name = name
         self.scorer = scorer
         self.rule = rule

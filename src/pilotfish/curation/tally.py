@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,14 @@ class Tally:
             have = self.examples.setdefault(title, [])
             have += shown[: N_EXAMPLES - len(have)]
 
+    def sort(self, steps: Sequence[str]) -> None:
+        """Put what was dropped, and the examples of it, in the order of the steps by their names.
+
+        Documents come in batches, of which the first may lose none to the first step.
+        """
+        place = {name: i for i, name in reversed(list(enumerate(steps)))}
+        self.dropped = dict(sorted(self.dropped.items(), key=lambda item: place.get(item[0], len(place))))
+
     def to_json(self) -> dict[str, Any]:
         """The counts as plain data."""
         return {
@@ -94,4 +103,6 @@ class Tally:
     def _show(self, title: str, name: str, text: str, score: float | None) -> None:
         have = self.examples.setdefault(title, [])
         if len(have) < N_EXAMPLES:
-            have.append({"id": name, "text": text[:_EXAMPLE], **({} if score is None else {"score": round(score, 4)})})
+            # JSON has no infinity: that of an empty text's perplexity, and of a share of nothing.
+            scored = {} if score is None or not math.isfinite(score) else {"score": round(score, 4)}
+            have.append({"id": name, "text": text[:_EXAMPLE], **scored})

@@ -115,7 +115,7 @@ def _work_by_lines(job: Job, tally: Tally) -> None:
     """Gather the keys of a shard's lines, or copy those that stay."""
     field = job.settings.field
     if job.steps.barrier is not None:
-        collected, places = Gathered(job.steps.barrier), [np.zeros((0, 3), dtype=np.int64)]
+        collected, places = Gathered(job.steps.barrier), [np.zeros((0, 4), dtype=np.int64)]
         for lines in read_lines(job.source, field, job.settings.longest):
             for bad in lines.rejected:
                 _reject(job, bad, tally, None)
@@ -131,7 +131,7 @@ def _work_by_lines(job: Job, tally: Tally) -> None:
             copy_lines(job.source.path, every[fates.kept], file)
 
         def shown(which: np.ndarray) -> list[Document]:
-            return documents_at(job.source.path, every[which][:N_EXAMPLES], field)
+            return documents_at(job.source, every[which][:N_EXAMPLES], field)
 
         kept, lost = np.flatnonzero(fates.kept), np.flatnonzero(~fates.kept)
         tally.keep(shown(kept), len(kept), int(every[kept, 2].sum()))
