@@ -76,3 +76,27 @@ def test_domains_are_weighed(method: str, tmp_path: Path) -> None:
     assert set(made["held_out"]) == {"uniform", "natural", method}
     assert "nats a byte" in said
     assert "use one of doremi" in run("mix", tmp_path / "domains", "-m", "best")
+
+
+def test_domains_are_told_apart_by_their_whole_names(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    domains = tmp_path / "domains"
+    domains.mkdir()
+    for name in ("en.web.jsonl", "en.books.jsonl", "en.web.jsonl.d/a.jsonl"):
+        (domains / name).parent.mkdir(exist_ok=True)
+        write_lines(domains / name, [prose(i) for i in range(8)])
+    run("mix", domains, "-m", "natural", "--steps", "4", "-o", tmp_path / "w.json")
+    assert set(json.loads((tmp_path / "w.json").read_text())["weights"]) == {"en.web", "en.books", "en.web.jsonl.d"}
+    (domains / "empty").mkdir()
+    assert "Domain 'empty' has 0 bytes" in run("mix", domains, "-m", "natural")
+
+
+def test_what_a_run_wrote_is_mixed_without_its_report(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    texts = {"a": [prose(i) for i in range(9)], "b": [prose(8 + i) for i in range(9)]}
+    files = [write_lines(tmp_path / f"{name}.jsonl", made) for name, made in texts.items()]
+    (tmp_path / "r.toml").write_text('[[step]]\nuse = "exact_dedup"\n')
+    run("curate", *files, "-r", tmp_path / "r.toml", "-o", tmp_path / "out", "--dropped")
+    assert list((tmp_path / "out" / "dropped").iterdir())
+    run("mix", tmp_path / "out", "-m", "natural", "--steps", "4", "-o", tmp_path / "w.json")
+    assert set(json.loads((tmp_path / "w.json").read_text())["weights"]) == {"000000-a", "000001-b"}

@@ -10,6 +10,8 @@ import typer
 __all__ = ["mix"]
 
 _N_ROUNDS = 6
+# A tenth of them, and a tenth of the rest, are held out in windows of 50.
+_FEWEST_BYTES = 1000
 _METHODS = ("doremi", "autoscale", "mixing_agent", "presence", "uniform", "natural")
 
 
@@ -21,7 +23,7 @@ def mix(
         int | None, typer.Option("--steps", help="training steps of a small model; 200, of autoscale 4000", min=4)
     ] = None,
     field: Annotated[str, typer.Option("--field", help="name of the text field")] = "text",
-    seed: Annotated[int, typer.Option("--seed", help="seed of what is random")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="seed of what is random", min=0)] = 0,
 ) -> None:
     """Learn weights of domains with small language models, and compare their held-out loss with two controls."""
     import json
@@ -67,16 +69,27 @@ def mix(
 
 
 def _texts(folder: Path, field: str) -> dict[str, str]:
+    from pilotfish.curation.endings import DROPPED, stem_of
     from pilotfish.curation.reading import read, shards
     from pilotfish.errors import InputError
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give one with a folder or a file for each domain.")
-    made = {}
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith("."):
-            parts = [d.text for shard in shards([path]) for documents, _ in read(shard, field) for d in documents]
-            made[path.name.split(".")[0]] = "\n\n".join(parts)
+    parts: dict[str, list[str]] = {}
+    for shard in shards([folder]):
+        below = Path(shard.path).relative_to(folder)
+        name = below.parts[0] if len(below.parts) > 1 else stem_of(below)
+        parts.setdefault(name, []).extend(d.text for documents, _ in read(shard, field) for d in documents)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != DROPPED and not path.name.startswith("."):
+            parts.setdefault(path.name, [])
+    made = {name: "\n\n".join(texts) for name, texts in sorted(parts.items())}
+    for name, text in made.items():
+        size = len(text.encode("utf-8", "replace"))
+        if size < _FEWEST_BYTES:
+            raise InputError(
+                f"Domain {name!r} has {size} bytes of text in field {field!r}: give it more, or leave it out."
+            )
     if len(made) < 2:
         raise InputError(f"{folder} has {len(made)} domains: give at least two.")
     return made

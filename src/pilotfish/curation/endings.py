@@ -8,7 +8,7 @@ from typing import Any
 
 from pilotfish.errors import missing_extra
 
-__all__ = ["DROPPED", "REPORT", "STATE", "SUFFIXES", "arrow", "is_plain_lines", "kind_of", "packing"]
+__all__ = ["DROPPED", "REPORT", "STATE", "SUFFIXES", "arrow", "is_plain_lines", "kind_of", "packing", "stem_of"]
 
 STATE, REPORT, DROPPED = ".state", "report.json", "dropped"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".md", ".warc", ".wet")
@@ -28,6 +28,12 @@ def kind_of(path: Path) -> str:
     """The ending that says what a file holds, packed or not; empty where it is not known."""
     name = path.with_suffix("") if packing(path) else path
     return name.suffix if name.suffix in SUFFIXES else ""
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without the endings that say how it is packed and what it holds."""
+    name = path.with_suffix("") if packing(path) else path
+    return name.stem if name.suffix in SUFFIXES else name.name
 
 
 def arrow(part: str = "") -> Any:
