@@ -9,6 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli import app
+from pilotfish.curation.documents import Document
+from pilotfish.curation.picks import pick
+from pilotfish.errors import InputError
+from pilotfish.methods import cards
 from tests.models.fixtures import pulled
 
 METHODS = ["importance_resampling", "representative_selection", "lima", "mods", "d4", "herding", "random"]
@@ -44,3 +48,44 @@ def test_what_is_wrong_is_said(folder: Path, method: str, said: str) -> None:
     result = CliRunner().invoke(app, [*words, "-o", str(folder / "out")], env={"COLUMNS": "200"})
     assert result.exit_code != 0
     assert said in f"{result.output} {result.exception}"
+
+
+def test_as_many_as_asked_for_are_chosen_by_need(folder: Path) -> None:
+    words = ["select", str(folder / "pool.jsonl"), "--like", str(folder / "like.jsonl"), "-n", "50", "-m", "mods"]
+    result = CliRunner().invoke(app, [*words, "-o", str(folder / "out")], env={"COLUMNS": "200"})
+    assert "Chose 50 of 60" in result.output
+
+
+def test_what_is_passed_over_is_told(folder: Path) -> None:
+    with (folder / "pool.jsonl").open("a") as file:
+        file.write('{"other": 1}\nbroken\n')
+    words = ["select", str(folder / "pool.jsonl"), "--like", str(folder / "like.jsonl"), "-n", "9"]
+    result = CliRunner().invoke(app, [*words, "-o", str(folder / "out")], env={"COLUMNS": "200"})
+    assert "Passed over 2 records" in result.output
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_anything_is_read(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("pilotfish.curation.choose.read", None)
+    for method in ("random", "importance_resampling"):
+        words = ["select", str(folder / "pool.jsonl"), "--like", str(folder / "like.jsonl"), "-n", "9", "-m", method]
+        result = CliRunner().invoke(app, [*words, "-o", str(folder)], env={"COLUMNS": "200"})
+        assert "is not empty" in str(result.exception)
+
+
+@pytest.mark.parametrize("method", ["less", "data_whisperer"])
+def test_a_field_of_answers_that_no_document_has_is_told(folder: Path, method: str) -> None:
+    choose = pick(method, 3, model="any", answer="reply")
+    documents = [Document("a", fields={"text": "a", "answer": "b"})] * 9
+    with pytest.raises(InputError, match="None of 9 documents has an answer in field 'reply'"):
+        choose(documents, documents)
+
+
+def test_printed_commands_are_those_of_the_command_line(folder: Path) -> None:
+    for card in (*cards("pretraining_data"), *cards("finetuning_data")):
+        program, verb, *words = card.command.split()
+        assert (program, verb in ("curate", "select", "mix")) == ("pilotfish", True)
+        if verb == "select":
+            method, model = words[words.index("--method") + 1], words[-1] if "--model" in words else ""
+            assert method == card.slug
+            if method != "importance_resampling":
+                pick(method, 3, model=model)

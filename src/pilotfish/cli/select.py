@@ -23,7 +23,7 @@ def select(
     ] = "",
     field: Annotated[str, typer.Option("--field", help="name of the text field")] = "text",
     answer: Annotated[str, typer.Option("--answer", help="name of the answer field, for a language model")] = "answer",
-    seed: Annotated[int, typer.Option("--seed", help="seed of what is random")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="seed of what is random", min=0)] = 0,
 ) -> None:
     """Choose documents like a target; the report sets what was chosen beside as many at random and all."""
     from pilotfish.cli.output import console
@@ -37,5 +37,9 @@ def select(
             inputs, like, out, pick(method, n, model=model, answer=answer, seed=seed), field=field, seed=seed
         )
     console.print(f"Chose {made.n_out:,} of {made.n_in:,} documents into {out}.")
+    if made.n_rejected:
+        console.print(
+            f"Passed over {made.n_rejected:,} records that have no text in field {field!r} or cannot be read."
+        )
     said = ", ".join(f"{name} {value:.3f}" for name, value in made.likeness.items())
     console.print(f"Mean log-ratio to the target, nats per word, mark and pair: {said}.")

@@ -84,6 +84,7 @@ def resample_files(
     InputError
         When there is nothing to choose from, or the folder has files already.
     """
+    _check_free(out)
     target = [d.text for part in _documents(like, field, [0]) for d in part]
     rejected = [0]
     weight = ImportanceWeight().fit(target, ([d.text for d in part] for part in _documents(inputs, field, rejected)))
@@ -113,6 +114,7 @@ def choose_files(
     InputError
         When there is nothing to choose from, or the folder has files already.
     """
+    _check_free(out)
     rejected = [0]
     pool = [d for part in _documents(inputs, field, rejected) for d in part]
     target = [d for part in _documents(like, field, [0]) for d in part]
@@ -125,12 +127,15 @@ def choose_files(
     return _finished(Chosen(len(pool), chosen.size, rejected[0], _controls(scores, sizes, chosen, seed)), out)
 
 
-def _write(documents: Iterator[Document], chosen: IntArray, out: str | Path, field: str, ending: str) -> None:
+def _check_free(out: str | Path) -> None:
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: give another folder.")
+
+
+def _write(documents: Iterator[Document], chosen: IntArray, out: str | Path, field: str, ending: str) -> None:
     wanted = set(chosen.tolist())
-    with writer(folder / f"chosen{ending}", field) as write:
+    with writer(Path(out) / f"chosen{ending}", field) as write:
         write([document for i, document in enumerate(documents) if i in wanted])
 
 

@@ -55,7 +55,9 @@ def _mods(pool: Sequence[Document], target: Sequence[Document], k: int, seed: in
         """How near each document is to one that was tuned on: what is far is not learned yet."""
         return np.asarray((vectors @ vectors[chosen].T).max(axis=1))
 
-    return needed(vectors, quality, k, tuned, float(np.median(quality)))
+    # Half of the pool is good, or as much of it as is wanted.
+    good = max(len(pool) - len(pool) // 2, min(k, len(pool)))
+    return needed(vectors, quality, k, tuned, float(np.sort(quality)[-good]))
 
 
 def _d4(pool: Sequence[Document], target: Sequence[Document], k: int, seed: int) -> IntArray:  # noqa: ARG001
@@ -74,6 +76,8 @@ def _random(pool: Sequence[Document], target: Sequence[Document], k: int, seed: 
 
 
 def _examples(documents: Sequence[Document], answer: str) -> list[tuple[str, str]]:
+    if not any(d.fields.get(answer) for d in documents):
+        raise InputError(f"None of {len(documents)} documents has an answer in field {answer!r}: name the field.")
     return [(d.text, str(d.fields.get(answer, ""))) for d in documents]
 
 

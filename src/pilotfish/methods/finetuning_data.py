@@ -12,6 +12,7 @@ from pilotfish.protocols import Embedder, FloatArray, IntArray
 from pilotfish.rules import TopK
 
 _SELECT = "pilotfish select raw.jsonl --like target.jsonl -n 1000 -o chosen/ --method "
+_MODEL = " --model smollm2-135m-instruct"
 _GROUP = "finetuning_data"
 Example = tuple[str, str]
 
@@ -50,7 +51,7 @@ def mods(
     return needed((embedder or StaticEmbedder()).embed(texts).astype(float), quality, k, tuned, least)
 
 
-@method("less", paper="Xia 2024, arXiv:2402.04333", group=_GROUP, needs="weights", command=_SELECT + "less")
+@method("less", paper="Xia 2024, arXiv:2402.04333", group=_GROUP, needs="weights", command=_SELECT + "less" + _MODEL)
 def less(model_name: str, pool: Sequence[Example], target: Sequence[Example], k: int, seed: int = 0) -> IntArray:
     """Choose k examples whose Adam steps on a small model point where the target's gradients do."""
     return chosen_by_gradients(model_name, pool, target, k, seed)
@@ -61,7 +62,7 @@ def less(model_name: str, pool: Sequence[Example], target: Sequence[Example], k:
     paper="Wang 2025, arXiv:2505.12212",
     group=_GROUP,
     needs="weights",
-    command=_SELECT + "data_whisperer",
+    command=_SELECT + "data_whisperer" + _MODEL,
 )
 def data_whisperer(model_name: str, pool: Sequence[Example], k: int, seed: int = 0) -> IntArray:
     """Choose k examples that, shown in a prompt, get attention and make a small model answer well."""

@@ -49,7 +49,7 @@ def exact_dedup() -> ExactDedup:
     paper="Broder 1997; Penedo 2023, arXiv:2306.01116",
     group=_GROUP,
     needs="black box",
-    command="python -m benchmarks dedup",
+    command=_CURATE,
 )
 def minhash_dedup(n_bands: int = 14, n_rows: int = 8, least: float = 0.5) -> MinHashDedup:
     """Drop near-duplicates: word n-grams, MinHash, bands, connected components."""
@@ -140,7 +140,7 @@ def importance_resampling(target: Sequence[str], raw: Sequence[str], k: int, see
     paper="Kargaran 2023 (GlotLID), arXiv:2310.16248; Burchell 2023 (OpenLID), arXiv:2305.13820",
     group=_GROUP,
     needs="black box",
-    command="python -m benchmarks language",
+    command=_CURATE,
 )
 def language_id(languages: str | Sequence[str] | Mapping[str, float], least: float = 0.65) -> Language:
     """Keep documents in given languages, each with its least probability, written in the right script."""
