@@ -169,3 +169,43 @@ def test_a_finished_run_whose_files_are_gone_is_not_taken_for_done(tmp_path):
     (tmp_path / "out/000000-a.jsonl").unlink()
     with pytest.raises(InputError, match=r"000000-a\.jsonl was written by this run and is gone"):
         curate_files([source], tmp_path / "out", [Rules(OwnRule("any", lambda d: 1.0))])
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ({"text": "a"}, {"text": "b", "more": 1}),
+        ({"text": "a", "v": 1}, {"text": "b", "v": 1.5}),
+        ({"text": "a", "v": None}, {"text": "b", "v": "c"}),
+        ({"text": "a", "id": 7}, {"text": "b"}),
+    ],
+)
+@pytest.mark.parametrize("group", [1, 10])
+def test_a_table_has_the_columns_of_all_rows(early, late, group, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("pilotfish.curation.writing._GROUP", group)
+    monkeypatch.setattr("pilotfish.curation.reading._PART", 1)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in (early, late)))
+    monkeypatch.setattr("pilotfish.curation.reading._PART_BYTES", 10)
+    curate_files([tmp_path / "a.jsonl"], tmp_path / "out", [], settings=Settings(ending=".parquet"))
+    rows = parquet.read_table(tmp_path / "out/000000-a.parquet").to_pylist()
+    for row, given in zip(rows, (early, late), strict=True):
+        assert {k: v for k, v in row.items() if v is not None and (k != "id" or "id" in given)} == {
+            k: v for k, v in given.items() if v is not None
+        }
+
+
+def test_rows_without_names_are_named_by_their_documents(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b", "id": 7}\n')
+    curate_files([tmp_path / "a.jsonl"], tmp_path / "out", [], settings=Settings(ending=".parquet"))
+    rows = parquet.read_table(tmp_path / "out/000000-a.parquet").to_pylist()
+    assert rows == [{"id": "a.jsonl:1", "text": "a"}, {"id": "7", "text": "b"}]
+
+
+def test_a_field_of_two_kinds_is_no_column(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "v": 1}\n{"text": "b", "v": "c"}\n')
+    with pytest.raises(InputError, match="cannot be rows of a table"):
+        curate_files([tmp_path / "a.jsonl"], tmp_path / "out", [], settings=Settings(ending=".parquet"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".state"]

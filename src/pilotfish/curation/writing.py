@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from pilotfish.curation.endings import arrow, kind_of, packing
 from pilotfish.errors import InputError
 
 __all__ = ["check_ending", "opened_to_write", "save_array", "writer"]
+
+# Of rows of a table at a time.
+_GROUP, _GROUP_CHARACTERS = 10_000, 64_000_000
 
 
 @contextmanager
@@ -74,10 +78,10 @@ def writer(path: Path, field: str = "text") -> Iterator[Any]:
     check_ending(path.name)
     kind = kind_of(path)
     if kind == ".parquet":
-        with opened_to_write(path) as file:
-            rows = _ParquetRows(file, field)
+        with opened_to_write(path) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
+            rows = _ParquetRows(field, spool)
             yield rows.add
-            rows.close()
+            rows.write(file)
     else:
         with opened_to_write(path) as file:
             if kind == ".txt":
@@ -89,29 +93,60 @@ def writer(path: Path, field: str = "text") -> Iterator[Any]:
 
 
 class _ParquetRows:
-    """Rows gathered to groups; the columns are those of the first group."""
+    """Rows gathered to groups in a file that is soon gone, so that the columns are those of all groups.
 
-    def __init__(self, file: Any, field: str) -> None:
-        self.file, self.field = file, field
+    Where the first document has an ``id``, that is a column like another; else every row is named by its document.
+    """
+
+    def __init__(self, field: str, spool: Any) -> None:
+        self.field, self.spool = field, spool
         self.rows: list[dict[str, Any]] = []
-        self.out: Any = None
+        self.size = 0
+        self.named = False
+        self.schemas: list[Any] = []
 
     def add(self, documents: Iterable[Document]) -> None:
-        self.rows += [{"id": d.id, **d.fields, self.field: d.text} for d in documents]
-        if len(self.rows) >= 10_000:
+        for d in documents:
+            if not self.rows and not self.schemas:
+                self.named = "id" not in d.fields
+            self.rows.append({**({"id": ""} if self.named else {}), **d.fields, self.field: d.text})
+            if self.named:
+                self.rows[-1]["id"] = d.id
+            self.size += len(d.text)
+        if len(self.rows) >= _GROUP or self.size >= _GROUP_CHARACTERS:
             self.flush()
 
     def flush(self) -> None:
         pa = arrow("parquet")
-        if self.out is None:
-            table = pa.Table.from_pylist(self.rows or [], None if self.rows else pa.schema([(self.field, pa.string())]))
-            self.out = pa.parquet.ParquetWriter(self.file, table.schema, compression="zstd")
-        else:
-            table = pa.Table.from_pylist(self.rows, self.out.schema)
-        self.out.write_table(table)
-        self.rows = []
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        with _one_kind_each(self.field):
+            table = pa.table({name: [row.get(name) for row in self.rows] for name in names})
+        self.schemas.append(table.schema)
+        with pa.ipc.new_stream(self.spool, table.schema) as out:
+            out.write_table(table)
+        self.rows, self.size = [], 0
 
-    def close(self) -> None:
-        if self.rows or self.out is None:
+    def write(self, file: Any) -> None:
+        pa = arrow("parquet")
+        if self.rows or not self.schemas:
             self.flush()
-        self.out.close()
+        with _one_kind_each(self.field):
+            schema = pa.unify_schemas(
+                [pa.schema([(self.field, pa.string())]), *self.schemas], promote_options="permissive"
+            )
+            self.spool.seek(0)
+            with pa.parquet.ParquetWriter(file, schema, compression="zstd") as out:
+                for _ in self.schemas:
+                    table = pa.ipc.open_stream(self.spool).read_all()
+                    out.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive"))
+
+
+@contextmanager
+def _one_kind_each(field: str) -> Iterator[None]:
+    try:
+        yield
+    except arrow().ArrowException as error:
+        why = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Documents cannot be rows of a table ({why}): give each field besides {field!r} one kind, or write .jsonl."
+        ) from error
