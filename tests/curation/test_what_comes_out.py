@@ -26,6 +26,7 @@ from pilotfish.curation import run as run_module
 from pilotfish.curation.choose import resample_files
 from pilotfish.curation.documents import Document
 from pilotfish.curation.picks import Picked, pick
+from pilotfish.curation.privacy import Privacy
 from pilotfish.curation.report import to_html
 from pilotfish.errors import InputError
 from pilotfish.features import HashedNgrams
@@ -209,3 +210,8 @@ def test_a_field_of_two_kinds_is_no_column(tmp_path):
     with pytest.raises(InputError, match="cannot be rows of a table"):
         curate_files([tmp_path / "a.jsonl"], tmp_path / "out", [], settings=Settings(ending=".parquet"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".state"]
+
+
+def test_brackets_of_the_text_itself_are_no_masks():
+    texts = ["See [A] and [B_C] in [X].", "Mail jo@example.org."]
+    assert [d.text for d in curate(texts, [Privacy(most=10)])] == texts[:1]

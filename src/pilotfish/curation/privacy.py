@@ -15,7 +15,7 @@ from pilotfish.curation.scan import Batch, Plan
 from pilotfish.curation.steps import Verdict
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.files import ArrayFile
-from pilotfish.protocols import FloatArray, IntArray, Transform
+from pilotfish.protocols import IntArray, Transform
 from pilotfish.traffic.masking import PatternMasker
 
 __all__ = ["Privacy", "PrivacyTagger", "Span", "span_f1"]
@@ -192,14 +192,20 @@ class Privacy:
 
     def judge(self, batch: Batch, rows: IntArray, documents: Sequence[Document]) -> Verdict:  # noqa: ARG002
         """Mask the documents of the given rows of the batch."""
-        texts = list(self([batch.texts[i] for i in rows]))
-        shares = _masks_per_hundred(texts)
+        given = [batch.texts[i] for i in rows]
+        texts = list(self(given))
+        # What stands in square brackets by itself, such as [A], is no mask.
+        shares = np.array(
+            [
+                100 * (_n_masks(masked) - _n_masks(text)) / max(len(masked.split()), 1)
+                for text, masked in zip(given, texts, strict=True)
+            ]
+        )
         return Verdict(shares <= self.most, ["private_data"] * rows.size, shares, texts)
 
 
-def _masks_per_hundred(texts: Sequence[str]) -> FloatArray:
-    counts = [(len(re.findall(r"\[[A-Z_]+\]", text)), len(text.split())) for text in texts]
-    return np.array([100 * n / max(words, 1) for n, words in counts])
+def _n_masks(text: str) -> int:
+    return len(re.findall(r"\[[A-Z_]+\]", text))
 
 
 def span_f1(found: Sequence[Sequence[Span]], truth: Sequence[Sequence[Span]]) -> tuple[float, float, float]:
