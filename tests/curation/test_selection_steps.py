@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pilotfish.curation import D4, ImportanceResampling, Rules, Settings, curate, curate_files
+from pilotfish.curation import D4, ImportanceResampling, Rules, SemanticDedup, Settings, curate, curate_files
 from pilotfish.curation import run as run_module
 from pilotfish.curation.documents import Document
 from pilotfish.curation.importance import GumbelTopK, ImportanceWeight
 from pilotfish.curation.picks import PICKS, Picked, pick
 from pilotfish.curation.recipe import Recipe
 from pilotfish.curation.report import to_html
+from pilotfish.curation.scan import Batch
 from pilotfish.curation.semantic import prototypicality
 from pilotfish.errors import ConfigError, InputError
 from pilotfish.features import HashedNgrams
@@ -208,3 +209,17 @@ def test_tasks_of_a_cluster_give_the_same(steps, files, tmp_path):
         ray.shutdown()
     curate_files(files, tmp_path / "here", steps())
     assert content(tmp_path / "cluster") == content(tmp_path / "here")
+
+
+def test_signs_take_a_byte_each_and_match_those_of_an_older_index(tmp_path):
+    step = SemanticDedup(0.9, HashedNgrams(256), index=tmp_path / "index")
+    made = ["stocks fell on monday", "the fish swims far", "a garden in winter", "quartz and zebra", "100 of 200"]
+    _, signs = step.keys(Batch(made), np.arange(5), [])
+    assert signs.nbytes == 5 * 1024
+    assert len(list(curate(made, [step]))) == 5
+    for path in (tmp_path / "index").rglob("checks.npy"):
+        np.save(path, np.load(path).astype(np.uint32))
+    assert [d.text for d in curate([*made, "something else"], [step])] == ["something else"]
+    write_lines(tmp_path / "a.jsonl", [*made, "and a thing of another kind"])
+    tally = curate_files([tmp_path / "a.jsonl"], tmp_path / "out", [step], settings=Settings(memory=600))
+    assert tally.n_out == 1

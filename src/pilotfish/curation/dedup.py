@@ -18,7 +18,7 @@ from pilotfish.protocols import IntArray
 
 __all__ = ["Deduplication", "ExactDedup", "MinHashDedup"]
 
-Keys = tuple[NDArray[np.uint64], NDArray[np.uint32]]
+Keys = tuple[NDArray[np.uint64], NDArray[np.unsignedinteger]]
 
 
 class Deduplication(Protocol):

@@ -96,12 +96,12 @@ class SemanticDedup:
         """A key for each band of signs, and the signs."""
         vectors = self.embedder.embed([batch.texts[i][: self.longest] for i in rows])
         axes = np.random.default_rng(self.seed).standard_normal((vectors.shape[1], self.n_bits), dtype=np.float32)
-        signs = (vectors @ axes > 0).astype(np.uint64)
+        signs = (vectors @ axes > 0).astype(np.uint8)
         grouped = signs.reshape(len(vectors), -1, self.band_bits)
         powers = np.left_shift(np.uint64(1), np.arange(self.band_bits, dtype=np.uint64))
         keys = (grouped * powers).sum(axis=2, dtype=np.uint64) + np.uint64(1)
         keys[~vectors.any(axis=1)] = 0
-        return keys, signs.astype(np.uint32)
+        return keys, signs
 
 
 class D4:

@@ -18,7 +18,7 @@ _MEMORY = 1_000_000_000
 _LEADERS = 8
 
 
-def write_keys(folder: Path, bands: NDArray[np.uint64], checks: NDArray[np.uint32]) -> None:
+def write_keys(folder: Path, bands: NDArray[np.uint64], checks: NDArray[np.unsignedinteger]) -> None:
     """Write the keys of a shard, sorted within each band, and what tells true matches from chance ones.
 
     Parameters
@@ -27,7 +27,7 @@ def write_keys(folder: Path, bands: NDArray[np.uint64], checks: NDArray[np.uint3
         Made anew.
     bands : ndarray of uint64, (n, n_bands)
         Keys of each document; 0 matches nothing.
-    checks : ndarray of uint32, (n, n_checks)
+    checks : ndarray of unsigned int, (n, n_checks)
         The share of equal numbers is the similarity of two documents.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def join(
     similarities = np.ones(n, dtype=np.float32)
     if n == 0:
         return parents, similarities, bounds
-    joined = np.concatenate(checks) if n * checks[0].shape[1] * 4 <= memory else None
+    joined = np.concatenate(checks) if sum(part.nbytes for part in checks) <= memory else None
     n_parts = max(1, -(-n * 48 // memory))
     edges = [int(i * 2**64 // n_parts) for i in range(1, n_parts)]
     for band in range(keys[0].shape[0]):
@@ -103,10 +103,10 @@ def join(
 
 
 def _gathered(
-    checks: Sequence[NDArray[np.uint32]], bounds: NDArray[np.int64], needed: NDArray[np.int64]
-) -> NDArray[np.uint32]:
+    checks: Sequence[NDArray[np.unsignedinteger]], bounds: NDArray[np.int64], needed: NDArray[np.int64]
+) -> NDArray[np.unsignedinteger]:
     """The checks of some documents, read from their files."""
-    rows = np.empty((needed.size, checks[0].shape[1]), dtype=np.uint32)
+    rows = np.empty((needed.size, checks[0].shape[1]), dtype=np.result_type(*checks))
     edges = np.searchsorted(needed, bounds)
     for part, start, a, b in zip(checks, bounds, edges, edges[1:], strict=False):
         rows[a:b] = part[needed[a:b] - start]
