@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilotfish.curation import Language, LanguageIdentifier, Settings, curate, curate_files
+from pilotfish.curation import Language, LanguageIdentifier, Settings, curate, curate_files, privacy
 from pilotfish.curation.classifiers import ParetoSample
 from pilotfish.curation.importance import GumbelTopK
 from pilotfish.curation.perplexity import thirds
@@ -103,3 +103,31 @@ def test_texts_without_a_score_do_not_move_the_thirds():
     assert thirds(np.array([-np.inf, -np.inf, *range(10)])) == thirds(np.arange(10.0))
     with pytest.raises(InputError, match="no scores"):
         thirds(np.array([-np.inf]))
+
+
+def test_one_path_is_no_list_of_files(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", ["one"])
+    for one in (source, str(source)):
+        with pytest.raises(InputError, match="is one path: give a list"):
+            curate_files(one, tmp_path / "out", [])
+
+
+def test_a_tagger_takes_the_words_of_a_text_once(monkeypatch):
+    seen = set()
+    features = privacy._features
+
+    def watched(words, i, before):
+        seen.add(id(words))
+        return features(words, i, before)
+
+    monkeypatch.setattr(privacy, "_features", watched)
+    texts = ["Ask Ann Lee now", "Go to the shop"]
+    privacy.PrivacyTagger().fit(texts, [[(4, 11, "PERSON")], []])
+    assert len(seen) <= len(texts)
+
+
+def test_spans_of_another_shape_are_told_of(tmp_path):
+    (tmp_path / "labelled.jsonl").write_text('{"text": "Ask Ann", "spans": [[4, 7]]}\n')
+    text = '[[step]]\nuse = "privacy"\ntagger = "t.npz"\nlabelled = "labelled.jsonl"\n'
+    with pytest.raises(ConfigError, match=r"Step 1 \(privacy\) cannot be made"):
+        Recipe.from_toml(text, tmp_path)

@@ -71,9 +71,10 @@ class PrivacyTagger(ArrayFile):
         ends, targets = [0], []
         for text, found in zip(texts, spans, strict=True):
             tokens = list(_TOKEN.finditer(text))
+            words = [t[0] for t in tokens]
             tags = [next((k for a, b, k in found if a <= t.start() < b), "") for t in tokens]
             for i, tag in enumerate(tags):
-                places += _features([t[0] for t in tokens], i, tags[i - 1] if i else "")
+                places += _features(words, i, tags[i - 1] if i else "")
                 ends.append(len(places))
                 targets.append(self.kinds_.index(tag))
         rows = csr_array(

@@ -40,6 +40,8 @@ def shards(paths: Iterable[str | Path], *, without: Path | None = None) -> list[
     InputError
         When there is no file, or its kind is not known.
     """
+    if isinstance(paths, str | Path):
+        raise InputError(f"{paths} is one path: give a list of files and folders.")
     found: list[Shard] = []
     for given in paths:
         path = Path(given)

@@ -166,7 +166,7 @@ def _step(number: int, options: dict[str, Any], folder: Path, field: str) -> tup
     options.update({key: str(path) for key, path in files.items()})
     try:
         made = make(**options, **more)
-    except (TypeError, AttributeError, OSError, UnicodeDecodeError, InputError) as error:
+    except (TypeError, AttributeError, OSError, ValueError) as error:
         raise ConfigError(f"Step {number} ({name}) cannot be made ({error}): mend its keys.") from error
     # An index grows by the run itself, and what a saved model was learned from is not read again.
     left_out = {"index", *_LEARNED_FROM.get(name, ())}

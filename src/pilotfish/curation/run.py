@@ -238,8 +238,8 @@ def curate_files(
         raise InputError(f"longest is {settings.longest} and memory {settings.memory}: give numbers of bytes.")
     # Said now, and not when all is done but the writing.
     check_ending(settings.ending)
-    out, stages, given = Path(out), _stages(steps), [Path(path) for path in inputs]
-    sources = shards(given, without=out)
+    out, stages = Path(out), _stages(steps)
+    sources = shards(inputs, without=out)
     stems = [Path(shard.path).name.split(".")[0] for shard in sources]
     state = out / STATE
     total = Tally()
