@@ -57,6 +57,26 @@ def parts(table):
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_the_order_of_a_tables_models_does_not_matter(make, table):
+    fit, calibrate, _ = parts(table)
+    policy, turned = make().fit(fit), calibrate.of_models(["large", "small"])
+    for setting in policy.settings(calibrate)[::5]:
+        one, other = policy.run(calibrate, setting), policy.run(turned, setting)
+        assert np.array_equal(one.qualities(calibrate), other.qualities(turned))
+        assert np.allclose(one.costs(calibrate), other.costs(turned))
+
+
+def test_compare_takes_tables_whose_models_stand_in_another_order(table):
+    fit, calibrate, test = parts(table)
+    turned = [part.of_models(["large", "small"]) for part in (calibrate, test)]
+    policies = [RoutePolicy("kernel", KernelQuality())]
+    given = compare(fit, policies, 0.006, calibrate=calibrate, test=test)
+    assert compare(fit, policies, 0.006, calibrate=turned[0], test=turned[1]).to_json() == given.to_json()
+    with pytest.raises(InputError, match="no model 'small'"):
+        compare(fit, policies, 0.006, calibrate=calibrate, test=test.of_models(["large"]))
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_every_policy_keeps_the_contract(make, table):
     fit, calibrate, test = parts(table)
     policy = make().fit(fit)

@@ -179,7 +179,7 @@ def compare(
     budget : float
         Dollars per query.
     calibrate, test : ReplyTable, optional
-        Give both or none; they may share no query with each other or with ``table``.
+        Give both or none; they may share no query with each other or with ``table``, and hold its models in any order.
     level, delta : float
         Loss against the best single model and risk, for the certificates.
     seed : int
@@ -189,7 +189,7 @@ def compare(
     ------
     InputError
         When there is nothing to choose (one model only, fewer than 4 queries, every score the same, a budget below the
-        cheapest model), tables share queries, or names repeat.
+        cheapest model), tables share queries or lack a model, or names repeat.
     """
     if (calibrate is None) != (test is None):
         raise InputError("calibrate and test: give both tables or neither.")
@@ -204,7 +204,7 @@ def compare(
     else:
         refuse_no_choice(table, budget)
     refuse_shared_queries(fit=table, calibrate=calibrate, test=test)
-    calibrate, test = calibrate.complete(), test.complete()
+    calibrate, test = (part.of_models(table.models).complete() for part in (calibrate, test))
     n_left_out = sum(part.n_queries for part in given) - sum(part.n_queries for part in (table, calibrate, test))
     quality, cost = np.nanmean(table.scores, axis=0), np.nanmean(table.costs, axis=0)
     best, cheapest = int(quality.argmax()), int(cost.argmin())

@@ -139,8 +139,8 @@ class RandomPolicy:
 
     def fit(self, table: ReplyTable) -> Self:
         """Find the two models."""
-        self.cheap_ = int(np.nanmean(table.costs, axis=0).argmin())
-        self.best_ = int(np.nanmean(table.scores, axis=0).argmax())
+        self.cheap_ = table.models[int(np.nanmean(table.costs, axis=0).argmin())]
+        self.best_ = table.models[int(np.nanmean(table.scores, axis=0).argmax())]
         return self
 
     def settings(self, table: ReplyTable) -> list[Any]:  # noqa: ARG002
@@ -150,7 +150,8 @@ class RandomPolicy:
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Toss a seeded coin per query."""
         strong = np.random.default_rng(self.seed).random(table.n_queries) < setting
-        return Choices.direct(np.where(strong, self.best_, self.cheap_), table.n_models)
+        answered = np.where(strong, table.column(self.best_), table.column(self.cheap_))
+        return Choices.direct(answered, table.n_models)
 
 
 @dataclass
@@ -200,6 +201,7 @@ class RoutePolicy:
     def fit(self, table: ReplyTable) -> Self:
         """Learn the scorer and each model's cost per character of prompt."""
         self.seen = Seen()
+        self.models_ = table.models
         outputs = getattr(self.scorer, "fit_outputs", None)
         if outputs is not None:
             kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
@@ -230,8 +232,11 @@ class RoutePolicy:
         scores, costs = self._of(table)
         if self.by_budget:
             budget = max(float(setting), float(costs.min(axis=1).mean()))
-            return Choices.direct(assign_within_budget(scores, costs, budget), table.n_models)
-        return Choices.direct(value_minus_price(scores, costs, setting), table.n_models)
+            chosen = assign_within_budget(scores, costs, budget)
+        else:
+            chosen = value_minus_price(scores, costs, setting)
+        columns = np.array([table.column(model) for model in self.models_])
+        return Choices.direct(columns[chosen], table.n_models)
 
 
 def prices(scores: FloatArray, costs: FloatArray, n: int) -> list[float]:
