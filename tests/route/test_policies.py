@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from pilotfish.errors import InputError, ModelError, NotFittedError
+from pilotfish.methods.build import make_policy
+from pilotfish.methods.cascades import guaranteed_takeover
 from pilotfish.models.fake import FakeModel
 from pilotfish.page import Series, chart
 from pilotfish.route.certify import certify, loss_p_value, spend_upper
@@ -291,8 +293,35 @@ def test_certificates_are_rarely_broken():
         losses = rng.choice([-1.0, 0.0, 1.0], 400, p=[0.05, 0.8, 0.15])
         broken += loss_p_value(losses, 0.1, 1.0, 0.05, seed) <= 0.05
     assert broken / 200 <= 0.05
-    assert spend_upper(np.array([0.0, 1.0] * 500), 0.05) < 0.56
-    assert spend_upper(np.zeros(5), 0.05) == 0.0
+    assert spend_upper(np.array([0.0, 1.0] * 500), 0.05, 1.0) < 0.56
+    assert spend_upper(np.zeros(5), 0.05, 0.0) == 0.0
+
+
+def test_spend_is_bounded_where_the_dear_model_is_rarely_asked():
+    class Number:
+        def score(self, items):
+            return np.array([float(r.prompt) for r in items])
+
+    rng, broken = np.random.default_rng(0), 0
+    for _ in range(200):
+        drawn = rng.random(150)
+        queries = [str(x) for x in drawn]
+        table = ReplyTable.of(queries, {"w": np.ones(150), "s": np.arange(150) > 0}, {"w": 0.01, "s": 1.0})
+        proof = certify(GatePolicy("gate", "w", "s", Number()), table, strong="s", level=0.1, settings=[0.01, np.inf])
+        assert proof.setting == 0.01
+        broken += proof.spend_upper < 0.01 * 1.0 + 0.99 * 0.01
+    assert broken / 200 <= 0.05
+
+
+def test_settings_found_by_score_are_not_certified_on_the_queries_that_found_them(three, table):
+    fit, calibrate = three.split((0.5, 0.5), seed=0)
+    for slug in ("calibrated_cascade", "frugal_gpt"):
+        policy = make_policy(slug, three).fit(fit)
+        with pytest.raises(InputError, match=rf"{slug} finds its settings by their scores.*settings=policy.settings"):
+            guaranteed_takeover(policy, calibrate, "large", 0.3)
+        assert guaranteed_takeover(policy, calibrate, "large", 0.3, settings=policy.settings(fit)).setting is not None
+    of_two = make_policy("calibrated_cascade", table).fit(parts(table)[0])
+    assert guaranteed_takeover(of_two, parts(table)[1], "large", 0.3).setting is not None
 
 
 def test_policies_become_models(table, says):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 from pilotfish.errors import InputError
 from pilotfish.methods import method
@@ -212,7 +213,13 @@ def consistency_cascade(
     command="pilotfish route fit --table t.jsonl --budget 2usd/1k --policy calibrated_cascade --level 0.02",
 )
 def guaranteed_takeover(
-    policy: Policy, calibrate: ReplyTable, strong: str, level: float, delta: float = 0.05, by_group: bool = False
+    policy: Policy,
+    calibrate: ReplyTable,
+    strong: str,
+    level: float,
+    delta: float = 0.05,
+    by_group: bool = False,
+    settings: Sequence[Any] | None = None,
 ) -> Certificate:
     """Find the cheapest setting whose loss of quality and whose spend are both bounded at a stated risk."""
-    return certify(policy, calibrate, strong=strong, level=level, delta=delta, by_group=by_group)
+    return certify(policy, calibrate, strong=strong, level=level, delta=delta, by_group=by_group, settings=settings)

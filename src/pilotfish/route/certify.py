@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,29 @@ def loss_p_value(losses: FloatArray, level: float, span: float, delta: float, se
     return betting_p_value((shuffled + span) / (2 * span), (level + span) / (2 * span), delta)
 
 
-def spend_upper(costs: FloatArray, delta: float, seed: int = 0) -> float:
-    """Upper confidence bound of the mean cost; costs are taken to lie between 0 and the largest that was possible."""
-    most = float(costs.max())
+def spend_upper(costs: FloatArray, delta: float, most: float, seed: int = 0) -> float:
+    """Upper confidence bound of a mean cost.
+
+    Parameters
+    ----------
+    costs : ndarray (n,)
+        Dollars per query.
+    delta : float
+        Risk that the true mean lies above the bound.
+    most : float
+        The most that any query may cost, whether or not one of these did: a dear model that is rarely asked may be
+        missing from all of them.
+    seed : int
+        Seed of the order in which costs are looked at.
+
+    Examples
+    --------
+    >>> float(round(spend_upper(np.full(200, 0.001), 0.05, most=0.01), 4))
+    0.0012
+    """
     if most <= 0:
         return 0.0
-    return most * betting_upper(np.random.default_rng(seed).permutation(costs / most), delta)
+    return most * betting_upper(np.random.default_rng(seed).permutation(np.minimum(costs / most, 1.0)), delta)
 
 
 def certify(
@@ -74,12 +92,14 @@ def certify(
     level: float,
     delta: float = 0.05,
     by_group: bool = False,
-    settings: list[Any] | None = None,
+    settings: Sequence[Any] | None = None,
 ) -> Certificate:
     """Find the cheapest setting whose mean loss against the strong model is certified to be at most ``level``.
 
     Settings are tested from dear to cheap, each at risk ``delta``, up to the first that fails, so the search as a whole
     keeps to ``delta`` (learn then test, fixed sequence). The spend of the chosen setting is bounded at ``delta`` too.
+    No two scores are taken to be further apart than in this table, and no query to cost more than its dearest does at
+    any setting up to the chosen one.
 
     Parameters
     ----------
@@ -96,14 +116,16 @@ def certify(
     by_group : bool
         Bound the loss on *new groups* (new subjects, new customers): each group counts as one observation of its mean
         loss. Needs many groups.
-    settings : list, optional
-        Settings to test, from cheap to dear, fixed before the table's scores are seen; left out, those the policy
-        lists, which is right for policies that list them by looking at prompts and predictions only.
+    settings : sequence, optional
+        Settings to test, from cheap to dear, fixed before the table's scores are seen, such as those that the policy
+        lists on the table it was fitted on. Left out, those that it lists on this table, where it looks at no scores
+        for that.
 
     Raises
     ------
     InputError
-        When the level is not positive or exceeds what can be lost, or groups are asked for and the table has none.
+        When the level is not positive or exceeds what can be lost, groups are asked for and the table has none, or
+        settings are left out for a policy that finds them by their scores.
 
     References
     ----------
@@ -116,20 +138,26 @@ def certify(
     span = float(np.ptp(table.scores)) or 1.0
     if level >= span:
         raise InputError(f"level is {level:g}, but no two scores are further apart than {span:g}: give a smaller loss.")
-    tried = settings if settings is not None else policy.settings(table)
+    if settings is None and getattr(policy, "settings_by_score", False):
+        raise InputError(
+            f"{policy.name} finds its settings by their scores, which these queries are to test: give settings found "
+            "on other queries, such as settings=policy.settings(fit)."
+        )
+    tried = policy.settings(table) if settings is None else settings
     chosen: Any = None
-    weak_share, spend, n = 0.0, float("nan"), table.n_queries
+    weak_share, spend, most, n = 0.0, float("nan"), 0.0, table.n_queries
     for setting in reversed(tried):
         choice = policy.run(table, setting)
-        losses = table.scores[:, best] - choice.qualities(table)
+        losses, costs = table.scores[:, best] - choice.qualities(table), choice.costs(table)
+        most = max(most, float(costs.max()))
         if by_group:
-            losses = _group_means(table, losses)
+            losses, costs = _group_means(table, losses), _group_means(table, costs)
             n = losses.size
         if loss_p_value(losses, level, span, delta) > delta:
             break
         chosen = setting
         weak_share = float((choice.answered != best).mean())
-        spend = spend_upper(choice.costs(table), delta)
+        spend = spend_upper(costs, delta, most)
     return Certificate(chosen, level, spend, weak_share, delta, n)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class AnyOf:
     policies : sequence of Policy
         Orders of a cascade, pairs of services, ...
     """
+
+    settings_by_score: ClassVar[bool] = True
 
     name: str
     policies: Sequence[Policy]

@@ -89,7 +89,10 @@ class Seen:
 
 
 class Policy(Protocol):
-    """Anything that can be compared on reply tables."""
+    """Anything that can be compared on reply tables.
+
+    One that finds its settings by the scores of the table it lists them on says so by ``settings_by_score = True``.
+    """
 
     name: str
 
@@ -324,6 +327,11 @@ class CascadePolicy:
                 f"The cascade has {len(self.order)} models and {len(self.scorers)} scorers: "
                 "give one scorer per model but the last."
             )
+
+    @property
+    def settings_by_score(self) -> bool:
+        """Whether ``settings`` keeps those of best score: more than one threshold leaves too many to list."""
+        return len(self.order) > 2
 
     def fit(self, table: ReplyTable) -> Self:
         """Teach the scorers that learn."""
