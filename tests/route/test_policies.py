@@ -193,8 +193,33 @@ def test_a_cheaper_policy_is_advised_only_where_the_same_queries_do_not_tell_it_
         row = report.row("always cheap")
         assert row.low < report.row("always dear").quality < row.high
         assert report.recommendation.startswith("Use always cheap") is not told
-    assert "on the same queries the difference may be none" in report.recommendation
+    assert re.search(r"costs \d\d% more: on the same queries the difference may be none", report.recommendation)
     assert row.scores.mean() == pytest.approx(row.quality)
+
+
+def test_a_model_that_costs_nothing_is_advised():
+    n = np.arange(200)
+    fit, calibrate, test = (
+        ReplyTable.of([f"{part} {i}" for i in n], {"free": n > 2, "dear": n % 150 > 0}, {"free": 0.0, "dear": 1.5})
+        for part in ("fit", "calibrate", "test")
+    )
+    policies = [AlwaysPolicy("free"), AlwaysPolicy("dear")]
+    report = compare(fit, policies, budget=2.0, calibrate=calibrate, test=test)
+    assert report.recommendation.startswith("Use always free")
+    assert re.search(r"costs \$1.\d+ more: on the same queries", report.recommendation)
+
+
+def test_what_is_certified_is_told_apart_from_the_setting_at_the_budget(three):
+    report = compare(three, [], budget=0.002, level=0.1)
+    row = report.row("nearest neighbours")
+    assert report.recommendation.startswith("Use nearest neighbours")
+    assert report.best_quality - row.quality > 0.1  # what is advised is not what loses at most that
+    assert row.certificate.spend_upper > report.budget
+    assert re.search(
+        r"Of its settings the cheapest that is certified, at risk 0.05, to lose at most 0.1 against large .* "
+        r"spends at most \$0.00\d+ per query, above this budget\.$",
+        report.recommendation,
+    )
 
 
 @pytest.mark.parametrize(

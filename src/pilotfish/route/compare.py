@@ -300,8 +300,8 @@ def _recommend(
     if pick is not winner:
         found = difference_interval(winner.scores - pick.scores)
         said.append(
-            f"{winner.name} scores {winner.quality:.3f} and costs {winner.cost / pick.cost:.2g} times as much: on the "
-            f"same queries the difference may be none (95 % interval {found.low:+.3f} to {found.high:+.3f})."
+            f"{winner.name} scores {winner.quality:.3f} and costs {_more(winner.cost, pick.cost)}: on the same queries "
+            f"the difference may be none (95 % interval {found.low:+.3f} to {found.high:+.3f})."
         )
     if pick.name in leaking:
         said.append("First make sure that the labels cannot be read off what it reads: it is as good as knowing them.")
@@ -310,17 +310,25 @@ def _recommend(
     share = pick.cost_at_best / single_cost if single_cost > 0 else float("nan")
     if share < 1:
         said.append(f"Its curve reaches the quality of {best_name} at {share:.0%} of its cost.")
-    if pick.certificate is not None and pick.certificate.setting is not None:
+    proof = pick.certificate
+    if proof is not None and proof.setting is not None:
+        above = ", above this budget" if proof.spend_upper > budget else ""
         said.append(
-            f"Certified at risk {pick.certificate.delta:g}: a loss of at most {level:g} "
-            f"with {pick.certificate.weak_share:.0%} of queries kept from {best_name}, "
-            f"and a spend of at most ${pick.certificate.spend_upper:.3g} per query."
+            f"Of its settings the cheapest that is certified, at risk {proof.delta:g}, to lose at most {level:g} "
+            f"against {best_name} keeps {proof.weak_share:.0%} of queries from it and spends at most "
+            f"${proof.spend_upper:.3g} per query{above}."
         )
     else:
         said.append(
             f"A loss of at most {level:g} could not be certified on these queries: collect more before switching on."
         )
     return " ".join(said)
+
+
+def _more(cost: float, less: float) -> str:
+    if less <= 0:
+        return f"${cost:.3g} more"
+    return f"{cost / less - 1:.0%} more" if cost < 2 * less else f"{cost / less:.2g} times as much"
 
 
 def _warnings(table: ReplyTable, test: ReplyTable, n_left_out: int) -> list[str]:

@@ -49,7 +49,7 @@ def render(report: Report) -> str:
                 marks=[Mark(report.budget, "budget")] if math.isfinite(report.budget) else [],
             ),
             note="The policies that are best at some cost, and the baselines; each policy has its own chart below. "
-            "Lines are hulls: what a policy reaches when its settings are mixed. Points have no settings.",
+            "Lines are hulls: what a policy reaches when its settings are mixed. Points have one setting.",
         )
     )
     parts.append(
@@ -91,7 +91,8 @@ def render(report: Report) -> str:
                 [_proof(row) for row in proven],
                 numeric=(1, 2, 3, 4),
             ),
-            note="Bounds hold for traffic like the calibration queries, each at its risk, whatever the policy is.",
+            note="Of each policy the cheapest setting that is certified, whatever the budget. Bounds hold for traffic "
+            "like the calibration queries, each at its risk.",
         )
     )
     return page("Routing report", f"{len(policies)} policies and {len(own)} baselines on recorded replies", *parts)
