@@ -227,7 +227,9 @@ def test_what_is_certified_is_told_apart_from_the_setting_at_the_budget(three):
     [
         (lambda t: {"table": t.of_models(["small"])}, "one model only"),
         (lambda t: {"budget": 0.0001}, "cheapest model costs 0.001"),
-        (lambda t: {"table": t.subset(range(3))}, "has 3 scored queries"),
+        (lambda t: {"budget": float("nan")}, "budget is nan but the cheapest model costs 0.001"),
+        (lambda t: {"table": t.subset(range(3))}, "has 3 different scored queries"),
+        (lambda t: {"table": replace(t, queries=("x", "y") * 200)}, "has 2 different scored queries"),
         (lambda t: {"calibrate": t}, "both tables or neither"),
         (lambda t: {"calibrate": t.subset(range(30)), "test": t.subset(range(50))}, "queries are in both"),
         (lambda t: {"policies": [AlwaysPolicy("large"), AlwaysPolicy("large")]}, "repeats a name"),

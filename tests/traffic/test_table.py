@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -85,12 +86,43 @@ def test_shared_queries_are_refused_with_the_count():
         ({"scores": {"a": [1, np.inf], "b": [0, 1]}}, "infinite"),
         ({"scores": {"a": [1], "b": [0, 1]}}, "one number per query"),
         ({"groups": ["x"]}, "one per query"),
+        ({"scores": {"a": ["good", 0], "b": [1, 1]}}, "scores of model 'a' are no numbers"),
+        ({"replies": {"a": ["x"], "b": ["x", "y"]}}, "replies of model 'a' are 1 for 2 queries"),
+        ({"replies": {"a": ["x", "y"]}}, "replies of model 'b' are 0 for 2 queries"),
     ],
 )
 def test_bad_tables_are_refused(change, said):
     given = {"scores": {"a": [1, 0], "b": [1, 1]}, "costs": {"a": 0.1, "b": 1.0}, "groups": (), **change}
     with pytest.raises(InputError, match=said):
         ReplyTable.of(["x", "y"], **given)
+
+
+def test_queries_that_are_no_text_are_refused():
+    with pytest.raises(InputError, match="Query 1 is 7: give queries as text"):
+        ReplyTable.of(["x", 7], {"a": [1, 0]}, {"a": 1.0})
+
+
+def test_a_table_is_split_in_the_room_of_its_texts():
+    table = ReplyTable.of([*map(str, range(2000)), "x" * 100_000], {"a": np.zeros(2001)}, {"a": 1.0})
+    tracemalloc.start()
+    table.split((0.5, 0.5))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10e6
+
+
+def test_half_of_an_emoji_is_read_and_written_again(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"query": "a\\ud83d", "model": "m", "score": 1, "cost": 1}')
+    table = ReplyTable.from_jsonl(tmp_path / "t.jsonl")
+    table.to_jsonl(tmp_path / "again.jsonl")
+    assert ReplyTable.from_jsonl(tmp_path / "again.jsonl").queries == table.queries == ("a\ufffd",)
+
+
+def test_a_table_that_could_not_be_read_again_is_not_written(tmp_path):
+    table = ReplyTable.of(["x", "y", "x"], {"a": [1, 0, 0]}, {"a": 1.0})
+    with pytest.raises(InputError, match="1 queries occur more than once"):
+        table.to_jsonl(tmp_path / "t.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_same_model_twice_is_refused():
@@ -101,11 +133,13 @@ def test_same_model_twice_is_refused():
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("{", "Line 1"),
-        ("[]", "is a list"),
+        ("{", "line 1 is no JSON"),
+        ("[]", "line 1 is no JSON object"),
+        ("[" * 100_000, "line 1 is no JSON"),
         ('{"query": "x"}', "model None"),
         ('{"query": "x", "model": "a", "score": "good"}', "score 'good'"),
         ('{"query":"x","model":"a","cost":1}\n' * 2, "1 answers occur more than once"),
+        ('{"query":"x","model":"a","cost":1' + "0" * 400 + "}", "cost inf"),
     ],
 )
 def test_bad_jsonl_is_refused(tmp_path, lines, said):

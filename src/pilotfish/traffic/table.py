@@ -13,7 +13,7 @@ import numpy as np
 
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError
-from pilotfish.files import replacing
+from pilotfish.files import json_lines, replacing
 from pilotfish.protocols import FloatArray, IntArray
 from pilotfish.traffic.calls import UPSTREAM, Call
 from pilotfish.traffic.log import TrafficLog
@@ -49,7 +49,8 @@ class ReplyTable:
     Raises
     ------
     InputError
-        When shapes disagree, a cost is negative or infinite, a score is infinite, or a model's name occurs twice.
+        When shapes disagree, a query is no text, a cost is negative or infinite, a score is infinite, or a model's name
+        occurs twice.
 
     Examples
     --------
@@ -68,6 +69,9 @@ class ReplyTable:
 
     def __post_init__(self) -> None:
         shape = (len(self.queries), len(self.models))
+        for i, query in enumerate(self.queries):
+            if not isinstance(query, str):
+                raise InputError(f"Query {i} is {query!r}: give queries as text.")
         if self.latencies.size == 0:
             object.__setattr__(self, "latencies", np.full(shape, np.nan))
         repeated = [name for name, k in Counter(self.models).items() if k > 1]
@@ -115,7 +119,7 @@ class ReplyTable:
         Raises
         ------
         InputError
-            When a column is missing or has another length than the queries.
+            When a column is missing, is no numbers, or has another length than the queries.
         """
         n, models = len(queries), tuple(scores)
 
@@ -126,7 +130,10 @@ class ReplyTable:
                     raise InputError(
                         f"{name} has no column for model {model!r}: give one for each of {', '.join(models)}."
                     )
-                column = np.asarray(given[model], dtype=np.float64)
+                try:
+                    column = np.asarray(given[model], dtype=np.float64)
+                except (TypeError, ValueError) as error:
+                    raise InputError(f"{name} of model {model!r} are no numbers ({error}): give numbers.") from error
                 if column.ndim and column.shape != (n,):
                     raise InputError(
                         f"{name} of model {model!r} has shape {column.shape}: give one number per query, ({n},)."
@@ -134,13 +141,17 @@ class ReplyTable:
                 out[:, j] = column
             return out
 
+        said: list[Sequence[str | None]] = [replies.get(model, ()) for model in models] if replies is not None else []
+        for model, texts in zip(models, said, strict=False):
+            if len(texts) != n:
+                raise InputError(f"replies of model {model!r} are {len(texts)} for {n} queries: give one per query.")
         return cls(
             tuple(queries),
             models,
             columns("scores", scores),
             columns("costs", costs),
             columns("latencies", latencies) if latencies is not None else np.full((n, len(models)), np.nan),
-            tuple(zip(*(replies[m] for m in models), strict=True)) if replies is not None else (),
+            tuple(zip(*said, strict=True)),
             tuple(groups),
         )
 
@@ -161,6 +172,8 @@ class ReplyTable:
         cells: dict[tuple[int, int], tuple[str | None, float, float, float]] = {}
         n_repeated = 0
         for number, row in enumerate(rows, 1):
+            if not isinstance(row, Mapping):
+                raise InputError(f"Row {number} is a {type(row).__name__}: give an object with query and model.")
             query, model = row.get("query"), row.get("model")
             if not isinstance(query, str) or not isinstance(model, str):
                 raise InputError(f"Row {number} has query {query!r} and model {model!r}: give both as text.")
@@ -229,27 +242,7 @@ class ReplyTable:
         """
         if not Path(path).is_file():
             raise InputError(f"Table {path} is not a file: give one of JSON lines with query, model, reply, score.")
-
-        def rows() -> Iterator[Mapping[str, Any]]:
-            with Path(path).open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    try:
-                        row = json.loads(line.decode("utf-8-sig"))
-                    except UnicodeDecodeError as error:
-                        raise InputError(f"Line {number} of {path} is not UTF-8: save the file as UTF-8.") from error
-                    except json.JSONDecodeError as error:
-                        raise InputError(
-                            f"Line {number} of {path} is not JSON ({error.msg}): give one object per line."
-                        ) from error
-                    if not isinstance(row, dict):
-                        raise InputError(
-                            f"Line {number} of {path} is a {type(row).__name__}: give one object per line."
-                        )
-                    yield row
-
-        table = cls.from_rows(rows())
+        table = cls.from_rows(row for _, row in json_lines(path))
         if not table.queries:
             raise InputError(f"Table {path} is empty: give JSON lines with query, model, reply, score and cost.")
         return table
@@ -272,7 +265,15 @@ class ReplyTable:
                 yield row
 
     def to_jsonl(self, path: Path | str) -> None:
-        """Write one JSON object per answer, for the owner to read; the file appears whole or not at all."""
+        """Write one JSON object per answer, for the owner to read; the file appears whole or not at all.
+
+        Raises
+        ------
+        InputError
+            When a query occurs more than once: rows are put together by the texts of their queries.
+        """
+        if n_repeated := self.n_queries - len(set(self.queries)):
+            raise InputError(f"{n_repeated} queries occur more than once: keep one of each to write the table.")
         with replacing(path, private=True) as half, half.open("w", encoding="utf-8") as out:
             for row in self.rows():
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -387,10 +388,11 @@ class ReplyTable:
         if by == "group" and not self.groups:
             raise InputError("by is 'group' but the table has no groups: give a group per query, or split by 'query'.")
         keys = self.groups if by == "group" else self.queries
-        names, member = np.unique(np.asarray(keys, dtype=object).astype(str), return_inverse=True)
-        place = np.random.default_rng(seed).permutation(names.size)
-        ends = np.round(np.cumsum(shares) * names.size).astype(int)
-        part = np.searchsorted(ends, place, side="right")[member]
+        # Not an array of texts, in which each would take as much room as the longest.
+        number = {name: k for k, name in enumerate(sorted(set(keys)))}
+        place = np.random.default_rng(seed).permutation(len(number))
+        ends = np.round(np.cumsum(shares) * len(number)).astype(int)
+        part = np.searchsorted(ends, place, side="right")[[number[key] for key in keys]]
         return tuple(self.subset(np.flatnonzero(part == k)) for k in range(len(shares)))
 
 
@@ -447,8 +449,8 @@ def refuse_no_choice(table: ReplyTable, budget: float) -> None:
     Raises
     ------
     InputError
-        When there are fewer than 4 queries or two models, every score is the same, or the budget is below what the
-        cheapest model costs.
+        When there are fewer than 4 different queries or two models, every score is the same, or the budget is below
+        what the cheapest model costs.
 
     Examples
     --------
@@ -459,14 +461,15 @@ def refuse_no_choice(table: ReplyTable, budget: float) -> None:
     """
     if table.n_models < 2:
         raise InputError(f"The table has one model only, {table.models[0]!r}: give replies of at least two.")
-    if table.n_queries < _FEWEST:
-        raise InputError(f"The table has {table.n_queries} scored queries: give at least {_FEWEST}.")
+    n_queries = len(set(table.queries))
+    if n_queries < _FEWEST:
+        raise InputError(f"The table has {n_queries} different scored queries: give at least {_FEWEST}.")
     known = table.scores[np.isfinite(table.scores)]
     if known.size == 0 or np.ptp(known) == 0:
         said = f"{known[0]:g}" if known.size else "missing"
         raise InputError(f"Every score in the table is {said}: there is nothing to choose by, give scores that differ.")
     least = float(np.nanmean(table.costs, axis=0).min())
-    if budget < least - 1e-12:
+    if not budget >= least - 1e-12:
         raise InputError(f"budget is {budget:g} but the cheapest model costs {least:g} per query: raise the budget.")
 
 
@@ -474,8 +477,9 @@ def _number(row: Mapping[str, Any], name: str, number: int) -> float:
     value = row.get(name)
     if value is None:
         return float("nan")
-    if isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, int | float):
-        raise InputError(f"Row {number} has {name} {value!r}: give a number, or leave the field out.")
-    return float(value)
+    try:
+        if isinstance(value, int | float):
+            return float(value)
+    except OverflowError:
+        value = float("inf")
+    raise InputError(f"Row {number} has {name} {value!r}: give a number, or leave the field out.")
