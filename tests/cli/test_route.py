@@ -239,6 +239,16 @@ def test_what_is_asked_wrongly_is_refused(words, said, path, tmp_path, monkeypat
         ("{", "no readable route.json"),
         ('{"policy": "forc"}', "'budget' is missing"),
         ('{"policy": "forc", "budget": 1, "added": [{"model": "new"}]}', "Row 1 has query None and model 'new'"),
+        ('{"policy": "forc", "budget": 1, "added": ["new"]}', "Row 1 is a str: give an object"),
+        ('{"policy": "forc", "budget": true}', "Route field 'budget' is True: give dollars per query"),
+        ('{"policy": "forc", "budget": 1, "models": "small"}', "Route field 'models' is 'small': give a list of names"),
+        ('{"policy": "forc", "budget": 1, "options": [1]}', "Route field 'options' is .1.: give an object"),
+        ('{"policy": "forc", "budget": 1, "seed": "one"}', "Route field 'seed' is 'one': give a whole number"),
+        ('{"policy": "forc", "budget": 1, "level": "low"}', "Route field 'level' is 'low': give a loss of score"),
+        ('{"policy": "forc", "budget": 1, "chosen": "x"}', "Route field 'chosen' is 'x', which is no setting of forc"),
+        ('{"policy": "frugal_gpt", "budget": 1, "chosen": [99, [0]]}', "no setting of frugal_gpt: leave it out"),
+        ('{"policy": "hybrid_llm", "budget": 1, "chosen": [0.5]}', "no setting of hybrid_llm"),
+        ('{"policy": "treacle", "budget": 1, "chosen": 0.5}', "treacle has no plan for the price 0.5"),
     ],
 )
 def test_a_saved_route_that_was_changed_is_refused(written, said, path, tmp_path):

@@ -282,6 +282,22 @@ def test_every_policy_is_served_saved_and_loaded_alike(three, labelled, confiden
     assert [reply.model for reply in again.generate(asked)] == said
 
 
+def test_a_price_saved_where_numbers_are_rounded_otherwise_is_the_same_plan(three):
+    models = {name: Says(name) for name in three.models}
+    chosen = Route({"policy": "treacle", "budget": 0.004}, three, models).settings["chosen"]
+    assert chosen > 0
+    settings = {"policy": "treacle", "budget": 0.004, "chosen": chosen * (1 + 1e-12)}
+    assert Route(settings, three, models).settings["chosen"] == settings["chosen"]
+
+
+def test_a_model_added_from_queries_that_occur_twice_is_refused_before_it_is_saved(three):
+    route = Route({"policy": "orchestra_llm", "budget": 1.0}, three, {name: Says(name) for name in three.models})
+    new = ReplyTable.of(["same"] * 9, {"new": [1.0] * 9}, {"new": 0.1})
+    with pytest.raises(InputError, match="8 answers occur more than once"):
+        route.add_model("new", Says("new"), new)
+    assert route.settings["added"] == []
+
+
 def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
     asked = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -109,6 +111,31 @@ def test_saved_and_loaded_without_pickle(router, says, tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"not a router")
     with pytest.raises(InputError, match="no saved router"):
         Router.load(tmp_path / "bad.npz", {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: _about(a, version=2), "has format version 2 and this is version 1: upgrade Pilotfish"),
+        (lambda a: _about(a, candidates=[{"name": "small", "speed": 3}]), "no saved router .*speed"),
+        (lambda a: a.update(about=np.frombuffer(b"{}", dtype=np.uint8)), "no saved router .'version'"),
+        (lambda a: a.pop("scorer.weights"), "no saved router .'weights'"),
+        (lambda a: a.pop("cost.lines"), "no saved router .'cost.lines'"),
+    ],
+)
+def test_a_saved_router_that_was_changed_is_refused(router, tmp_path, change, said):
+    router.save(tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(InputError, match=said):
+        Router.load(tmp_path / "r.npz", router.models)
+
+
+def _about(arrays, **changed):
+    about = json.loads(arrays["about"].tobytes()) | changed
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
 
 
 def test_what_cannot_be_saved_or_routed_is_refused(table, says, tmp_path):

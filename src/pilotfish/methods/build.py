@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pilotfish.errors import InputError
+from pilotfish.errors import InputError, PilotfishError
 from pilotfish.files import replacing
 from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
@@ -212,7 +212,7 @@ class Route:
         self._policy = policy = in_service(plan.policy).fit(fit)
         level = settings.get("level")
         if "chosen" in settings:
-            chosen = _as_tuples(settings["chosen"])
+            chosen = _given(policy, settings["chosen"], calibrate, models, candidates)
         elif level is not None:
             chosen = _certified(policy, fit, calibrate, (names or by_cost(self.table))[-1], float(level), budget)
         else:
@@ -259,13 +259,15 @@ class Route:
         Raises
         ------
         InputError
-            When the policy is not one that predicts each model's score, the name is taken, or fewer than 5 queries are
-            scored.
+            When the policy is not one that predicts each model's score, the name is taken, fewer than 5 queries are
+            scored, or one occurs twice.
         """
         refuse_addition(self._policy)
         assert isinstance(self.model, Router), "a policy that predicts scores is served by a router"
+        rows = [*table.of_models([name]).rows()]
+        ReplyTable.from_rows(rows)  # what could not be read back is refused now
         self.model.add_model(name, model, table, candidate)
-        self.settings["added"] = [*self.settings["added"], *table.of_models([name]).rows()]
+        self.settings["added"] = [*self.settings["added"], *rows]
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer a batch: one reply per request, in order."""
@@ -322,11 +324,21 @@ class Route:
             settings: dict[str, Any] = json.loads((Path(folder) / "route.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} holds no readable route.json: name the folder of a saved route.") from error
-        _check_fields(settings, {"policy", "budget"})
+        _check_fields(settings)
         return settings, ReplyTable.from_jsonl(Path(folder) / "table.jsonl")
 
 
-_ROUTE_FIELDS = frozenset({"policy", "budget", "models", "options", "seed", "level", "chosen", "added"})
+_NUMBER = (int, float, np.integer, np.floating)
+_ROUTE_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "policy": ((str,), "the name of a method"),
+    "budget": ((*_NUMBER, str), "dollars per query, or text such as 2usd/1k"),
+    "models": ((list, tuple), "a list of names"),
+    "options": ((Mapping,), "an object of names and values"),
+    "seed": ((int, np.integer), "a whole number"),
+    "level": ((*_NUMBER, type(None)), "a loss of score"),
+    "chosen": ((object,), "a setting of the policy"),
+    "added": ((list, tuple), "a list of rows"),
+}
 
 
 def models_of(settings: Mapping[str, Any], table: ReplyTable) -> tuple[str, ...]:
@@ -361,14 +373,35 @@ def _warnings(policy: Policy, table: ReplyTable, fit: ReplyTable, calibrate: Rep
         yield from warned_of_leaks(leaks({policy.name: curve_of(policy, calibrate)}, calibrate))
 
 
-def _check_fields(settings: Mapping[str, Any], needed: set[str]) -> None:
+def _given(
+    policy: Policy, value: Any, table: ReplyTable, models: Mapping[str, Model], candidates: Sequence[Candidate]
+) -> Any:
+    """The setting that was saved, once it has shown to be one of the policy."""
+    chosen = _as_tuples(value)
+    try:
+        policy.run(table, chosen)
+        serve(policy, chosen, models, candidates)
+    except PilotfishError:
+        raise
+    except (TypeError, ValueError, LookupError) as error:
+        raise InputError(
+            f"Route field 'chosen' is {value!r}, which is no setting of {policy.name}: leave it out to choose anew."
+        ) from error
+    return chosen
+
+
+def _check_fields(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings, Mapping):
         raise InputError(f"The settings of a route are a {type(settings).__name__}: give an object of fields.")
-    known = sorted(_ROUTE_FIELDS | needed)
-    for name in sorted(set(settings) - set(known)):
-        raise InputError(f"Route field {name!r} is unknown: give {', '.join(known)}.")
-    for name in sorted(needed - set(settings)):
-        raise InputError(f"Route field {name!r} is missing: give {', '.join(sorted(needed))}.")
+    for name in sorted(set(settings) - set(_ROUTE_FIELDS)):
+        raise InputError(f"Route field {name!r} is unknown: give {', '.join(sorted(_ROUTE_FIELDS))}.")
+    for name in ("budget", "policy"):
+        if name not in settings:
+            raise InputError(f"Route field {name!r} is missing: give budget, policy.")
+    for name, value in settings.items():
+        kinds, wanted = _ROUTE_FIELDS[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and name != "chosen"):
+            raise InputError(f"Route field {name!r} is {value!r}: give {wanted}.")
 
 
 def _as_tuples(value: Any) -> Any:
@@ -399,13 +432,11 @@ class _Plan:
 
 
 def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str, Model]) -> _Plan:
-    _check_fields(settings, {"policy", "budget"})
+    _check_fields(settings)
     names = tuple(settings.get("models", ()))
     table = table.of_models(names) if names else table
     policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
     budget = settings["budget"]
-    if not isinstance(budget, int | float | str):
-        raise InputError(f"Route field 'budget' is {budget!r}: give dollars per query, or text such as 2usd/1k.")
     budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
     complete = table.complete()
     # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -184,7 +185,7 @@ class LearnedPolicy:
         self.scale_ = [r.std(axis=0) + 1e-9 for r in rows]
         states = [self._state(rows[k], k) for k in range(len(rows))]
         typical = float(np.ptp(table.scores)) / max(float(table.costs.mean(axis=0).max()), 1e-12)
-        self.plans_ = {}
+        self.plans_: dict[float, list[FloatArray]] = {}
         for price in (0.0, *(typical * np.geomspace(0.01, 10, self.n_settings - 1))):
             value = table.scores[:, -1] - price * table.costs[:, -1]
             plan: list[FloatArray] = []
@@ -211,7 +212,15 @@ class LearnedPolicy:
 
     def scorer(self, k: int, setting: Any) -> PlannedGain:
         """What stopping at a stage gains by the plan of a price, as a scorer of exchanges: stop from 0 on."""
-        return PlannedGain(lambda rows: self._gain(rows, k, self.plans_[setting]))
+        plan = self._plan(setting)
+        return PlannedGain(lambda rows: self._gain(rows, k, plan))
+
+    def _plan(self, setting: Any) -> list[FloatArray]:
+        # A saved price may come from a machine whose arithmetic rounds otherwise.
+        nearest = min(self.plans_, key=lambda price: abs(price - setting))
+        if not math.isclose(nearest, setting, rel_tol=1e-6):
+            raise InputError(f"{self.name} has no plan for the price {setting!r}: give one of its settings.")
+        return self.plans_[nearest]
 
     def settings(self, table: ReplyTable) -> list[Any]:  # noqa: ARG002
         """Prices planned for, from high to none."""
@@ -219,7 +228,7 @@ class LearnedPolicy:
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Act by the plan of a price."""
-        plan = self.plans_[setting]
+        plan = self._plan(setting)
         columns = [table.column(model) for model in self.order]
         answered = np.full(table.n_queries, columns[-1])
         tried = np.zeros((table.n_queries, table.n_models), dtype=bool)

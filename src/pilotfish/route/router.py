@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilotfish.cascade import ask
 from pilotfish.errors import ContextLengthError, InputError
@@ -23,6 +25,7 @@ from pilotfish.types import Reply, Request
 __all__ = ["Candidate", "Router"]
 
 _CHARACTERS_PER_TOKEN = 3.5
+_FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +271,7 @@ class Router:
         for k, (name, added) in enumerate(self._added.items()):
             arrays[f"added.{k}.weights"], arrays[f"added.{k}.lines"] = added.weights, added.cost.lines_
             arrays[f"added.{k}.name"] = np.array(name)
-        about = {"version": 1, "price": self.price, "candidates": [asdict(c) for c in self.candidates]}
+        about = {"version": _FORMAT_VERSION, "price": self.price, "candidates": [asdict(c) for c in self.candidates]}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         write_arrays(path, arrays, private=True)
 
@@ -282,7 +285,7 @@ class Router:
             When the file is not a saved router.
         """
         with read_arrays(path, "router") as file:
-            return tuple(Candidate(**known) for known in json.loads(file["about"].tobytes())["candidates"])
+            return _known(_about(path, file))
 
     @classmethod
     def load(cls, path: Path | str, models: Mapping[str, Model], scorer: KernelQuality | None = None) -> Router:
@@ -291,33 +294,42 @@ class Router:
         Raises
         ------
         InputError
-            When the file is not a saved router.
+            When the file is not a saved router, or of another format, or a model is missing.
         """
         with read_arrays(path, "router") as file:
             arrays = dict(file)
-            about = json.loads(arrays["about"].tobytes())
-        parts = {k.removeprefix("scorer."): v for k, v in arrays.items() if k.startswith("scorer.")}
-        cost = CostModel()
-        cost.lines_ = arrays["cost.lines"]
-        candidates = [Candidate(**c) for c in about["candidates"]]
-        made = cls(
-            models,
-            KernelQuality.from_arrays(parts, scorer.features if scorer else None),
-            cost,
-            about["price"],
-            candidates,
-        )
-        k = 0
-        while f"added.{k}.name" in arrays:
-            own = CostModel()
-            own.lines_ = arrays[f"added.{k}.lines"]
-            name = str(arrays[f"added.{k}.name"])
+            about = _about(path, arrays)
+            parts = {k.removeprefix("scorer."): v for k, v in arrays.items() if k.startswith("scorer.")}
+            quality = KernelQuality.from_arrays(parts, scorer.features if scorer else None)
+            cost = CostModel()
+            cost.lines_ = arrays["cost.lines"]
+            candidates, price = _known(about), float(about["price"])
+            n_added = sum(name.startswith("added.") and name.endswith(".name") for name in arrays)
+            added = {}
+            for k in range(n_added):
+                own = CostModel()
+                own.lines_ = arrays[f"added.{k}.lines"]
+                added[str(arrays[f"added.{k}.name"])] = _Added(arrays[f"added.{k}.weights"], own)
+        for name in added:
             if name not in models:
                 raise InputError(f"models has no {name!r}, which the router routes to: give it.")
-            made._added[name] = _Added(arrays[f"added.{k}.weights"], own)
-            k += 1
-        made.candidates = tuple(candidates)
+        made = cls(models, quality, cost, price)
+        made._added, made.candidates = added, candidates
         return made
+
+
+def _about(path: Path | str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(arrays["about"].tobytes())
+    if about["version"] != _FORMAT_VERSION:
+        raise InputError(
+            f"The router in {path} has format version {about['version']} and this is version {_FORMAT_VERSION}: "
+            "upgrade Pilotfish or fit it anew."
+        )
+    return about
+
+
+def _known(about: Mapping[str, Any]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(**known) for known in about["candidates"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
