@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
-from typing import Any
+from typing import Any, TypeVar
 
 from pilotfish.errors import InputError
 from pilotfish.methods import method
@@ -12,7 +13,7 @@ from pilotfish.protocols import Model, Scorer
 from pilotfish.route.certify import Certificate, certify
 from pilotfish.route.compound import AnyOf, LearnedPolicy
 from pilotfish.route.heads import HeadPolicy
-from pilotfish.route.policies import CascadePolicy, GatePolicy, Policy
+from pilotfish.route.policies import CascadePolicy, GatePolicy, Learned, Policy
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality, CalibratedConfidence, StatedConfidence
 from pilotfish.scorers.verbalised import VerbalisedConfidence
@@ -20,6 +21,8 @@ from pilotfish.scorers.verification import ChainOfVerification, InternalConfiden
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.training.cascade_head import CascadeHead
 from pilotfish.types import Exchange
+
+T = TypeVar("T")
 
 _COMPARE = "pilotfish route compare --table t.jsonl --budget 2usd/1k --policy "
 _LIVE = " --model small=qwen2.5-coder-0.5b-instruct"
@@ -46,7 +49,7 @@ def query_level_uncertainty(models: Sequence[str], weak: Model) -> GatePolicy:
 )
 def calibrated_cascade(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> CascadePolicy:
     """Learn what stopping gains over going on, the cascade's own objective, instead of being right as such."""
-    scorers = tuple(scorer or AnswerQuality() for _ in models[:-1])
+    scorers = tuple(_own(scorer or AnswerQuality()) for _ in models[:-1])
     return CascadePolicy("calibrated_cascade", tuple(models), scorers, gain=True)
 
 
@@ -83,13 +86,10 @@ def cascade_aware_training(models: Sequence[str]) -> HeadPolicy:
 )
 def frugal_ml(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> AnyOf:
     """Choose a base service, an add-on service and the quality score below which the add-on is called."""
-    pairs = [
-        CascadePolicy(
-            f"{a} then {b}", (a, b), (CalibratedConfidence(scorer) if scorer else AnswerQuality(),), n_settings=20
-        )
-        for a, b in permutations(models, 2)
-    ]
-    return AnyOf("frugal_ml", pairs)
+    scorers: dict[str, Scorer[Exchange]] = {
+        model: CalibratedConfidence(_own(scorer)) if scorer else AnswerQuality() for model in models
+    }
+    return AnyOf("frugal_ml", _in_orders(permutations(models, 2), scorers))
 
 
 @method(
@@ -104,11 +104,29 @@ def frugal_gpt(models: Sequence[str], length: int = 3) -> AnyOf:
     if length < 2:
         raise InputError(f"length is {length}: give at least 2 models a cascade.")
     size = min(length, len(models))
-    orders = [order for k in range(2, size + 1) for order in permutations(models, k)]
-    return AnyOf(
-        "frugal_gpt",
-        [CascadePolicy(" then ".join(o), o, tuple(AnswerQuality() for _ in o[:-1]), n_settings=20) for o in orders],
-    )
+    orders = (order for k in range(2, size + 1) for order in permutations(models, k))
+    return AnyOf("frugal_gpt", _in_orders(orders, {model: AnswerQuality() for model in models}))
+
+
+def _in_orders(orders: Iterable[tuple[str, ...]], scorers: Mapping[str, Scorer[Exchange]]) -> list[CascadePolicy]:
+    """Cascades that score a model's answers alike wherever it stands, so that each is learned from once."""
+    learned = Learned()
+    return [
+        CascadePolicy(
+            " then ".join(order), order, tuple(scorers[m] for m in order[:-1]), n_settings=20, learned=learned
+        )
+        for order in orders
+    ]
+
+
+def _own(scorer: T) -> T:
+    """A scorer for one stage alone, lest another stage's answers unlearn it; what does not learn is shared."""
+    if not hasattr(scorer, "fit"):
+        return scorer
+    made = copy.copy(scorer)
+    for name, part in vars(scorer).items():
+        setattr(made, name, type(part)(map(_own, part)) if isinstance(part, list | tuple) else _own(part))
+    return made
 
 
 @method(
@@ -120,7 +138,7 @@ def frugal_gpt(models: Sequence[str], length: int = 3) -> AnyOf:
 )
 def idk_cascade(models: Sequence[str], scorer: Scorer[Exchange] | None = None) -> CascadePolicy:
     """Let every model but the last say "I don't know" below a threshold of calibrated confidence, set by cost."""
-    scorers = tuple(CalibratedConfidence(scorer or AnswerQuality()) for _ in models[:-1])
+    scorers = tuple(CalibratedConfidence(_own(scorer or AnswerQuality())) for _ in models[:-1])
     return CascadePolicy("idk_cascade", tuple(models), scorers)
 
 

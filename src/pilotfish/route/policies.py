@@ -5,7 +5,6 @@ A policy is fitted on one table, lists its settings on another, and runs on a th
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray, Scorer
-from pilotfish.route.curves import pareto
+from pilotfish.route.thresholds import Stages, frontier
 from pilotfish.rules import assign_within_budget, value_minus_price
 from pilotfish.scorers.costs import CostModel
 from pilotfish.scorers.quality import QualityScorer
@@ -86,6 +85,26 @@ class Seen:
         if self.table is not table:
             self.value, self.table = make(), table
         return self.value
+
+
+class Learned:
+    """What cascades of the same models in several orders share: whose answers were learned from, and their scores."""
+
+    def __init__(self) -> None:
+        self.fitted = Seen()
+        self.scored = Seen()
+
+    def fitted_on(self, table: ReplyTable) -> set[str]:
+        """The models whose answers in this very table were learned from; those of another table are forgotten."""
+        if self.fitted.table is not table:
+            self.scored = Seen()
+        found: set[str] = self.fitted.of(table, set)
+        return found
+
+    def scores(self, table: ReplyTable) -> dict[str, FloatArray]:
+        """Scores of answers in this very table, by model."""
+        found: dict[str, FloatArray] = self.scored.of(table, dict)
+        return found
 
 
 class Policy(Protocol):
@@ -307,6 +326,8 @@ class CascadePolicy:
         Further columns whose replies the scorers see as samples; their cost is counted where the stage is reached.
     n_settings : int
         Most points of the curve.
+    learned : Learned, optional
+        Shared by cascades of other orders that have the same scorer for the same model: it is fitted once for all.
 
     Notes
     -----
@@ -319,7 +340,7 @@ class CascadePolicy:
     gain: bool = False
     samples_of: tuple[str, ...] = ()
     n_settings: int = 40
-    seen: Seen = field(default_factory=Seen, repr=False)
+    learned: Learned = field(default_factory=Learned, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.order) < 2 or len(self.scorers) != len(self.order) - 1:
@@ -335,10 +356,11 @@ class CascadePolicy:
 
     def fit(self, table: ReplyTable) -> Self:
         """Teach the scorers that learn."""
-        self.seen = Seen()
+        known_by = self.learned.fitted_on(table)
         for k, scorer in enumerate(self.scorers):
-            if not hasattr(scorer, "fit"):
+            if not hasattr(scorer, "fit") or self.order[k] in known_by:
                 continue
+            known_by.add(self.order[k])
             own = table.scores[:, table.column(self.order[k])]
             later = table.scores[:, [table.column(m) for m in self.order[k + 1 :]]]
             target = own - later[:, -1] if self.gain else own
@@ -351,12 +373,11 @@ class CascadePolicy:
 
     def stage_scores(self, table: ReplyTable) -> FloatArray:
         """Scores of each stage's answer, (n, number of stages)."""
-
-        def make() -> FloatArray:
-            return np.stack([self._scored(k, table) for k in range(len(self.scorers))], axis=1)
-
-        found: FloatArray = self.seen.of(table, make)
-        return found
+        known = self.learned.scores(table)
+        for k, model in enumerate(self.order[:-1]):
+            if model not in known:
+                known[model] = self._scored(k, table)
+        return np.stack([known[model] for model in self.order[:-1]], axis=1)
 
     def _scored(self, k: int, table: ReplyTable) -> FloatArray:
         scores = np.asarray(self.scorers[k].score(exchanges(table, self.order[k], self.samples_of)))
@@ -370,20 +391,22 @@ class CascadePolicy:
     def settings(self, table: ReplyTable) -> list[Any]:
         """Thresholds on the frontier of cost and quality, from cheap to dear.
 
-        Two models: quantiles of the score. More: a joint search over quantiles, kept where no other setting is better.
+        Two models: quantiles of the score. More: a search over quantiles of all stages, see
+        :func:`~pilotfish.route.thresholds.frontier`.
         """
         scores = self.stage_scores(table)
         n_stages = scores.shape[1]
         per_stage = self.n_settings if n_stages == 1 else max(5, round(600 ** (1 / n_stages)))
-        grids = [[-np.inf, *_quantiles(column, per_stage), np.inf] for column in scores.T]
-        tried = list(itertools.product(*grids))
+        grids = [_quantiles(column, per_stage) for column in scores.T]
         if n_stages == 1:
-            return tried
-        runs = [self._walk(table, scores, setting) for setting in tried]
-        means = [(float(c.costs(table).mean()), float(np.nanmean(c.qualities(table)))) for c in runs]
-        kept = pareto([m[0] for m in means], [m[1] for m in means])
-        at = np.unique(np.linspace(0, len(kept) - 1, self.n_settings).astype(int))
-        return [tried[kept[i]] for i in at]
+            return [(at,) for at in (-np.inf, *grids[0], np.inf)]
+        columns = [table.column(model) for model in self.order]
+        costs = np.nan_to_num(table.costs[:, columns])
+        beside = np.nan_to_num(table.costs[:, [table.column(model) for model in self.samples_of]]).sum(axis=1)
+        aside = np.array([own_cost(self.scorers[k], table, model) for k, model in enumerate(self.order[:-1])])
+        read = costs[:, :-1] + beside[:, None] + aside
+        stages = Stages(scores, table.scores[:, columns], read, costs[:, :-1], costs[:, -1])
+        return list(frontier(stages, grids, self.n_settings))
 
     def run(self, table: ReplyTable, setting: Any) -> Choices:
         """Walk down the stages."""
