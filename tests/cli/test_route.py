@@ -210,7 +210,8 @@ def test_tables_that_cannot_be_routed_are_refused_alike(name, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("fit", "-p", "forc", "--out", "t.jsonl"), "--out is t.jsonl, the table itself"),
+        (("fit", "-p", "forc", "--out", "t.jsonl"), "--out is t.jsonl, where the table itself would be written over"),
+        (("fit", "-p", "forc", "-t", "at/table.jsonl", "--out", "at"), "--out is at, where the table itself would"),
         (
             ("fit", "-p", "forc", "--model", "x=y"),
             "--model names 'x', which is no model here: give one of",
@@ -224,12 +225,14 @@ def test_what_is_asked_wrongly_is_refused(words, said, path, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     text = Path(path).read_bytes()
     Path("t.jsonl").write_bytes(text)
+    Path("at").mkdir()
+    Path("at/table.jsonl").write_bytes(text)
     Path("utf16.jsonl").write_bytes(text.decode().encode("utf-16"))
     table = () if {"-t", "--router"} & set(words) else ("-t", "t.jsonl")
     budget = () if words[0] == "explain" else ("-b", "6usd/1k")
     with pytest.raises(InputError, match=said):
         run(*words, *table, *budget)
-    assert Path("t.jsonl").read_bytes() == text
+    assert Path("t.jsonl").read_bytes() == Path("at/table.jsonl").read_bytes() == text
 
 
 @pytest.mark.parametrize(
@@ -297,6 +300,25 @@ def test_ties_go_to_the_cheaper_and_unscored_queries_are_counted(tmp_path):
     assert "Left out 5 queries that some model has no score for." in made.output
     told = run("explain", "add 4 and 8 now", "--router", str(tmp_path / "r.npz"))
     assert "small answers: " in told.output
+
+
+def test_all_policies_of_a_table_take_what_teaches_some_of_them_nothing(tmp_path):
+    alike = [_kept(row, score=float(i // 2 % 2), reply="") for i, row in enumerate(make_table(120).rows())]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in alike))
+    said = run("compare", "-t", str(path), "-b", "20usd/1k").output
+    assert "calibrated_cascade" in said
+    assert not {"llm_blender", "selective_query"} & set(said.split())
+    with pytest.raises(InputError, match="llm_blender cannot be fitted on 72 queries: No question has a better"):
+        run("compare", "-t", str(path), "-b", "20usd/1k", "-p", "llm_blender")
+
+
+def test_policies_that_read_replies_say_so_where_none_are_recorded(tmp_path):
+    path = tmp_path / "t.jsonl"
+    replace(make_table(60, models=("small", "middle", "large")), replies=()).to_jsonl(path)
+    for policy in ("smoothie", "selective_query", "frugal_gpt", "llm_blender"):
+        with pytest.raises(InputError, match=rf"{policy} cannot be fitted .* recorded repl"):
+            run("compare", "-t", str(path), "-b", "20usd/1k", "-p", policy)
 
 
 def test_labels_that_leak_are_told_of_by_fit_as_by_compare(tmp_path):

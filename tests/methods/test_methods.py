@@ -182,6 +182,12 @@ def test_trained_heads_and_reports_are_made_by_name(three):
     assert report.rows[0].name == "tag_router"
 
 
+def test_a_model_without_costs_is_named():
+    table = ReplyTable.of(["x", "y"], {"a": [1, 0], "b": [float("nan")] * 2}, {"a": 1.0, "b": float("nan")})
+    with pytest.raises(InputError, match="Model 'b' has no cost in the table"):
+        make_policy("frugal_gpt", table)
+
+
 def test_all_policies_of_a_table_are_listed(three, labelled):
     names = {policy.name for policy in policies_without_models(three)}
     assert not names & HEADS

@@ -108,7 +108,7 @@ def fit(
     budget: Budget,
     out: Annotated[Path, typer.Option("--out", "-o", help="file or folder to write")] = Path("router.npz"),
     policy: Annotated[
-        str, typer.Option("--policy", "-p", help="a method of 'pilotfish methods --group routing' or cascades")
+        str, typer.Option("--policy", "-p", help="a method of 'pilotfish methods routing' or cascades")
     ] = "kernel_router",
     model: Live = None,
     option: Options = None,
@@ -124,8 +124,9 @@ def fit(
     from pilotfish.traffic.table import ReplyTable
 
     read = ReplyTable.from_jsonl(table)
-    if out.exists() and out.samefile(table):
-        raise InputError(f"--out is {out}, the table itself: give another place.")
+    out = out if policy == "kernel_router" or out.suffix != ".npz" else out.with_suffix("")
+    if any(place.exists() and place.samefile(table) for place in (out, out / "table.jsonl")):
+        raise InputError(f"--out is {out}, where the table itself would be written over: give another place.")
     settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": options(option)}
     if level is not None:
         settings["level"] = level
@@ -134,7 +135,6 @@ def fit(
     if policy == "kernel_router" and isinstance(route.model, Router):
         route.model.save(out)
     else:
-        out = out.with_suffix("") if out.suffix == ".npz" else out
         route.save(out)
     for said in route.warnings:
         console.print(said)

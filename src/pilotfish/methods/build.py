@@ -19,6 +19,7 @@ from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
 from pilotfish.route.certify import certify
 from pilotfish.route.compare import curve_of, leaks, warned_of_leaks, warned_of_table
+from pilotfish.route.compound import RankPolicy
 from pilotfish.route.deploy import in_service, refuse_addition, serve, setting_within
 from pilotfish.route.explain import Explanation, explain
 from pilotfish.route.heads import HeadPolicy, right_answers
@@ -61,7 +62,16 @@ def parse_budget(text: str) -> float:
 
 
 def by_cost(table: ReplyTable) -> tuple[str, ...]:
-    """Names of the models from the cheapest to the dearest."""
+    """Names of the models from the cheapest to the dearest.
+
+    Raises
+    ------
+    InputError
+        When a model has no cost in the table.
+    """
+    for j, model in enumerate(table.models):
+        if not np.isfinite(table.costs[:, j]).any():
+            raise InputError(f"Model {model!r} has no cost in the table: give the cost of its answers.")
     return tuple(table.models[j] for j in np.argsort(np.nanmean(table.costs, axis=0), kind="stable"))
 
 
@@ -120,7 +130,11 @@ def make_policy(
 
 
 def policies_without_models(table: ReplyTable) -> list[Policy]:
-    """Make every policy that needs nothing but the table: those that read replies only where replies are recorded."""
+    """Make every policy that needs nothing but the table.
+
+    Those that read replies are made only where replies are recorded, trained heads where these are labels, and rankers
+    where some query has a better and a worse answer.
+    """
     found: list[Policy] = []
     complete = bool(table.replies) and all(text is not None for row in table.replies for text in row)
     for card in cards():
@@ -136,16 +150,22 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
             continue
         if isinstance(policy, HeadPolicy) and not _answered_by_labels(table):
             continue
+        if isinstance(policy, RankPolicy) and not _has_better_and_worse(table):
+            continue
         found.append(policy)
     return found
 
 
 def _answered_by_labels(table: ReplyTable) -> bool:
     try:
-        right_answers(table)
+        return len(set(right_answers(table).values())) > 1
     except InputError:
         return False
-    return True
+
+
+def _has_better_and_worse(table: ReplyTable) -> bool:
+    known = table.scores[np.isfinite(table.scores).all(axis=1)]
+    return bool((known != known[:, :1]).any())
 
 
 class Route:

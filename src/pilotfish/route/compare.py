@@ -211,7 +211,10 @@ def compare(
     own = baselines(table)
     rows = []
     for policy in (*policies, *own):
-        policy.fit(table)
+        try:
+            policy.fit(table)
+        except InputError as error:
+            raise InputError(f"{policy.name} cannot be fitted on {table.n_queries} queries: {error}") from error
         row = _row(policy, calibrate, test, budget, table.models[best], cheapest, seed, policy in own)
         if not isinstance(policy, OraclePolicy):
             settings = policy.settings(table)

@@ -45,8 +45,10 @@ def right_answers(table: ReplyTable) -> dict[int, str]:
     >>> right_answers(table)[1]
     'no'
     """
+    if not table.replies:
+        raise InputError("The table has no recorded replies: a head learns labels from the right ones, so record them.")
     found: dict[int, str] = {}
-    for i, (scores, replies) in enumerate(zip(table.scores, table.replies, strict=bool(table.replies))):
+    for i, (scores, replies) in enumerate(zip(table.scores, table.replies, strict=True)):
         right = [reply for score, reply in zip(scores, replies, strict=True) if score >= 1 and reply is not None]
         if right:
             found[i] = normalise(right[0])

@@ -227,6 +227,8 @@ class RoutePolicy:
         outputs = getattr(self.scorer, "fit_outputs", None)
         if outputs is not None:
             kept = table.subset([i for i, row in enumerate(table.replies) if None not in row])
+            if not kept.queries:
+                raise InputError("No query has a recorded reply of every model, which are compared here: record them.")
             outputs(kept.queries, kept.replies, kept.models)
         else:
             self.scorer.fit(table.queries, table.scores, table.models)
