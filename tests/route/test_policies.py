@@ -192,9 +192,18 @@ def test_a_cheaper_policy_is_advised_only_where_the_same_queries_do_not_tell_it_
         report = compare(fit, policies, budget=2.0, calibrate=calibrate, test=test)
         row = report.row("always cheap")
         assert row.low < report.row("always dear").quality < row.high
-        assert report.recommendation.startswith("Use always cheap") is not told
+        assert ("(cheap): 0.600" in report.recommendation) is not told
     assert re.search(r"costs \d\d% more: on the same queries the difference may be none", report.recommendation)
     assert row.scores.mean() == pytest.approx(row.quality)
+
+
+def test_what_does_as_well_with_nothing_learned_is_advised():
+    scores = np.arange(120) % 2
+    queries = [f"number {i}" for i in range(120)]
+    table = ReplyTable.of(queries, {"cheap": scores, "dear": scores}, {"cheap": 0.1, "dear": 1.0})
+    report = compare(table, [RoutePolicy("kernel", KernelQuality())], budget=1.0)
+    assert report.recommendation.startswith("Use best single (cheap)")
+    assert "no learned policy to be worth its trouble" in report.recommendation
 
 
 def test_a_model_that_costs_nothing_is_advised():
@@ -205,7 +214,7 @@ def test_a_model_that_costs_nothing_is_advised():
     )
     policies = [AlwaysPolicy("free"), AlwaysPolicy("dear")]
     report = compare(fit, policies, budget=2.0, calibrate=calibrate, test=test)
-    assert report.recommendation.startswith("Use always free")
+    assert report.recommendation.startswith("Use cheapest within a point (free): 0.985")
     assert re.search(r"costs \$1.\d+ more: on the same queries", report.recommendation)
 
 

@@ -295,10 +295,14 @@ def _recommend(
     cheaper = [r for r in runnable if r.cost < winner.cost * 0.98]
     rivals = [r for r in cheaper if difference_interval(winner.scores - r.scores).low <= 0]
     pick = min(rivals, key=lambda r: r.cost, default=winner)
-    single_cost, single = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
+    # A single model that does as well is preferred to any policy.
+    single = [r for r in runnable if r.baseline and r.curve.costs.size == 1]
+    alike = [r for r in single if r.cost <= pick.cost and r.quality >= pick.quality]
+    pick = min(alike, key=lambda r: (r.cost, -r.quality), default=pick)
+    single_cost, single_quality = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
     said = [
         f"Use {pick.name}: {pick.quality:.3f} (95 % interval {pick.low:.3f} to {pick.high:.3f}) "
-        f"at ${pick.cost:.3g} per query, where always {best_name} has {single:.3f} at ${single_cost:.3g}."
+        f"at ${pick.cost:.3g} per query, where always {best_name} has {single_quality:.3f} at ${single_cost:.3g}."
     ]
     if pick is not winner:
         found = difference_interval(winner.scores - pick.scores)
