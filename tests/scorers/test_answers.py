@@ -18,6 +18,7 @@ from pilotfish.scorers.answers import (
     ExpectedWork,
     MeanLogProb,
     StatedConfidence,
+    answer_form,
     final_answer,
     wrong_equations,
 )
@@ -108,6 +109,17 @@ def test_final_answer(text, answer):
 )
 def test_equations_are_checked_and_nothing_else_is_run(text, counts):
     assert wrong_equations(text) == counts
+
+
+@pytest.mark.parametrize("loop", ["9", "1+", "1 + ", "1,", "= 5 ", "<<1+", "1x", "= " + " " * 999, "5% "])
+def test_an_answer_that_repeats_itself_without_end_is_described_all_the_same(loop):
+    answer = "The answer is " + loop * (200_000 // len(loop))
+    assert np.isfinite(answer_form("How many?", answer, ["#### 3"])).all()
+    assert isinstance(final_answer(answer), str)
+
+
+def test_a_number_beyond_all_numbers_is_described():
+    assert np.isfinite(answer_form("How many?", "= " + "9" * 400, ["= -" + "9" * 400])).all()
 
 
 @given(st.text(max_size=200))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, Self
 
@@ -19,24 +20,71 @@ from pilotfish.scorers.quality import KernelQuality
 from pilotfish.types import Exchange
 
 __all__ = [
-    "EQUATION",
     "AnswerQuality",
     "CalibratedConfidence",
+    "Equation",
     "ExpectedWork",
     "MeanLogProb",
     "StatedConfidence",
     "answer_form",
+    "equations",
     "final_answer",
     "worked_out",
     "wrong_equations",
 ]
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_FINAL = re.compile(r"(?:####|answer is|answer:|\bA:)\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?|\(?[A-Ha-h]\)?\b)", re.IGNORECASE)
-_TAGGED = re.compile(r"<<([^=<>]+)=([^<>]+)>>")
-EQUATION = re.compile(
-    r"((?:\$?\(?\d[\d,.]*%?\)?\s*[-+*/x\u00d7\u00f7]\s*)+\$?\(?\d[\d,.]*%?\)?)\s*=\s*\$?\s*(-?\d[\d,]*\.?\d*)"
+_FINAL = re.compile(
+    r"(?:####|answer is|answer:|\bA:)\s*(?:\$\s*)?(-?\d[\d,]*(?:\.\d+)?|\(?[A-Ha-h]\)?\b)", re.IGNORECASE
 )
+_TAGGED = re.compile(r"<<([^=<>]+)=([^<>]+)>>")
+# Looked for backwards from each sign of equality, and no further than what is worked out: an answer that repeats itself
+# without end would else be read from every one of its characters on.
+_EXPRESSION = re.compile(r"(?:\$?\(?\d[\d,.]*%?\)?\s*[-+*/x\u00d7\u00f7]\s*)+\$?\(?\d[\d,.]*%?\)?(?=\s*\Z)")
+_STATED = re.compile(r"\s*(?:\$\s*)?(-?\d[\d,]*\.?\d*)")
+_RESULT = re.compile(r"=\s*(?:\$\s*)?(-?\d[\d,]*(?:\.\d+)?)")
+_LONGEST = 200
+# Beyond this a number is as good as infinite, which no mean and no regression may hold.
+_LARGEST = 1e100
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """An expression of numbers and what it is stated to be.
+
+    Parameters
+    ----------
+    start, end : int
+        Its characters.
+    expression, stated : str
+        The two sides.
+    stated_at : int
+        Where the second begins.
+    """
+
+    start: int
+    end: int
+    expression: str
+    stated: str
+    stated_at: int
+
+
+def equations(text: str) -> Iterator[Equation]:
+    """Find the equations of a text, from left to right; of an expression too long to be worked out, only its end.
+
+    Examples
+    --------
+    >>> [(e.expression, e.stated) for e in equations("3 + 4 = 7; then 7 * 2 = $15")]
+    [('3 + 4', '7'), ('7 * 2', '15')]
+    """
+    end = 0
+    for sign in re.finditer("=", text):
+        at = sign.start()
+        found = _EXPRESSION.search(text, max(end, at - 2 * _LONGEST), at)
+        stated = _STATED.match(text, at + 1)
+        if found is not None and stated is not None:
+            yield Equation(found.start(), stated.end(), found.group(), stated.group(1), stated.start(1))
+            end = stated.end()
 
 
 class StatedConfidence:
@@ -123,7 +171,11 @@ class CalibratedConfidence:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(n.replace(",", "")) for n in _NUMBER.findall(text)]
+    return [_number(n) for n in _NUMBER.findall(text)]
+
+
+def _number(text: str) -> float:
+    return max(-_LARGEST, min(_LARGEST, float(text.replace(",", ""))))
 
 
 def final_answer(text: str) -> str:
@@ -151,7 +203,7 @@ def worked_out(expression: str) -> float | None:
         r"(\d[\d,.]*)%", r"(\1/100)", expression.replace("x", "*").replace("\u00d7", "*").replace("\u00f7", "/")
     )
     plain = plain.replace("$", "").replace(",", "").strip()
-    if len(plain) > 200 or "**" in plain:
+    if len(plain) > _LONGEST or "**" in plain:
         return None
     try:
         return _value(ast.parse(plain, mode="eval").body)
@@ -186,12 +238,13 @@ def wrong_equations(text: str) -> tuple[int, int]:
     (1, 1)
     """
     right = wrong = 0
-    for expression, result in [*_TAGGED.findall(text), *EQUATION.findall(_TAGGED.sub("", text))]:
+    plain = [(e.expression, e.stated) for e in equations(_TAGGED.sub("", text))]
+    for expression, result in [*_TAGGED.findall(text), *plain]:
         value = worked_out(expression)
         stated = _NUMBER.findall(result)
         if value is None or not stated:
             continue
-        number = float(stated[0].replace(",", ""))
+        number = _number(stated[0])
         if abs(value - number) <= max(0.011, 0.001 * abs(number)):
             right += 1
         else:
@@ -221,10 +274,9 @@ def answer_form(question: str, answer: str, samples: Sequence[str] = ()) -> list
     except ValueError:
         result = math.nan
     whole = math.isfinite(result)
-    results = [
-        (m.end(), float(m.group(1).replace(",", ""))) for m in re.finditer(r"=\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)", answer)
-    ]
-    idle = sum(value != result and value not in _numbers(answer[end:]) for end, value in results)
+    results = [(m.end(), _number(m.group(1))) for m in _RESULT.finditer(answer)]
+    last_at = {_number(m.group()): m.start() for m in _NUMBER.finditer(answer)}
+    idle = sum(value != result and last_at.get(value, -1) < end for end, value in results)
     known, strange, n_terms = asked_set | _KNOWN, 0, 0
     for line in answer.split("\n"):
         left = line.split("=")[0]
@@ -255,7 +307,7 @@ def answer_form(question: str, answer: str, samples: Sequence[str] = ()) -> list
         float(bool(results) and results[-1][1] == result),
         float(strange),
         strange / (n_terms + 1),
-        float(sum(v != int(v) for _, v in results)),
+        float(sum(not v.is_integer() for _, v in results)),
         float(any(v < 0 for _, v in results)),
         math.log1p(max((abs(v) for v in written), default=0.0)),
         float(bool(re.search(r"round|approximately|assum|however|but |sorry|cannot|not sure", answer, re.IGNORECASE))),
@@ -331,8 +383,8 @@ def _work(answer: str) -> list[float]:
         size = math.log1p(abs(float(last)))
     except ValueError:
         size = 0.0
-    shown = [expression for expression, _ in [*_TAGGED.findall(answer), *EQUATION.findall(answer)]]
-    steps = len(set(re.findall(r"=\s*\$?\s*(-?\d[\d,.]*)", answer)))
+    shown = [expression for expression, _ in _TAGGED.findall(answer)] + [e.expression for e in equations(answer)]
+    steps = len(set(re.findall(r"=\s*(?:\$\s*)?(-?\d[\d,.]*)", answer)))
     joined = " ".join(shown)
     return [float(steps), math.log1p(len(answer)), float("." in joined), float("/" in joined), size]
 

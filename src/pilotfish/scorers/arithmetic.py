@@ -11,7 +11,7 @@ from decimal import Decimal
 import numpy as np
 
 from pilotfish.protocols import FloatArray
-from pilotfish.scorers.answers import EQUATION, worked_out
+from pilotfish.scorers.answers import equations, worked_out
 from pilotfish.types import Exchange
 
 __all__ = ["ArithmeticCheck", "Statement", "mended", "statements"]
@@ -63,19 +63,18 @@ def statements(text: str) -> list[Statement]:
     [(False, '9.11 < 9.9'), (False, '3 * 4 = 12')]
     """
     found = []
-    for m in EQUATION.finditer(text):
-        value, said = worked_out(m.group(1)), m.group(2)
-        if value is None or not math.isfinite(value) or _is_part(text, m.start(), m.end()):
+    for e in equations(text):
+        value, said = worked_out(e.expression), e.stated
+        if value is None or not math.isfinite(value) or _is_part(text, e.start, e.end):
             continue
         stated = float(said.replace(",", "").rstrip("."))
         holds = abs(value - stated) <= max(0.011, 0.001 * abs(stated))
-        if not holds and _PERCENT.match(text, m.end()) and ("%" in m.group(1) or abs(value) <= 1):
+        if not holds and _PERCENT.match(text, e.end) and ("%" in e.expression or abs(value) <= 1):
             value *= 100
             holds = abs(value - stated) <= max(0.011, 0.001 * abs(stated))
-        end = m.end() - (1 if said.endswith(".") else 0)
-        shown = text[m.start() : end]
-        right = f"{value:.10g}"
-        found.append(Statement(m.start(), end, holds, shown if holds else shown[: m.start(2) - m.start()] + right))
+        end = e.end - (1 if said.endswith(".") else 0)
+        right = f"{text[e.start : e.stated_at]}{value:.10g}"
+        found.append(Statement(e.start, end, holds, text[e.start : end] if holds else right))
     for pattern in (_SIGN, _WORDS):
         for m in pattern.finditer(text):
             a, b = (Decimal(m.group(k).replace(",", "")) for k in (1, 3))
