@@ -287,3 +287,13 @@ def test_prompts_alike_but_for_their_spaces_have_no_topics_to_tell_them_apart():
     prompts = ["same words each time" + " " * i for i in range(40)]
     scorer = NeighbourQuality(k=40).fit(prompts, np.arange(40.0)[:, None] % 2, ["m"])
     np.testing.assert_allclose(scorer.predict(prompts[:1]), 0.5)
+
+
+def test_tags_are_words_of_any_script():
+    prompts = [f"напиши стихи {i}" for i in range(20)] + [f"сколько будет {i}" for i in range(20)]
+    scores = np.array([[1.0, 0.0]] * 20 + [[0.0, 1.0]] * 20)
+    tagger = KeywordTagger(most=0.6).fit(prompts)
+    assert {"стихи", "сколько"} <= tagger.vocabulary_
+    predicted = TagQuality(tagger).fit(prompts, scores, ["a", "b"]).predict(["стихи о море", "сколько стоит"])
+    assert predicted.argmax(axis=1).tolist() == [0, 1]
+    assert KeywordTagger(1, 1.0).fit(["café it's x_y"])("café it's x_y") == {"café", "it's", "#length4"}

@@ -17,7 +17,7 @@ from pilotfish.types import Request
 
 __all__ = ["KeywordTagger", "ModelTagger", "TagQuality"]
 
-_WORD = re.compile(r"[a-z][a-z'-]{2,}|\d+")
+_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['-]){2,}|\d+")
 
 
 class KeywordTagger:
