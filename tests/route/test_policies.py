@@ -322,6 +322,13 @@ def test_certificates_hold_on_fresh_queries(table):
         certify(policy, calibrate, strong="large", level=0)
 
 
+def test_what_assigns_a_whole_table_is_certified_as_it_decides_one_query(table):
+    policies = [RoutePolicy(name, KernelQuality(), by_budget=name == "forc") for name in ("forc", "by price")]
+    report = compare(table, policies, budget=0.006, level=0.2)
+    assert report.row("forc").certificate.setting is not None
+    assert report.row("forc").certificate.setting == report.row("by price").certificate.setting
+
+
 def test_certificates_are_rarely_broken():
     rng = np.random.default_rng(0)
     broken = 0

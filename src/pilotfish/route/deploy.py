@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.protocols import FloatArray, Model, Scorer
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy
 from pilotfish.route.heads import HeadPolicy
-from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
+from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy, Seen
 from pilotfish.route.router import Candidate, Router, count_tokens
 from pilotfish.rules import Threshold
 from pilotfish.scorers.answers import StatedConfidence
@@ -22,7 +22,7 @@ from pilotfish.scorers.verbalised import AskedConfidence, VerbalisedConfidence
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice, refuse_shared_queries
 from pilotfish.types import Exchange, Reply, Request
 
-__all__ = ["Gate", "deploy", "refuse_addition", "serve", "setting_within"]
+__all__ = ["Gate", "deploy", "in_service", "refuse_addition", "serve", "setting_within"]
 
 
 class Gate:
@@ -239,8 +239,12 @@ def _asked_for(scorer: Scorer[Exchange], model: Model) -> Model:
 
 
 def in_service(policy: Policy) -> Policy:
-    """The form of a policy that can decide one query at a time."""
-    return replace(policy, by_budget=False, n_settings=40) if isinstance(policy, RoutePolicy) else policy
+    """The form of a policy that can decide one query at a time, as far as it is fitted."""
+    if not (isinstance(policy, RoutePolicy) and policy.by_budget):
+        return policy
+    served = copy.copy(policy)
+    served.by_budget, served.n_settings, served.seen = False, 40, Seen()
+    return served
 
 
 def refuse_addition(policy: Policy) -> None:
