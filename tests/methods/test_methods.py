@@ -182,6 +182,13 @@ def test_trained_heads_and_reports_are_made_by_name(three):
     assert report.rows[0].name == "tag_router"
 
 
+def test_answers_of_two_models_have_no_samples_to_agree_with():
+    table = make_table(20)
+    with pytest.raises(InputError, match=r"nothing to compare the first one's answers with.*--model small="):
+        make_policy("consistency_cascade", table)
+    assert make_policy("consistency_cascade", table, live={"small": Says("small")}).scorers[0].n_calls == 4
+
+
 def test_a_model_without_costs_is_named():
     table = ReplyTable.of(["x", "y"], {"a": [1, 0], "b": [float("nan")] * 2}, {"a": 1.0, "b": float("nan")})
     with pytest.raises(InputError, match="Model 'b' has no cost in the table"):

@@ -145,7 +145,7 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
         except InputError:
             continue
         reads = card.group == "cascades" or card.slug in ("llm_blender", "smoothie")
-        wants_more = card.slug in ("smoothie", "consistency_cascade") and table.n_models < 3
+        wants_more = card.slug == "smoothie" and table.n_models < 3
         if (reads and not complete) or wants_more or card.slug in ("stated_confidence", "verbalised_confidence"):
             continue
         if isinstance(policy, HeadPolicy) and not _answered_by_labels(table):

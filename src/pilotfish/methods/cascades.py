@@ -215,11 +215,14 @@ def consistency_cascade(
     models: Sequence[str], samples_of: Sequence[str] = (), sampler: Model | None = None, n_samples: int = 4
 ) -> CascadePolicy:
     """Go on where samples of the small model, or small models, disagree."""
+    beside = tuple(samples_of or models[1:-1])
+    if not beside and sampler is None:
+        raise InputError(
+            "consistency_cascade has two models and nothing to compare the first one's answers with: give a third, "
+            f"samples_of, or a model to sample, such as --model {models[0]}=qwen2.5-coder-0.5b-instruct."
+        )
     return CascadePolicy(
-        "consistency_cascade",
-        (models[0], models[-1]),
-        (Agreement(sampler, n_samples),),
-        samples_of=tuple(samples_of or models[1:-1]),
+        "consistency_cascade", (models[0], models[-1]), (Agreement(sampler, n_samples),), samples_of=beside
     )
 
 
