@@ -1,13 +1,14 @@
-"""Products and lengths of rows of numbers, in the precision they come in."""
+"""Products and lengths of rows of numbers, in the precision they come in, and rows made a few at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["product", "unit_rows"]
+__all__ = ["in_parts", "product", "unit_rows"]
 
 T = TypeVar("T", bound=np.floating[Any])
 _FEW_ROWS = 4
@@ -39,3 +40,19 @@ def unit_rows(rows: NDArray[T]) -> NDArray[T]:
     # The squares are summed without an array of them: this is done for every call that is routed or answered.
     lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return np.asarray(rows / np.maximum(lengths, 1e-12)[:, None])
+
+
+def in_parts(
+    predict: Callable[[Sequence[str]], NDArray[np.float64]], prompts: Sequence[str], n_models: int, size: int = 1024
+) -> NDArray[np.float64]:
+    """Predict for some prompts at a time, (n, m): each is compared with all that were learned from.
+
+    Examples
+    --------
+    >>> in_parts(lambda part: np.full((len(part), 1), float(len(part))), ["a", "b", "c"], 1, size=2).ravel()
+    array([2., 2., 1.])
+    """
+    out = np.empty((len(prompts), n_models))
+    for start in range(0, len(prompts), size):
+        out[start : start + size] = predict(prompts[start : start + size])
+    return out

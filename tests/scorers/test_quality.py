@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -297,3 +298,18 @@ def test_tags_are_words_of_any_script():
     predicted = TagQuality(tagger).fit(prompts, scores, ["a", "b"]).predict(["стихи о море", "сколько стоит"])
     assert predicted.argmax(axis=1).tolist() == [0, 1]
     assert KeywordTagger(1, 1.0).fit(["café it's x_y"])("café it's x_y") == {"café", "it's", "#length4"}
+
+
+@pytest.mark.parametrize("scorer", [NeighbourQuality(), SimilarityElo()])
+def test_many_prompts_are_compared_with_what_was_learned_a_few_at_a_time(scorer):
+    prompts = [f"number {i} of {i % 97}" for i in range(2500)]
+    scorer.fit(prompts, np.arange(5000).reshape(2500, 2) % 3 > 0, ["a", "b"])
+    one = scorer.predict(prompts[:5])
+    tracemalloc.start()
+    many = scorer.predict(prompts * 4)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10_000 * 2500 * 8 * 0.6
+    np.testing.assert_allclose(many[:5], one)
+    np.testing.assert_allclose(many[7500:7505], one)
+    assert scorer.predict([]).shape == (0, 2)

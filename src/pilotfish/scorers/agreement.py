@@ -13,6 +13,7 @@ from pilotfish.scorers.answers import final_answer
 from pilotfish.scorers.prompts import PromptFeatures
 from pilotfish.scorers.spending import ask_aside
 from pilotfish.types import Exchange, Reply
+from pilotfish.vectors import in_parts
 
 __all__ = ["Agreement", "OutputAgreement", "triplet_quality", "vote"]
 
@@ -196,6 +197,9 @@ class OutputAgreement:
             raise NotFittedError("OutputAgreement was used before fit_outputs: call it with recorded answers first.")
         if self.k == 0:
             return np.tile(triplet_quality(self.vectors_), (len(prompts), 1))
+        return in_parts(self._near, prompts, len(self.models_))
+
+    def _near(self, prompts: Sequence[str]) -> FloatArray:
         similar = self.features_.transform(prompts) @ self.rows_.T
         nearest = np.argsort(-similar, axis=1)[:, : self.k]
         return np.stack([triplet_quality(self.vectors_[at]) for at in nearest])

@@ -13,7 +13,7 @@ from pilotfish.protocols import FloatArray, IntArray
 from pilotfish.scorers.answers import answer_form
 from pilotfish.scorers.prompts import PromptFeatures
 from pilotfish.scorers.quality import checked_scores
-from pilotfish.vectors import unit_rows
+from pilotfish.vectors import in_parts, unit_rows
 
 __all__ = ["MatrixFactorisation", "PairRanker", "SimilarityElo", "battles", "bradley_terry"]
 
@@ -128,6 +128,9 @@ class SimilarityElo:
         """Chance of each model to beat an average one on each prompt, (n, m), in [0, 1]."""
         if not hasattr(self, "wins_"):
             raise NotFittedError("SimilarityElo was used before fit: call fit(prompts, scores, models) first.")
+        return in_parts(self._predicted, prompts, len(self.models_))
+
+    def _predicted(self, prompts: Sequence[str]) -> FloatArray:
         similar = unit_rows(self.features_.transform(prompts)) @ self.rows_.T
         similar /= np.maximum(similar.max(axis=1, keepdims=True), 1e-12)
         weights = self.base ** (1 + similar)

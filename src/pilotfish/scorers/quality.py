@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
 from pilotfish.scorers.prompts import PromptFeatures
-from pilotfish.vectors import unit_rows
+from pilotfish.vectors import in_parts, unit_rows
 
 __all__ = [
     "Column",
@@ -307,6 +307,9 @@ class NeighbourQuality:
         """Predict scores (n, m); a model none of whose neighbours were asked gets its mean."""
         if not hasattr(self, "rows_"):
             raise NotFittedError("NeighbourQuality was used before fit: call fit(prompts, scores, models) first.")
+        return in_parts(self._predicted, prompts, len(self.models_))
+
+    def _predicted(self, prompts: Sequence[str]) -> FloatArray:
         similar = unit_rows(self.features_.transform(prompts)) @ self.rows_.T
         k = min(self.k, similar.shape[1])
         nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
