@@ -35,6 +35,7 @@ from pilotfish.scorers.answers import AnswerQuality
 from pilotfish.scorers.costs import CostModel, PerCost
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality, PenalisedQuality
+from pilotfish.statistics import mean_interval
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Request
 
@@ -168,14 +169,22 @@ def test_compare_reports_and_draws(table):
     assert page.count("<figure>") == 2
     assert page.count("<polygon") == 1
     values = table.split((0.6, 0.2, 0.2), seed=0)[2].scores[:, 1]
-    [always] = report.row("best single (large)").curve.errors
-    assert always == pytest.approx(values.std() / len(values) ** 0.5)
+    [always] = report.row("best single (large)").curve.ends
+    assert always == pytest.approx([mean_interval(values).low, mean_interval(values).high])
     assert "http" not in page
     assert "kernel" in page
     many = chart([Series(str(i), [0, 1], [i, i + 1]) for i in range(20)], x_label="x", y_label="y")
     assert len(set(re.findall(r"stroke=\"[^\"]+\"(?: stroke-dasharray=\"[^\"]+\")?/></svg>", many))) == 20
     with pytest.raises(InputError, match="no policy 'x'"):
         report.row("x")
+
+
+def test_a_curve_has_intervals_where_all_answers_are_right_and_where_scores_are_graded():
+    right = np.arange(60) % 2
+    for scores, width in ((np.ones(60), 1 - 0.025 ** (1 / 12)), (np.full(60, 2.0), 0.0)):
+        table = ReplyTable.of([f"q{i}" for i in range(60)], {"a": right, "b": scores}, {"a": 1.0, "b": 2.0})
+        [ends] = compare(table, [], budget=3.0).row("best single (b)").curve.ends
+        assert ends[1] - ends[0] == pytest.approx(width)
 
 
 def test_a_cheaper_policy_is_advised_only_where_the_same_queries_do_not_tell_it_is_worse():

@@ -362,8 +362,17 @@ def warned_of_table(table: ReplyTable, n_left_out: int) -> list[str]:
 
 def _curve(table: ReplyTable, choices: Sequence[Choices]) -> Curve:
     scored = np.array([choice.qualities(table) for choice in choices])
-    errors = scored.std(axis=1) / table.n_queries**0.5
-    return Curve.of([choice.costs(table).mean() for choice in choices], scored.mean(axis=1), errors)
+    ends = [_ends(values) for values in scored]
+    return Curve.of([choice.costs(table).mean() for choice in choices], scored.mean(axis=1), ends)
+
+
+def _ends(values: FloatArray) -> tuple[float, float]:
+    """95 % interval of a mean: exact for right and wrong, else by its standard error, as there are many to draw."""
+    if np.isin(values, (0.0, 1.0)).all():
+        exact = mean_interval(values)
+        return exact.low, exact.high
+    mean, around = float(values.mean()), 1.96 * float(values.std()) / values.size**0.5
+    return mean - around, mean + around
 
 
 def curve_of(policy: Policy, table: ReplyTable) -> Curve:

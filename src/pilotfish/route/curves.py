@@ -24,16 +24,16 @@ class Curve:
         Mean dollars per query, ascending.
     qualities : ndarray (k,)
         Mean score, higher is better.
-    errors : ndarray (k,) or None
-        Standard error of each mean score, where it is known.
+    ends : ndarray (k, 2) or None
+        Interval of each mean score, where it is known.
     """
 
     costs: FloatArray
     qualities: FloatArray
-    errors: FloatArray | None = None
+    ends: FloatArray | None = None
 
     @classmethod
-    def of(cls, costs: ArrayLike, qualities: ArrayLike, errors: ArrayLike | None = None) -> Curve:
+    def of(cls, costs: ArrayLike, qualities: ArrayLike, ends: ArrayLike | None = None) -> Curve:
         """Sort points by cost, the better first among equals.
 
         Raises
@@ -47,7 +47,7 @@ class Curve:
                 f"costs {x.shape} and qualities {y.shape} make no curve: give as many finite numbers of each."
             )
         order = np.lexsort((-y, x))
-        return cls(x[order], y[order], None if errors is None else np.asarray(errors, dtype=np.float64)[order])
+        return cls(x[order], y[order], None if ends is None else np.asarray(ends, dtype=np.float64)[order])
 
 
 def hull(curve: Curve) -> Curve:
@@ -80,7 +80,7 @@ def hull(curve: Curve) -> Curve:
         if kept and x[kept[-1]] == x[i]:
             kept.pop()
         kept.append(i)
-    return Curve(curve.costs[kept], curve.qualities[kept], None if curve.errors is None else curve.errors[kept])
+    return Curve(curve.costs[kept], curve.qualities[kept], None if curve.ends is None else curve.ends[kept])
 
 
 def average_quality(curve: Curve, low: float, high: float) -> float:

@@ -115,10 +115,10 @@ def _drawn(row: Row) -> Series:
 
 def _alone(row: Row, report: Report) -> str:
     top, line = hull(row.curve), _drawn(row)
-    around = np.zeros(top.costs.size) if top.errors is None else 1.96 * top.errors
+    around = np.stack([top.qualities] * 2, axis=1) if top.ends is None else top.ends
     seen = np.concatenate([r.scores for r in report.rows] or [np.empty(0)])
     ends = (seen.min(), seen.max()) if seen.size else (-np.inf, np.inf)  # no mean leaves the scores' own range
-    low, high = (np.clip(top.qualities + side, *ends).tolist() for side in (-around, around))
+    low, high = (np.clip(column, *ends).tolist() for column in around.T)
     settings = Series("settings", row.curve.costs.tolist(), row.curve.qualities.tolist(), points=True)
     shown = [replace(line, low=low, high=high), *(_drawn(r) for r in report.rows if r.name == "random"), settings]
     return chart(shown, x_label="dollars per query", y_label="mean score")
