@@ -17,6 +17,7 @@ from pilotfish.cli.route import app
 from pilotfish.errors import InputError
 from pilotfish.methods.build import Route
 from pilotfish.models.fake import FakeModel
+from pilotfish.traffic import Call, TrafficLog
 from pilotfish.traffic.table import ReplyTable
 from tests.route.conftest import make_table
 
@@ -369,3 +370,21 @@ def test_methods_lists_cards():
     rows = [json.loads(line) for line in done.output.splitlines()]
     assert {"forc", "route_llm"} <= {row["slug"] for row in rows}
     assert "frugal_gpt" in run("cascades", command=listing).output
+
+
+def test_a_task_of_the_log_becomes_a_table_that_policies_are_compared_on(tmp_path):
+    log, out = tmp_path / "t.db", tmp_path / "t.jsonl"
+    with TrafficLog(log) as opened:
+        for i in range(60):
+            said = "card" if i % 3 else "fee"
+            prompt = f"{'the charge' if said == 'fee' else 'my visa'} of day {i}"
+            about = {"task": "desk", "model": "large", "cost": 0.2}
+            opened.append(Call.of(prompt, said, **about, prediction="card" if i % 7 else said))
+            opened.append(Call.of(f"hello {i}", "hi", task="greeting", model="large", cost=0.2))
+    done = run("table", "desk", "--log", str(log), "--out", str(out))
+    assert "60 queries" in done.output
+    assert "student answered 60" in done.output
+    assert "Use " in run("compare", "-t", str(out), "-b", "200usd/1k", "-p", "kernel_router").output
+    assert "add the replies of others" in run("table", "greeting", "--log", str(log), "--out", str(out)).output
+    with pytest.raises(InputError, match="task is 'none'"):
+        run("table", "none", "--log", str(log), "--out", str(out))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pilotfish.cli.options import options, pairs
+from pilotfish.cli.traffic import Config, Log
 from pilotfish.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -100,6 +101,28 @@ def _recorded(table: ReplyTable, model: str) -> dict[str, str]:
     column = table.column(model)
     rows = zip(table.queries, table.replies, strict=bool(table.replies))
     return {query: reply for query, row in rows if (reply := row[column]) is not None}
+
+
+@app.command(name="table")
+def table_(
+    task: Annotated[str, typer.Argument(help="a task of the traffic log, as 'pilotfish status' shows it")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write, JSON lines")] = Path("table.jsonl"),
+    config: Config = None,
+    log: Log = None,
+) -> None:
+    """Make a table of a task's logged calls: what each model said, whether that was right, and what it cost."""
+    from pilotfish.cli.output import console
+    from pilotfish.gateway.sources import load_config
+    from pilotfish.traffic.table import ReplyTable
+
+    settings = load_config(config, {"log": {"path": log}} if log is not None else None)
+    made = ReplyTable.from_traffic(task, settings.log.path)
+    made.to_jsonl(out)
+    console.print(f"Wrote {out}: {made.n_queries:,} queries.")
+    for name, asked in zip(made.models, made.asked.sum(axis=0).tolist(), strict=True):
+        console.print(f"  {name} answered {asked:,}", markup=False, highlight=False)
+    if made.n_models < 2:
+        console.print("Policies choose among models: add the replies of others, one JSON line an answer.")
 
 
 @app.command()
