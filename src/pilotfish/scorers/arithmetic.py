@@ -16,7 +16,8 @@ from pilotfish.types import Exchange
 
 __all__ = ["ArithmeticCheck", "Statement", "mended", "statements"]
 
-_N = r"(-?\d[\d,]*(?:\.\d+)?)"
+# Looked for from its first digit alone, and given back in no part: a reply may repeat a number without end.
+_N = r"((?:-|(?<!\d)(?<!\d,))\d[\d,]*+(?:\.\d+)?+)"
 _SIGN = re.compile(rf"{_N}\s*([<>])\s*{_N}(?![\d.]*\s*[-+*/=])")
 _WORDS = re.compile(
     rf"{_N}\s+(is\s+(?:greater|larger|bigger|more|higher|less|smaller|lower|fewer)\s+than)\s+{_N}", re.IGNORECASE
