@@ -211,14 +211,16 @@ def _speeds(student: ClosedSetStudent, test: Traffic) -> tuple[float, list[float
 
 def variants(run: Run, train: Traffic, test: Traffic) -> None:
     """What a larger or lighter student, or an encoder in full precision, is worth and takes."""
+    told = (run.data / "banking77" / "system_prompt.txt").read_text(encoding="utf-8")
     for name, made in (
+        ("language", ClosedSetStudent("language")),
         ("large", ClosedSetStudent("large")),
         ("fp32", ClosedSetStudent(precision="fp32")),
         ("static", ClosedSetStudent("static")),
         ("ngrams", ClosedSetStudent("ngrams")),
     ):
         started = time.perf_counter()
-        student = made.fit(train.texts, train.answers)
+        student = made.fit(train.texts, train.answers, instruction=told)
         seconds = time.perf_counter() - started
         scores, wrong, _ = _scored(student, test)
         shares, _ = _over_splits(scores, wrong, Target("system", 0.97))

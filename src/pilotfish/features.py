@@ -18,12 +18,14 @@ from scipy.linalg import eigh
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
+from pilotfish.models.states import StateEmbedder
+from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import Embedder, FeatureKind
 from pilotfish.vectors import product, unit_rows
 
 __all__ = ["FEATURE_KINDS", "HashedNgrams", "TextSpace", "dealt_out"]
 
-FEATURE_KINDS: tuple[FeatureKind, ...] = ("encoder", "large", "static", "ngrams")
+FEATURE_KINDS: tuple[FeatureKind, ...] = ("encoder", "large", "language", "static", "ngrams")
 
 _Vectors = NDArray[np.float32]
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -37,9 +39,11 @@ _ENCODERS: Mapping[FeatureKind, tuple[str, tuple[str, ...]]] = {
     "encoder": ("all-minilm-l6-v2", ("mean", "max", "mean@3")),
     "large": ("all-mpnet-base-v2", ("mean",)),
 }
+_LANGUAGE = "qwen2.5-coder-0.5b-instruct"
 _WEIGHTS: Mapping[FeatureKind, tuple[float, ...]] = {
     "encoder": (0.44, 0.19, 0.19, 0.19),
     "large": (1.0,),
+    "language": (1.0,),
     "static": (0.5, 0.5),
     "ngrams": (1.0,),
 }
@@ -114,14 +118,17 @@ class TextSpace:
 
     Parameters
     ----------
-    kind : {"encoder", "large", "static", "ngrams"}
+    kind : {"encoder", "large", "language", "static", "ngrams"}
         ``encoder``: three poolings of a sentence encoder, and static token vectors. ``large``: a sentence encoder of
-        eight times the operations, alone. ``static``: static token vectors and hashed n-grams, about ten times faster
-        than ``encoder``. ``ngrams``: hashed n-grams alone, which need no model file.
+        eight times the operations, alone. ``language``: the states of a language model that reads each text after the
+        instruction. ``static``: static token vectors and hashed n-grams, about ten times faster than ``encoder``.
+        ``ngrams``: hashed n-grams alone, which need no model file.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
     n_dimensions : int
         Axes kept, at most the number of texts learned from less one.
+    instruction : str
+        What the language model is told to do with the texts.
 
     Attributes
     ----------
@@ -142,11 +149,16 @@ class TextSpace:
     """
 
     def __init__(
-        self, kind: FeatureKind = "encoder", precision: Literal["int8", "fp32"] = "int8", n_dimensions: int = 512
+        self,
+        kind: FeatureKind = "encoder",
+        precision: Literal["int8", "fp32"] = "int8",
+        n_dimensions: int = 512,
+        instruction: str = "",
     ) -> None:
         self.kind = kind
         self.precision = precision
         self.n_dimensions = n_dimensions
+        self.instruction = instruction
 
     def fit(self, texts: Sequence[str]) -> Self:
         """Find the centres and the main axes of texts, at least two."""
@@ -182,14 +194,15 @@ class TextSpace:
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """The fitted space as plain data and arrays."""
-        plain = {"kind": self.kind, "precision": self.precision, "n_dimensions": self.n_dimensions}
+        names = ("kind", "precision", "n_dimensions", "instruction")
+        plain = {name: getattr(self, name) for name in names}
         arrays = {"axes": self.axes_, "offset": self.offset_, "means": np.concatenate(self.means_)}
         return {**plain, "scale": self.scale_, "sizes": [mean.size for mean in self.means_]}, arrays
 
     @classmethod
     def from_state(cls, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Bring a fitted space back."""
-        made = cls(plain["kind"], plain["precision"], plain["n_dimensions"])
+        made = cls(plain["kind"], plain["precision"], plain["n_dimensions"], plain.get("instruction", ""))
         made.scale_ = float(plain["scale"])
         made.axes_, made.offset_ = arrays["axes"], arrays["offset"]
         made.means_ = np.split(arrays["means"], np.cumsum(plain["sizes"])[:-1])
@@ -203,6 +216,8 @@ class TextSpace:
             return [_ngrams().embed(texts)]
         if self.kind == "static":
             return [_static().embed(texts), _ngrams().embed(texts)]
+        if self.kind == "language":
+            return [_language(self.instruction).embed(texts)]
         encoder = _encoder(self.kind, self.precision)
         (pooled,) = dealt_out(lambda share: (encoder.embed(share),), texts)
         views = np.split(pooled, len(_ENCODERS[self.kind][1]), axis=1)
@@ -273,6 +288,16 @@ def dealt_out(work: Callable[[Sequence[str]], tuple[NDArray[Any], ...]], texts: 
 def _encoder(kind: FeatureKind, precision: Literal["int8", "fp32"]) -> Embedder:
     model, poolings = _ENCODERS[kind]
     return OnnxEmbedder(model, precision=precision, poolings=poolings, n_threads=1)
+
+
+@lru_cache(maxsize=8)
+def _language(instruction: str) -> Embedder:
+    return StateEmbedder(_language_model(), instruction=instruction)
+
+
+@lru_cache(maxsize=1)
+def _language_model() -> TransformersModel:
+    return TransformersModel(_LANGUAGE, dtype="bfloat16")
 
 
 @lru_cache(maxsize=1)

@@ -32,7 +32,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 LogProbs = NDArray[np.float32]
-FeatureKind = Literal["encoder", "large", "static", "ngrams"]
+FeatureKind = Literal["encoder", "large", "language", "static", "ngrams"]
 T_contra = TypeVar("T_contra", contravariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)
 B_co = TypeVar("B_co", covariant=True)

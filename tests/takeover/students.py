@@ -20,6 +20,7 @@ class WordStudent:
     def __init__(self, features: str = "encoder") -> None:
         self.features = features
         self.votes_: dict[str, dict[str, int]] = {}
+        self.told_ = ""
 
     @property
     def known(self) -> frozenset[str]:
@@ -31,7 +32,9 @@ class WordStudent:
         answers: Sequence[str],
         gold: Sequence[str | None] | None = None,
         drawn: Sequence[bool] | None = None,
+        instruction: str = "",
     ) -> Self:
+        self.told_ = instruction
         votes: dict[str, Counter[str]] = defaultdict(Counter)
         for text, answer in zip(texts, answers, strict=True):
             for word in text.split():

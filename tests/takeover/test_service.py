@@ -82,6 +82,15 @@ def test_a_task_goes_from_observing_to_live(make: Callable[..., Takeover]) -> No
     assert live.reply.confidence == live.confidence
 
 
+def test_a_student_is_told_what_the_large_model_is_told(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    calls = [Call.of(c.prompt, c.answer or "", system="Name the intent.", task="desk") for c in stream(200)]
+    feed(takeover, calls)
+    student = takeover.learn("desk").student
+    assert isinstance(student, WordStudent)
+    assert student.told_ == "Name the intent."
+
+
 def test_two_processes_see_the_same_states(make: Callable[..., Takeover]) -> None:
     one, other = make(), make()
     feed(one, stream(600))

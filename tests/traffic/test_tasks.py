@@ -124,6 +124,14 @@ def test_worked_examples_are_part_of_the_instruction() -> None:
         index.assign(with_examples(text), {})
     assert text_of(index, with_examples("Where is my card?")) == "Where is my card?"
     (task,) = index.tasks.values()
+    said = ["user: Lost card", "assistant: lost", "user: Flat tyre", "assistant: damage"]
+    assert task.instruction.split("\n\n") == [SYSTEM, *said]
+    assert Task("desk", "header").instruction == ""
+    assert (
+        Task("desk", "prompt", "m", Template(("Sort: ", " Answer in a word."))).instruction
+        == "Sort: ... Answer in a word."
+    )
+    (task,) = index.tasks.values()
     index.put(replace(task, frozen=True))
     assert index.assign(with_examples("hi"), {}).changed is False  # type: ignore[union-attr]
     fewer = index.assign(with_examples("hi", ("Lost card", "lost")), {})

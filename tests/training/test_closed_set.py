@@ -5,16 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pilotfish import features
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError, IntegrityError, NotFittedError
 from pilotfish.protocols import Model
-from pilotfish.training.closed_set import ClosedSetStudent
+from pilotfish.training.closed_set import ClosedSetStudent, _told
 from pilotfish.training.reader import Calibration
 from pilotfish.types import Request
 from tests.models.fixtures import pulled
@@ -205,6 +207,65 @@ def test_a_large_encoder_reads_the_doubtful_calls_alone(
     sure = ClosedSetStudent("large", n_axes=64).fit(*_calls(240)[:2])
     assert len(sure.readers_) == 2
     features._encoder.cache_clear()
+
+
+def test_a_language_model_is_told_the_answers_and_kept_where_it_orders_doubtful_calls_better(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # It is played by a table of the large model's answers; the encoders by one layer and by the whole of the small one.
+    fit, test = _recorded(data_dir, 900, 400)
+    answers = {r["text"]: r["llm"] for r in fit + test}
+    names = sorted(set(answers.values()))
+    told: list[str] = []
+
+    class Knowing:
+        n_dimensions = len(names)
+
+        def __init__(self, instruction: str) -> None:
+            told.append(instruction)
+
+        def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            return np.eye(len(names), dtype=np.float32)[[names.index(answers[text]) for text in texts]]
+
+    model = str(pulled("all-minilm-l6-v2"))
+    monkeypatch.setitem(features._ENCODERS, "encoder", (model, ("mean@1", "max@1", "mean@0")))
+    monkeypatch.setitem(features._ENCODERS, "large", (model, ("mean",)))
+    monkeypatch.setattr(features, "_language", Knowing)
+    features._encoder.cache_clear()
+    texts = [r["text"] for r in test]
+    student = ClosedSetStudent("language", n_axes=128).fit([r["text"] for r in fit], [r["llm"] for r in fit])
+    assert [reader.features for reader in student.readers_] == ["static", "encoder", "large", "language"]
+    lines = told[0].splitlines()
+    assert lines[1:] == ["", *student.surfaces_]
+    found = student.predict(texts)
+    low, high = student.doubtful_
+    first = (
+        ClosedSetStudent("encoder", n_axes=128).fit([r["text"] for r in fit], [r["llm"] for r in fit]).predict(texts)
+    )
+    doubtful = (first.confidence >= low) & (first.confidence < high)
+    hits = [[normalise(a) == normalise(r["llm"]) for a, r in zip(p.labels, test, strict=True)] for p in (first, found)]
+    before, after = np.array(hits)
+    assert after[doubtful].mean() > before[doubtful].mean() + 0.1
+    np.testing.assert_array_equal(after[~doubtful], before[~doubtful])
+    student.save(tmp_path)
+    again = ClosedSetStudent.load(tmp_path).predict(texts)
+    np.testing.assert_allclose(again.confidence, found.confidence, atol=1e-6)
+    features._encoder.cache_clear()
+
+
+def test_a_language_model_is_told_the_instruction_or_the_answers_as_far_as_they_fit() -> None:
+    assert _told("Name the intent.", ["a", "b"]) == "Name the intent."
+    assert _told("", ["a", "b"]).splitlines()[1:] == ["", "a", "b"]
+    assert len(_told("", [f"answer {i} of very many" for i in range(2_000)])) == 6_000
+
+
+def test_students_of_the_version_before_are_read(student: ClosedSetStudent, tmp_path: Path) -> None:
+    student.save(tmp_path)
+    plain = json.loads((tmp_path / "student.json").read_text(encoding="utf-8"))
+    for stage in plain["stages"]:
+        del stage["params"]["instruction"], stage["space"]["instruction"]
+    (tmp_path / "student.json").write_text(json.dumps(plain | {"version": 3}), encoding="utf-8")
+    assert ClosedSetStudent.load(tmp_path).predict(["stop my payment"]).labels == ["Cancel transfer"]
 
 
 def test_real_calls_of_a_frontier_model_with_static_features(data_dir: Path) -> None:

@@ -118,7 +118,8 @@ def learn(
     confidence: Annotated[float | None, typer.Option(help="confidence of the certificate, such as 0.95")] = None,
     max_spend: Annotated[float | None, typer.Option(help="ceiling of the mean spend per call, US dollars")] = None,
     features: Annotated[
-        str | None, typer.Option(help="'encoder', 'large', 'static' or 'ngrams'; as configured unless given")
+        str | None,
+        typer.Option(help="'encoder', 'large', 'language', 'static' or 'ngrams'; as configured unless given"),
     ] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="bound every answer by itself, too")] = False,
     auto: Annotated[

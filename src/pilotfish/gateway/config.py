@@ -149,7 +149,7 @@ class StudentConfig(_Section):
 
     Parameters
     ----------
-    features : {'encoder', 'large', 'static', 'ngrams'}
+    features : {'encoder', 'large', 'language', 'static', 'ngrams'}
         See :class:`pilotfish.training.closed_set.ClosedSetStudent`.
     timeout_s : float
         Seconds after which a call goes to the large model.

@@ -23,7 +23,7 @@ from pilotfish.models.calibration import SENTENCES
 if TYPE_CHECKING:
     from pilotfish.models.int16 import Int16Encoder
 
-__all__ = ["OnnxEmbedder", "StaticEmbedder", "TokenPrecision", "build_onnx"]
+__all__ = ["OnnxEmbedder", "StaticEmbedder", "TokenPrecision", "batches", "build_onnx", "checked_texts"]
 
 TokenPrecision = Literal["fp32", "int16", "int8"]
 _Vectors = NDArray[np.float32]
@@ -107,14 +107,14 @@ class OnnxEmbedder:
             When ``texts`` is not a sequence of texts.
         """
         limit = _CHARACTERS_PER_TOKEN * self.max_length
-        texts = [text[:limit] for text in _checked(texts)]
+        texts = [text[:limit] for text in checked_texts(texts)]
         tokenizer, reader = self._parts()
         if not isinstance(reader, _Graph) or reader.reads_tokens:
             raise InputError(f"OnnxEmbedder poolings are {tuple(self.poolings)}: use token_vectors, or ('mean',).")
         ids = _token_ids(tokenizer, texts, special=True)
         lengths = np.array([len(i) for i in ids], dtype=np.int64)
         vectors = np.empty((len(texts), self.n_dimensions), dtype=np.float32)
-        for rows in _batches(lengths):
+        for rows in batches(lengths):
             vectors[rows] = reader.run([ids[row] for row in rows])
         return vectors
 
@@ -125,14 +125,14 @@ class OnnxEmbedder:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text as the model reads it: special tokens included, cut at ``max_length``."""
-        return _token_ids(self._parts()[0], _checked(texts), special=True)
+        return _token_ids(self._parts()[0], checked_texts(texts), special=True)
 
     def all_token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each whole text, without special tokens and never cut."""
         folder = catalog.resolve(self.model)
         if self._whole is None:
             self._whole = _tokenizer((folder.parent if folder.is_file() else folder) / "tokenizer.json")
-        return _token_ids(self._whole, _checked(texts), special=False)
+        return _token_ids(self._whole, checked_texts(texts), special=False)
 
     def token_vectors(self, ids: Sequence[Sequence[int]]) -> list[_Vectors]:
         """Unit vector of each token, (n_tokens, n_dimensions) a text, from token ids.
@@ -157,7 +157,7 @@ class OnnxEmbedder:
 
         n_threads = (self.n_threads or os.cpu_count() or 1) if self._reads_tokens else 1
         with ThreadPoolExecutor(n_threads, "pilotfish-embedder") as pool:
-            list(pool.map(read, _batches(lengths[some], _TOKENS_PER_THREAD)))
+            list(pool.map(read, batches(lengths[some], _TOKENS_PER_THREAD)))
         return vectors
 
     @property
@@ -312,8 +312,10 @@ class StaticEmbedder:
         """
         tokenizer, table, by_word = self._parts()
         sums = np.zeros((len(texts), table.shape[1]), dtype=np.float32)
-        alone = by_word and len(texts) == 1 and _splits(_checked(texts)[0])
-        found = [self._ids_by_word(tokenizer, texts[0])] if alone else _token_ids(tokenizer, _checked(texts), False)
+        alone = by_word and len(texts) == 1 and _splits(checked_texts(texts)[0])
+        found = (
+            [self._ids_by_word(tokenizer, texts[0])] if alone else _token_ids(tokenizer, checked_texts(texts), False)
+        )
         for row, ids in enumerate(found):
             if ids:
                 tokens = np.minimum(np.array(ids), table.shape[0] - 1)
@@ -393,8 +395,14 @@ def _splits(text: str) -> bool:
     return bool(text) and " " not in (text[0], text[-1]) and not any(part in text for part in ("  ", "<", _SPACE))
 
 
-def _batches(lengths: NDArray[np.int64], n_tokens: int = _TOKENS_PER_RUN) -> Iterator[NDArray[np.int64]]:
-    """Rows of similar length, a bounded number of tokens at a time."""
+def batches(lengths: NDArray[np.int64], n_tokens: int = _TOKENS_PER_RUN) -> Iterator[NDArray[np.int64]]:
+    """Rows of similar length, a bounded number of tokens at a time, the longest first.
+
+    Examples
+    --------
+    >>> [rows.tolist() for rows in batches(np.array([3, 9, 3]), 9)]
+    [[1], [0, 2]]
+    """
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < order.size:
@@ -403,7 +411,14 @@ def _batches(lengths: NDArray[np.int64], n_tokens: int = _TOKENS_PER_RUN) -> Ite
         start += n_rows
 
 
-def _checked(texts: Sequence[str]) -> Sequence[str]:
+def checked_texts(texts: Sequence[str]) -> Sequence[str]:
+    """The texts, if they are a sequence of texts.
+
+    Raises
+    ------
+    InputError
+        When they are not; the sentence names the first that is none.
+    """
     if isinstance(texts, str):
         raise InputError("texts is one text: give a list of texts.")
     for i, text in enumerate(texts):

@@ -85,6 +85,7 @@ def learn(
     seed: int = 0,
     by_class: bool = False,
     worth: float | None = None,
+    instruction: str = "",
 ) -> Learned:
     """Fit a student on part of the calls and certify it on the rest.
 
@@ -103,6 +104,8 @@ def learn(
     worth : float, optional
         Where the student's own confidence promises to answer no more than this share, the held-out answers are not
         looked at, and none of the risk is spent: the certificate is of 0 calls.
+    instruction : str
+        What the large model is told to do with the calls.
 
     Returns
     -------
@@ -131,7 +134,8 @@ def learn(
         raise InputError(f"The task has {len(lessons)} usable calls, too few to both learn and check: wait for more.")
     by_gold = target.measure == "correctness"
     gold = [x.gold for x in fit] if by_gold else None
-    made = student().fit([x.text for x in fit], [x.answer for x in fit], gold, [x.random for x in fit])
+    texts, answers, drawn = [x.text for x in fit], [x.answer for x in fit], [x.random for x in fit]
+    made = student().fit(texts, answers, gold, drawn, instruction)
     predicted = made.predict([x.text for x in test])
     confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
     hoped = math.inf if worth is None or by_gold else promised(confidence, target)

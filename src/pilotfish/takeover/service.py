@@ -302,7 +302,10 @@ class Takeover:
                 in_force = held.coverage if held is not None and held.is_for(state.target) else 0.0
                 worth = max(_LEAST_WORTH, _PROMISED * in_force)
             fresh = partial(self.student, **self.settings)
-            learned = learn(lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth)
+            told = state.task.instruction or self._system(task)
+            learned = learn(
+                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth, instruction=told
+            )
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
             self._save(task, version, learned)
@@ -423,6 +426,11 @@ class Takeover:
         self._asked.pop(name, None)
         self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
         return made
+
+    def _system(self, name: str) -> str:
+        """The instruction of the newest call: a task that a header names may have any."""
+        newest = next(self.log.calls(task=name, limit=1, newest_first=True), None)
+        return newest.to_request().system if newest is not None else ""
 
     def _last_seq(self) -> int:
         newest = next(self.log.calls(limit=1, newest_first=True), None)

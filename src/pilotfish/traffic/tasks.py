@@ -172,6 +172,12 @@ class Task:
     examples: tuple[tuple[str, str], ...] | None = None
     frozen: bool = False
 
+    @property
+    def instruction(self) -> str:
+        """What every call says, gaps as "..."; empty where that is not known."""
+        said = [] if self.template is None else ["...".join(self.template.pieces)]
+        return "\n\n".join([*said, *(f"{role}: {text}" for role, text in self.examples or ())])
+
     def text_of(self, request: Request) -> str:
         """What varies from call to call: the gaps of the instruction and the conversation's own words."""
         gaps: tuple[str, ...] = ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,19 +27,44 @@ from pilotfish.types import Reply, Request, Usage
 __all__ = ["ClosedSetStudent"]
 
 Array = NDArray[np.float32]
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+# Those of version 3 have no language model among their readers.
+_READABLE = (3, FORMAT_VERSION)
 # A glance is for the median call; beyond the surest half, ranking by the encoder is worth its time.
 _MOST_AT_A_GLANCE = 0.52
 _GLANCE_COST = 0.001
-# The large encoder reads the calls whose place decides what can be promised: after the surest, which lose less than
-# usual targets allow, and before the hopeless.
-_LOST_BEFORE_LARGE = 0.01
-_READ_BY_LARGE = 0.27
-# The easiest calls teach it nothing.
-_LEARNED_BY_LARGE = 0.7
+_LOST_BEFORE_CLOSER = 0.01
+_MOST_TOLD = 6_000
 _GOLD_COVERS = 0.95
 _LEAST_TO_CALIBRATE = 50
 _MANY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Closer:
+    """Readers that take longest, for the calls whose place decides what can be promised: after the surest, which lose
+    less than usual targets allow, and before the hopeless.
+
+    Parameters
+    ----------
+    readers : mapping
+        Settings of each reader, by its features.
+    read : float
+        Share of the calls that they read.
+    learned : float
+        Share of the calls, the hardest, that they learn from.
+    """
+
+    readers: Mapping[FeatureKind, Mapping[str, Any]]
+    read: float
+    learned: float
+
+
+# The easiest calls teach the large encoder nothing; with a language model beside it both learn from all.
+_CLOSER: Mapping[FeatureKind, _Closer] = {
+    "large": _Closer({"large": {"n_hidden": 768}}, read=0.27, learned=0.7),
+    "language": _Closer({"large": {"n_hidden": 768}, "language": {"n_networks": 4}}, read=0.35, learned=1.0),
+}
 
 
 class ClosedSetStudent:
@@ -50,11 +76,13 @@ class ClosedSetStudent:
 
     Parameters
     ----------
-    features : {"encoder", "large", "static", "ngrams"}
+    features : {"encoder", "large", "language", "static", "ngrams"}
         What reads the calls. ``encoder``: as said above. ``large``: an encoder of eight times the operations also reads
         the calls that are neither sure nor hopeless, if it orders held-out ones better; more can then be certified, and
-        learning and batches take two to three times as long. ``static``: the glance alone. ``ngrams`` needs no model
-        file.
+        learning and batches take two to three times as long. ``language``: of those calls a language model of half a
+        billion parameters is asked as well which of the answers it would give, and its states are read; it needs the
+        extra ``torch``, and minutes to learn from thousands of calls. ``static``: the glance alone. ``ngrams`` needs no
+        model file.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
     n_axes : int
@@ -69,13 +97,13 @@ class ClosedSetStudent:
     surfaces_ : list of str
         The same answers as the large model writes them.
     readers_ : list of Reader
-        The glance and the encoder, or the only one; and the large encoder where it is used.
+        The glance and the encoder, or the only one; and those that read doubtful calls too where they are used.
     calibrations_ : list of Calibration
-        One per stage.
+        One per reader; those that read doubtful calls together share theirs.
     glance_at_ : float
         The glance answers alone at or above this confidence.
     doubtful_ : tuple of float
-        From the first of these confidences of the encoder, and below the second, the large encoder reads a call.
+        From the first of these confidences of the encoder, and below the second, further readers read a call.
 
     References
     ----------
@@ -115,6 +143,7 @@ class ClosedSetStudent:
         answers: Sequence[str],
         gold: Sequence[str | None] | None = None,
         drawn: Sequence[bool] | None = None,
+        instruction: str = "",
     ) -> Self:
         """Learn to answer as the large model does, or, where ``gold`` is given, to answer rightly.
 
@@ -129,6 +158,9 @@ class ClosedSetStudent:
             are estimated and taken out, and the confidence is the probability of being right.
         drawn : sequence of bool, optional
             Which calls were drawn at random: the confidence is calibrated on them. All, when left out.
+        instruction : str
+            What the large model is told to do with the texts, for ``language``; to choose one of the answers, when left
+            out.
 
         Raises
         ------
@@ -158,7 +190,7 @@ class ClosedSetStudent:
             texts, numbers, truth = [texts[int(i)] for i in rows], numbers[rows], truth[rows]
             typical = typical[rows]
         settings: dict[str, Any] = {"precision": self.precision, "n_axes": self.n_axes, "seed": self.seed}
-        with_glance = self.features in ("encoder", "large")
+        with_glance = self.features in ("encoder", *_CLOSER)
         self.readers_ = [Reader("encoder" if with_glance else self.features, **settings)]
         if with_glance:
             # In the small space a network alone ranks its calls no worse than with the kernel, at half the time.
@@ -175,9 +207,9 @@ class ClosedSetStudent:
         typical = _enough(typical)
         self._settle([r.held_out_[typical] for r in self.readers_], targets[typical], truth[typical])
         self.doubtful_ = (2.0, 2.0)
-        if self.features == "large":
+        if self.features in _CLOSER:
             with threadpool_limits(limits=1):
-                self._look_closer(texts, targets, truth, typical)
+                self._look_closer(texts, targets, truth, typical, _told(instruction, self.surfaces_))
         return self
 
     def predict(self, texts: Sequence[str]) -> Predicted:
@@ -242,7 +274,7 @@ class ClosedSetStudent:
             version = plain["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"Folder {folder} holds no readable student.json: name a saved one.") from error
-        if version != FORMAT_VERSION:
+        if version not in _READABLE:
             raise InputError(
                 f"The student in {folder} has format version {version} and this is version {FORMAT_VERSION}: "
                 "upgrade Pilotfish or learn the task again."
@@ -285,8 +317,8 @@ class ClosedSetStudent:
             low, high = self.doubtful_
             rows = rows[(confidence[rows] >= low) & (confidence[rows] < high) & familiar[rows]]
             if rows.size:
-                closer, _ = self.readers_[2].read([texts[int(i)] for i in rows])
-                log_proba[rows] = _together(log_proba[rows], closer)
+                doubtful = [texts[int(i)] for i in rows]
+                log_proba[rows] = _together([log_proba[rows], *(r.read(doubtful)[0] for r in self.readers_[2:])])
                 confidence[rows] = self.calibrations_[2].predict(_top(log_proba[rows]))
         return log_proba, confidence, familiar
 
@@ -304,29 +336,48 @@ class ClosedSetStudent:
             self.glance_at_ = float(confidence[order[n_glance - 1]]) if n_glance else 2.0
 
     def _look_closer(
-        self, texts: Sequence[str], targets: Array, truth: NDArray[np.int64], typical: NDArray[np.bool_]
+        self, texts: Sequence[str], targets: Array, truth: NDArray[np.int64], typical: NDArray[np.bool_], told: str
     ) -> None:
-        """Have the large encoder read the doubtful calls, if there are enough of them and it orders them better."""
+        """Have further readers read the doubtful calls, if there are enough of them and they order them better."""
         encoder, n = self.readers_[-1].held_out_, len(texts)
         order = np.argsort(-encoder.max(axis=1), kind="stable")
         lost = np.cumsum(1 - _hits(encoder[order], targets[order]))
-        first = int(np.searchsorted(lost, _LOST_BEFORE_LARGE * n, side="right"))
-        doubtful = order[first : first + round(_READ_BY_LARGE * n)]
+        first = int(np.searchsorted(lost, _LOST_BEFORE_CLOSER * n, side="right"))
+        closest = _CLOSER[self.features]
+        doubtful = order[first : first + round(closest.read * n)]
         if doubtful.size < _LEAST_TO_CALIBRATE:
             return
-        rows = np.sort(order[n - max(round(_LEARNED_BY_LARGE * n), n - first) :])
-        reader = Reader("large", self.precision, self.n_axes, n_hidden=768, kernel_weight=0.0, seed=self.seed)
-        reader.fit(reader.place([texts[int(i)] for i in rows]), targets[rows])
-        at = np.searchsorted(rows, doubtful)
-        together = _together(encoder[doubtful], reader.held_out_[at])
-        if _right_where_sure(together, targets[doubtful]) <= _right_where_sure(encoder[doubtful], targets[doubtful]):
+        rows = np.sort(order[n - max(round(closest.learned * n), n - first) :])
+        at, learned = np.searchsorted(rows, doubtful), [texts[int(i)] for i in rows]
+        closer: list[Reader] = []
+        together = encoder[doubtful]
+        for kind, own in closest.readers.items():
+            settings = {
+                "kernel_weight": 0.0,
+                "seed": self.seed,
+                "instruction": told if kind == "language" else "",
+                **own,
+            }
+            reader = Reader(kind, self.precision, self.n_axes, **settings)
+            reader.fit(reader.place(learned), targets[rows])
+            joined = _together([encoder[doubtful], *(r.held_out_[at] for r in (*closer, reader))])
+            if _right_where_sure(joined, targets[doubtful]) > _right_where_sure(together, targets[doubtful]):
+                closer.append(reader)
+                together = joined
+        if not closer:
             return
         drawn = _enough(typical[doubtful])
         calibration = _calibrated(together[drawn], targets[doubtful][drawn], truth[doubtful][drawn])
         ends = self.calibrations_[-1].predict(_top(encoder[doubtful[[-1, 0]]]))
-        self.readers_.append(reader)
-        self.calibrations_.append(calibration)
+        self.readers_ += closer
+        self.calibrations_ += [calibration] * len(closer)
         self.doubtful_ = (float(ends[0]), float(ends[1]))
+
+
+def _told(instruction: str, answers: Sequence[str]) -> str:
+    """What a language model is told: the instruction, or to give one of the answers; of long ones the beginning."""
+    listed = "\n".join(["Classify the message into exactly one of these answers:", "", *answers])
+    return (instruction or listed)[:_MOST_TOLD]
 
 
 def _enough(typical: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -348,8 +399,8 @@ def _right_where_sure(log_proba: Array, targets: Array) -> float:
     return float(_hits(log_proba[surer], targets[surer]).mean())
 
 
-def _together(encoder: Array, large: Array) -> Array:
-    return geometric_mean([encoder, large], [0.5, 0.5])
+def _together(readings: Sequence[Array]) -> Array:
+    return geometric_mean(readings, [1 / len(readings)] * len(readings))
 
 
 def _top(log_proba: Array) -> FloatArray:

@@ -92,7 +92,7 @@ class Reader:
 
     Parameters
     ----------
-    features : {"encoder", "large", "static", "ngrams"}
+    features : {"encoder", "large", "language", "static", "ngrams"}
         See :class:`~pilotfish.features.TextSpace`.
     precision : {"int8", "fp32"}
         Of the sentence encoder.
@@ -107,6 +107,8 @@ class Reader:
         equations, whose cost grows with the cube of the calls; there must be a network then.
     seed : int
         Of folds and networks.
+    instruction : str
+        What a language model among the features is told to do with the texts.
 
     Attributes
     ----------
@@ -134,6 +136,7 @@ class Reader:
         n_hidden: int = 384,
         kernel_weight: float = 0.4,
         seed: int = 0,
+        instruction: str = "",
     ) -> None:
         self.features = features
         self.precision = precision
@@ -142,10 +145,11 @@ class Reader:
         self.n_hidden = n_hidden
         self.kernel_weight = kernel_weight
         self.seed = seed
+        self.instruction = instruction
 
     def place(self, texts: Sequence[str]) -> Array:
         """Make the space of texts and return them as its points (n, n_axes)."""
-        self.space_ = TextSpace(self.features, self.precision, self.n_axes)
+        self.space_ = TextSpace(self.features, self.precision, self.n_axes, self.instruction)
         return self.space_.fit_transform(texts)
 
     def fit(self, X: Array, targets: Array) -> Self:
@@ -191,7 +195,7 @@ class Reader:
             arrays["kernel_weights"] = self.kernel_.weights_
         for i, network in enumerate(self.networks_):
             arrays |= {f"network{i}_{name}": value for name, value in network.get_arrays().items()}
-        names = ("features", "precision", "n_axes", "n_networks", "n_hidden", "kernel_weight", "seed")
+        names = ("features", "precision", "n_axes", "n_networks", "n_hidden", "kernel_weight", "seed", "instruction")
         plain = {
             "params": {name: getattr(self, name) for name in names},
             "space": space,

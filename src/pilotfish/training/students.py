@@ -48,11 +48,12 @@ class Student(Protocol):
         answers: Sequence[str],
         gold: Sequence[str | None] | None = None,
         drawn: Sequence[bool] | None = None,
+        instruction: str = "",
     ) -> Self:
         """Learn from texts and the large model's answers to say what it says; with ``gold``, to say what is right.
 
         ``drawn`` says which calls were drawn at random, so that the confidence is true of all calls and not only of
-        those that an earlier student left to the large model.
+        those that an earlier student left to the large model. ``instruction`` is what the large model is told.
         """
         ...
 
