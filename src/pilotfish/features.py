@@ -20,7 +20,7 @@ from pilotfish.errors import InputError, NotFittedError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.models.states import StateEmbedder
 from pilotfish.models.transformers import TransformersModel
-from pilotfish.protocols import Embedder, FeatureKind
+from pilotfish.protocols import Embedder, FeatureKind, Progress
 from pilotfish.vectors import product, unit_rows
 
 __all__ = ["FEATURE_KINDS", "HashedNgrams", "TextSpace", "dealt_out"]
@@ -165,11 +165,14 @@ class TextSpace:
         self.fit_transform(texts)
         return self
 
-    def fit_transform(self, texts: Sequence[str]) -> _Vectors:
-        """Find the centres and the main axes of texts and return the texts in them, (n, n_axes)."""
+    def fit_transform(self, texts: Sequence[str], progress: Progress | None = None) -> _Vectors:
+        """Find the centres and the main axes of texts and return the texts in them, (n, n_axes).
+
+        ``progress`` is told how many texts a language model has read, and of how many.
+        """
         if len(texts) < 2:
             raise InputError(f"TextSpace was given {len(texts)} texts to learn from: give at least 2.")
-        views = self._views(texts)
+        views = self._views(texts, progress)
         self.means_ = [view.mean(axis=0) for view in views]
         joined = self._joined(views)
         centre = joined.mean(axis=0)
@@ -209,7 +212,7 @@ class TextSpace:
         made._placed_means = made._centres()
         return made
 
-    def _views(self, texts: Sequence[str]) -> list[_Vectors]:
+    def _views(self, texts: Sequence[str], progress: Progress | None = None) -> list[_Vectors]:
         if self.kind not in FEATURE_KINDS:
             raise InputError(f"TextSpace kind is {self.kind!r}: use one of {', '.join(FEATURE_KINDS)}.")
         if self.kind == "ngrams":
@@ -217,7 +220,7 @@ class TextSpace:
         if self.kind == "static":
             return [_static().embed(texts), _ngrams().embed(texts)]
         if self.kind == "language":
-            return [_language(self.instruction).embed(texts)]
+            return [_language(self.instruction).embed(texts, progress)]
         encoder = _encoder(self.kind, self.precision)
         (pooled,) = dealt_out(lambda share: (encoder.embed(share),), texts)
         views = np.split(pooled, len(_ENCODERS[self.kind][1]), axis=1)
@@ -291,7 +294,7 @@ def _encoder(kind: FeatureKind, precision: Literal["int8", "fp32"]) -> Embedder:
 
 
 @lru_cache(maxsize=8)
-def _language(instruction: str) -> Embedder:
+def _language(instruction: str) -> StateEmbedder:
     return StateEmbedder(_language_model(), instruction=instruction)
 
 

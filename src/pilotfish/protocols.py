@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -20,6 +20,7 @@ __all__ = [
     "LogProbs",
     "Logits",
     "Model",
+    "Progress",
     "Rule",
     "Scorer",
     "Session",
@@ -32,6 +33,8 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 LogProbs = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Told how much is done, and of how much."""
 FeatureKind = Literal["encoder", "large", "language", "static", "ngrams"]
 T_contra = TypeVar("T_contra", contravariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)

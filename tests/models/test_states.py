@@ -63,7 +63,10 @@ def _plain(model: TransformersModel, head: str, text: str, tail: str) -> NDArray
 def test_vectors_are_the_states_of_a_plain_pass_however_texts_are_batched(batch_tokens: int) -> None:
     model = _model(Tokens())
     embedder = StateEmbedder(model, instruction=TOLD, batch_tokens=batch_tokens)
-    found = embedder.embed(TEXTS)
+    told: list[tuple[int, int]] = []
+    found = embedder.embed(TEXTS, lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(TEXTS), len(TEXTS))
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
     expected = [_plain(model, f"<system>{TOLD}\n<user>", text, "\n<assistant>") for text in TEXTS]
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert found.shape == (len(TEXTS), embedder.n_dimensions)

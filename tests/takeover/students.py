@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +33,7 @@ class WordStudent:
         gold: Sequence[str | None] | None = None,
         drawn: Sequence[bool] | None = None,
         instruction: str = "",
+        progress: Callable[[int, int], None] | None = None,
     ) -> Self:
         self.told_ = instruction
         votes: dict[str, Counter[str]] = defaultdict(Counter)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from pilotfish.files import replacing
+from pilotfish.protocols import Progress
 
-__all__ = ["console", "write_text"]
+__all__ = ["bar", "console", "write_text"]
 
 # A file or a pipe has no width of its own, and rich would cut numbers at 80 columns.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Progress]:
+    """Show a bar while something goes on, and yield what it is told: how much is done, and of how much."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        shown = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(shown, completed=done, total=total)
 
 
 def write_text(path: Path, text: str) -> None:

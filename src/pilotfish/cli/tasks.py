@@ -127,12 +127,12 @@ def learn(
     ] = False,
 ) -> None:
     """Train a student on a task's calls, certify it, and print what it may answer."""
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import bar, console
 
     with _takeover(config, log, features) as takeover:
         target = _target(takeover, task, measure, level, confidence, max_spend)
-        with console.status(f"learning {task}"):
-            learned = takeover.learn(task, target, by_class=by_class, patient=auto)
+        with bar(f"learning {task}") as progress:
+            learned = takeover.learn(task, target, by_class=by_class, patient=auto, progress=progress)
         made = learned.certificate
         console.print(made.reason, highlight=False)
         console.print(

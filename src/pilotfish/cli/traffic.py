@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +32,7 @@ def import_(
     requests: Requests = None,
 ) -> None:
     """Import recorded calls: OpenAI requests and responses, LiteLLM or Langfuse exports, CSV of input and output."""
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import bar, console
     from pilotfish.gateway.sources import load_config
     from pilotfish.gateway.takeover import make_takeover
     from pilotfish.traffic import PatternMasker, TrafficLog
@@ -42,7 +40,7 @@ def import_(
 
     settings = load_config(config, {"log": {"path": log}} if log is not None else None)
     mask = PatternMasker() if settings.log.mask else None
-    with TrafficLog(settings.log.path, settings.log.durability, mask=mask) as opened, _bar("Importing") as progress:
+    with TrafficLog(settings.log.path, settings.log.durability, mask=mask) as opened, bar("Importing") as progress:
         takeover = make_takeover(settings, opened)
         last = next(opened.calls(newest_first=True, limit=1), None)
         report = import_file(
@@ -70,26 +68,15 @@ def import_(
 
 def export_(file: Target, config: Config = None, log: Log = None, task: Only = None) -> None:
     """Export logged calls to JSON lines or Parquet."""
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import bar, console
     from pilotfish.errors import UnknownTaskError
     from pilotfish.gateway.sources import load_config
     from pilotfish.traffic import TrafficLog
     from pilotfish.traffic.exports import export_file
 
     settings = load_config(config, {"log": {"path": log}} if log is not None else None)
-    with TrafficLog(settings.log.path, read_only=True) as opened, _bar("Exporting") as progress:
+    with TrafficLog(settings.log.path, read_only=True) as opened, bar("Exporting") as progress:
         if task is not None and not opened.count(task=task):
             raise UnknownTaskError(f"task is {task!r}, of which the log has no calls: see 'pilotfish status'.")
         n_written = export_file(opened, file, task=task, progress=progress)
     console.print(f"{n_written:,} calls written to {file}.")
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import Progress
-
-    from pilotfish.cli.output import console
-
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(what)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)

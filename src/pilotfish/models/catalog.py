@@ -24,8 +24,8 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from pilotfish.errors import DownloadError, InputError, IntegrityError, ModelError
 from pilotfish.files import locked, sha256_of
 from pilotfish.models import download
-from pilotfish.models.download import Progress
 from pilotfish.models.entries import ENTRIES, CatalogFile, Entry, HubSource, UrlSource, WheelSource
+from pilotfish.protocols import Progress
 
 __all__ = ["NAMES", "Entry", "cache_dir", "entries", "entry", "is_pulled", "path", "pull", "resolve"]
 

@@ -24,11 +24,9 @@ from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
 
 from pilotfish.errors import ConfigError, DownloadError, IntegrityError
 from pilotfish.files import sha256_of
+from pilotfish.protocols import Progress
 
-__all__ = ["Progress", "fetch", "in_time", "is_reachable", "join_members", "wheel_link"]
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes there are and the bytes there will be (0 when unknown)."""
+__all__ = ["fetch", "in_time", "is_reachable", "join_members", "wheel_link"]
 
 T = TypeVar("T")
 CONNECT_TIMEOUT = 3.0

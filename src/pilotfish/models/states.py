@@ -17,6 +17,7 @@ from pilotfish.models.embedder import batches, checked_texts
 from pilotfish.models.sessions import memory_told, n_common
 from pilotfish.models.tokenizers import encode_request
 from pilotfish.models.transformers import TransformersModel
+from pilotfish.protocols import Progress
 from pilotfish.types import Request
 from pilotfish.vectors import unit_rows
 
@@ -78,8 +79,10 @@ class StateEmbedder:
         """Length of each vector."""
         return 2 * int(self._parts()[1].config.hidden_size)
 
-    def embed(self, texts: Sequence[str]) -> _Vectors:
+    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> _Vectors:
         """Embed a batch as an array (n, n_dimensions), the two halves of unit length; one pass of the model at a time.
+
+        ``progress`` is told how many texts were read, and of how many.
 
         Raises
         ------
@@ -90,9 +93,9 @@ class StateEmbedder:
         """
         texts = checked_texts(texts)
         with self._lock, threadpool_limits(limits=os.cpu_count() or 1, user_api="openmp"):
-            return self._embedded(texts)
+            return self._embedded(texts, progress)
 
-    def _embedded(self, texts: Sequence[str]) -> _Vectors:
+    def _embedded(self, texts: Sequence[str], progress: Progress | None) -> _Vectors:
         import torch
 
         tokenizer, network = self._parts()
@@ -101,7 +104,7 @@ class StateEmbedder:
         ids = [_encoded(tokenizer, text[:limit])[: self.max_length] for text in texts]
         size = network.config.hidden_size
         middle = round(_MIDDLE * network.config.num_hidden_layers)
-        vectors = np.empty((len(texts), 2 * size), dtype=np.float32)
+        vectors, n_read = np.empty((len(texts), 2 * size), dtype=np.float32), 0
         for rows in batches(np.array([len(own) + len(tail) for own in ids], dtype=np.int64), self.batch_tokens):
             longest = len(ids[rows[0]])
             # What pads a text comes behind it, where none of its tokens looks.
@@ -114,6 +117,9 @@ class StateEmbedder:
                 n = len(ids[row])
                 vectors[row, :size] = states[-1][at, n + len(tail) - 1].float().numpy()
                 vectors[row, size:] = states[middle][at, : max(n, 1)].float().mean(dim=0).numpy()
+            n_read += len(rows)
+            if progress is not None:
+                progress(n_read, len(texts))
         vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
         return np.hstack([unit_rows(vectors[:, :size]), unit_rows(vectors[:, size:])])
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pilotfish.bounds import binomial_p_value, binomial_upper
 from pilotfish.errors import InputError
-from pilotfish.protocols import FloatArray
+from pilotfish.protocols import FloatArray, Progress
 from pilotfish.takeover.certify import Certificate, Target, certify
 from pilotfish.traffic.tasks import normalise
 from pilotfish.training.students import Predicted, Student
@@ -86,6 +86,7 @@ def learn(
     by_class: bool = False,
     worth: float | None = None,
     instruction: str = "",
+    progress: Progress | None = None,
 ) -> Learned:
     """Fit a student on part of the calls and certify it on the rest.
 
@@ -106,6 +107,8 @@ def learn(
         looked at, and none of the risk is spent: the certificate is of 0 calls.
     instruction : str
         What the large model is told to do with the calls.
+    progress : callable, optional
+        Told how many calls were read, and of how many, by what takes long.
 
     Returns
     -------
@@ -135,7 +138,7 @@ def learn(
     by_gold = target.measure == "correctness"
     gold = [x.gold for x in fit] if by_gold else None
     texts, answers, drawn = [x.text for x in fit], [x.answer for x in fit], [x.random for x in fit]
-    made = student().fit(texts, answers, gold, drawn, instruction)
+    made = student().fit(texts, answers, gold, drawn, instruction, progress)
     predicted = made.predict([x.text for x in test])
     confidence = np.where(predicted.familiar, predicted.confidence, -np.inf)
     hoped = math.inf if worth is None or by_gold else promised(confidence, target)

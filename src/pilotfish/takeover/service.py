@@ -18,6 +18,7 @@ import orjson
 
 from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedError, UnknownTaskError
 from pilotfish.files import locked
+from pilotfish.protocols import Progress
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.learning import LEAST_LESSONS, Learned, Lesson, learn
 from pilotfish.takeover.state import TaskState, folder_of
@@ -262,8 +263,9 @@ class Takeover:
         return states[task]
 
     def learn(
-        self, task: str, target: Target | None = None, *, by_class: bool = False, patient: bool = False
-    ) -> Learned:
+        self, task: str, target: Target | None = None, *, by_class: bool = False, patient: bool = False,
+        progress: Progress | None = None,
+    ) -> Learned:  # fmt: skip
         """Train and certify a student on the task's calls; certified, it goes into shadow.
 
         A student in service stays when the new one cannot answer more of what is asked for, or nothing of it.
@@ -278,6 +280,8 @@ class Takeover:
             Give every answer its own bound in the certificate.
         patient : bool
             Spend none of the risk on a student that promises little, or clearly less than the one in service answers.
+        progress : callable, optional
+            Told how many calls were read, and of how many, by what takes long.
 
         Raises
         ------
@@ -304,8 +308,9 @@ class Takeover:
             fresh = partial(self.student, **self.settings)
             told = state.task.instruction or self._system(task)
             learned = learn(
-                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth, instruction=told
-            )
+                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth, instruction=told,
+                progress=progress,
+            )  # fmt: skip
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
             self._save(task, version, learned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from pilotfish.errors import InputError, missing_extra
+from pilotfish.protocols import Progress
 from pilotfish.traffic.calls import Call
 from pilotfish.traffic.log import TrafficLog
 
@@ -29,7 +30,7 @@ def export_file(
     task: str | None = None,
     since: float | None = None,
     until: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write calls to a file, under a temporary name first; ``import_file`` reads the JSON lines back.
 

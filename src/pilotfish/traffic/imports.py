@@ -17,6 +17,7 @@ from typing import IO, Any, get_args
 import orjson
 
 from pilotfish.errors import InputError
+from pilotfish.protocols import Progress
 from pilotfish.traffic.calls import Call, answer_text
 from pilotfish.traffic.formats import Format, Imported, format_of, read_record
 from pilotfish.traffic.log import TrafficLog
@@ -72,7 +73,7 @@ def import_file(
     system: str | None = None,
     requests: Path | None = None,
     task_of: Callable[[Mapping[str, Any], Mapping[str, str]], str | None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ImportReport:
     """Import a file of calls: all of its sound records are written, or none.
 
@@ -221,9 +222,7 @@ def _request_bodies(path: Path) -> dict[str, Mapping[str, Any]]:
     return bodies
 
 
-def _records(
-    path: Path, report: ImportReport, progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _records(path: Path, report: ImportReport, progress: Progress | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The records of a file with their lines; lines that hold none are counted as bad."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     with _opened(path) as (stream, position, size):

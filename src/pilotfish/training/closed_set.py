@@ -18,7 +18,7 @@ from pilotfish.answers import normalise
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.features import FEATURE_KINDS, dealt_out
 from pilotfish.files import refuse_changed, replacing, sha256_of
-from pilotfish.protocols import FeatureKind, FloatArray
+from pilotfish.protocols import FeatureKind, FloatArray, Progress
 from pilotfish.training.labels import denoise
 from pilotfish.training.reader import Calibration, Reader, geometric_mean, under
 from pilotfish.training.students import Predicted
@@ -144,6 +144,7 @@ class ClosedSetStudent:
         gold: Sequence[str | None] | None = None,
         drawn: Sequence[bool] | None = None,
         instruction: str = "",
+        progress: Progress | None = None,
     ) -> Self:
         """Learn to answer as the large model does, or, where ``gold`` is given, to answer rightly.
 
@@ -161,6 +162,8 @@ class ClosedSetStudent:
         instruction : str
             What the large model is told to do with the texts, for ``language``; to choose one of the answers, when left
             out.
+        progress : callable, optional
+            Told how many texts the language model has read, and of how many.
 
         Raises
         ------
@@ -209,7 +212,8 @@ class ClosedSetStudent:
         self.doubtful_ = (2.0, 2.0)
         if self.features in _CLOSER:
             with threadpool_limits(limits=1):
-                self._look_closer(texts, targets, truth, typical, _told(instruction, self.surfaces_))
+                told = _told(instruction, self.surfaces_)
+                self._look_closer(texts, targets, truth, typical, told, progress)
         return self
 
     def predict(self, texts: Sequence[str]) -> Predicted:
@@ -336,7 +340,13 @@ class ClosedSetStudent:
             self.glance_at_ = float(confidence[order[n_glance - 1]]) if n_glance else 2.0
 
     def _look_closer(
-        self, texts: Sequence[str], targets: Array, truth: NDArray[np.int64], typical: NDArray[np.bool_], told: str
+        self,
+        texts: Sequence[str],
+        targets: Array,
+        truth: NDArray[np.int64],
+        typical: NDArray[np.bool_],
+        told: str,
+        progress: Progress | None,
     ) -> None:
         """Have further readers read the doubtful calls, if there are enough of them and they order them better."""
         encoder, n = self.readers_[-1].held_out_, len(texts)
@@ -359,7 +369,7 @@ class ClosedSetStudent:
                 **own,
             }
             reader = Reader(kind, self.precision, self.n_axes, **settings)
-            reader.fit(reader.place(learned), targets[rows])
+            reader.fit(reader.place(learned, progress), targets[rows])
             joined = _together([encoder[doubtful], *(r.held_out_[at] for r in (*closer, reader))])
             if _right_where_sure(joined, targets[doubtful]) > _right_where_sure(together, targets[doubtful]):
                 closer.append(reader)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from pilotfish.features import TextSpace
-from pilotfish.protocols import FeatureKind, FloatArray
+from pilotfish.protocols import FeatureKind, FloatArray, Progress
 from pilotfish.training.heads import KernelHead, MlpHead
 
 __all__ = ["Calibration", "Reader", "geometric_mean"]
@@ -147,10 +147,10 @@ class Reader:
         self.seed = seed
         self.instruction = instruction
 
-    def place(self, texts: Sequence[str]) -> Array:
-        """Make the space of texts and return them as its points (n, n_axes)."""
+    def place(self, texts: Sequence[str], progress: Progress | None = None) -> Array:
+        """Make the space of texts and return them as its points (n, n_axes), and tell how far a language model is."""
         self.space_ = TextSpace(self.features, self.precision, self.n_axes, self.instruction)
-        return self.space_.fit_transform(texts)
+        return self.space_.fit_transform(texts, progress)
 
     def fit(self, X: Array, targets: Array) -> Self:
         """Learn from points that ``place`` gave and soft labels (n, n_classes)."""

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pilotfish.protocols import FloatArray
+from pilotfish.protocols import FloatArray, Progress
 
 __all__ = ["Predicted", "Student"]
 
@@ -49,11 +49,13 @@ class Student(Protocol):
         gold: Sequence[str | None] | None = None,
         drawn: Sequence[bool] | None = None,
         instruction: str = "",
+        progress: Progress | None = None,
     ) -> Self:
         """Learn from texts and the large model's answers to say what it says; with ``gold``, to say what is right.
 
         ``drawn`` says which calls were drawn at random, so that the confidence is true of all calls and not only of
         those that an earlier student left to the large model. ``instruction`` is what the large model is told.
+        ``progress`` is told how many texts were read of how many, where that takes long.
         """
         ...
 
