@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pilotfish.errors import InputError
+from pilotfish.models.embedder import batches
 from pilotfish.models.transformers import TransformersModel, pretrained
 from pilotfish.protocols import FloatArray
 
@@ -131,11 +132,11 @@ class CausalReader:
         for i, text in enumerate(texts):
             head = self.tokens_of(prefixes[i]) if prefixes is not None and prefixes[i] else []
             windows += [(i, *w) for w in self._windows([] if begin is None else [begin], head, self.tokens_of(text))]
-        windows.sort(key=lambda w: len(w[1]))
+        lengths = np.array([len(window) for _, window, _, _ in windows], dtype=np.int64)
         parts: dict[tuple[int, int], tuple[FloatArray, ...]] = {}
         pad = tokenizer.pad_token_id or 0
-        for batch in _filled(windows, self.batch_tokens):
-            longest = max(len(ids) for _, ids, _, _ in batch)
+        for rows in batches(lengths, self.batch_tokens):
+            batch, longest = [windows[row] for row in rows], int(lengths[rows[0]])
             ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for _, row, _, _ in batch])
             mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for _, row, _, _ in batch])
             with torch.inference_mode():
@@ -174,18 +175,6 @@ def _statistics(logits: Any, ids: Any) -> tuple[FloatArray, ...]:
     variances = (p * logs.square()).sum(-1) - expected.square()
     ranks = (logs > own).sum(-1)
     return tuple(x.double().numpy() for x in (own[:, 0], ranks, expected, variances))
-
-
-def _filled(windows: list[Any], budget: int) -> Iterator[list[Any]]:
-    """Runs of windows, sorted by length, of a bounded number of tokens once padded."""
-    batch: list[Any] = []
-    for window in windows:
-        if batch and (len(batch) + 1) * len(window[1]) > budget:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
 
 
 class Seq2SeqReader:
