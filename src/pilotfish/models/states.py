@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import threading
 from collections.abc import Sequence
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from pilotfish.errors import InputError
 from pilotfish.models.embedder import batches, checked_texts
 from pilotfish.models.sessions import memory_told, n_common
-from pilotfish.models.tokenizers import encode_request
+from pilotfish.models.tokenizers import HubTokenizer
 from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import Progress
 from pilotfish.types import Request
@@ -92,8 +93,10 @@ class StateEmbedder:
             When the model cannot be loaded, or the memory does not suffice.
         """
         texts = checked_texts(texts)
-        with self._lock, threadpool_limits(limits=os.cpu_count() or 1, user_api="openmp"):
-            return self._embedded(texts, progress)
+        with self._lock:
+            self._parts()
+            with _threads().limit(limits=os.cpu_count() or 1, user_api="openmp"):
+                return self._embedded(texts, progress)
 
     def _embedded(self, texts: Sequence[str], progress: Progress | None) -> _Vectors:
         import torch
@@ -101,7 +104,9 @@ class StateEmbedder:
         tokenizer, network = self._parts()
         cache, tail = self._instructed()
         limit = _CHARACTERS_PER_TOKEN * self.max_length
-        ids = [_encoded(tokenizer, text[:limit])[: self.max_length] for text in texts]
+        # Half of a surrogate pair has no UTF-8 form.
+        clean = [text[:limit].encode("utf-8", "replace").decode() for text in texts]
+        ids = [tokenizer.encode(text)[: self.max_length] for text in clean]
         size = network.config.hidden_size
         middle = round(_MIDDLE * network.config.num_hidden_layers)
         vectors, n_read = np.empty((len(texts), 2 * size), dtype=np.float32), 0
@@ -123,15 +128,15 @@ class StateEmbedder:
         vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
         return np.hstack([unit_rows(vectors[:, :size]), unit_rows(vectors[:, size:])])
 
-    def _parts(self) -> tuple[Any, Any]:
+    def _parts(self) -> tuple[HubTokenizer, Any]:
         if isinstance(self.model, str):
             self.model = TransformersModel(self.model, dtype="bfloat16")
-        tokenizer, network = self.model._parts()
+        network = self.model._parts()[1]
         if not hasattr(network, "model"):
             raise InputError(
                 f"{self.model.model} has no 'model' beneath its last layer, as most decoders do: use another."
             )
-        return tokenizer, network
+        return self.model.tokenizer, network
 
     def _instructed(self) -> tuple[Any, list[int]]:
         """Keys and values of what comes before each text, and the tokens that come after it."""
@@ -148,16 +153,18 @@ class StateEmbedder:
         return self._begun
 
 
-def _around(tokenizer: Any, instruction: str) -> tuple[list[int], list[int]]:
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """The libraries that have threads, looked for once, when torch is among them."""
+    return ThreadpoolController()
+
+
+def _around(tokenizer: HubTokenizer, instruction: str) -> tuple[list[int], list[int]]:
     """Tokens before and after a user's message, at least one each."""
-    if tokenizer.chat_template is None:
-        one, other = (encode_request(tokenizer, Request.of(f"{instruction}\n\n{text}\n")) for text in ("x", "7"))
+    if tokenizer.tokenizer.chat_template is None:
+        one, other = (tokenizer.encode_request(Request.of(f"{instruction}\n\n{text}\n")) for text in ("x", "7"))
     else:
         system = instruction or None
-        one, other = (encode_request(tokenizer, Request.of(text, system)) for text in ("x", "7"))
+        one, other = (tokenizer.encode_request(Request.of(text, system)) for text in ("x", "7"))
     head, n_tail = one[: n_common(one, other)], n_common(one[::-1], other[::-1])
     return head, one[len(one) - n_tail :]
-
-
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False)["input_ids"])
