@@ -13,7 +13,8 @@ from pilotfish.protocols import Model, Scorer
 from pilotfish.route.certify import Certificate, certify
 from pilotfish.route.compound import AnyOf, LearnedPolicy
 from pilotfish.route.heads import HeadPolicy
-from pilotfish.route.policies import CascadePolicy, GatePolicy, Learned, Policy
+from pilotfish.route.policies import CascadePolicy, GatePolicy, Policy
+from pilotfish.route.seen import Learned
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality, CalibratedConfidence, StatedConfidence
 from pilotfish.scorers.verbalised import VerbalisedConfidence

@@ -13,7 +13,8 @@ from pilotfish.cascade import ask
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, Model
 from pilotfish.route.curves import pareto
-from pilotfish.route.policies import Choices, Policy, Seen, exchanges
+from pilotfish.route.policies import Choices, Policy, exchanges
+from pilotfish.route.seen import Seen
 from pilotfish.scorers.answers import answer_form
 from pilotfish.scorers.preferences import PairRanker
 from pilotfish.scorers.prompts import form_of

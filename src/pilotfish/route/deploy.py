@@ -13,8 +13,9 @@ from pilotfish.errors import ContextLengthError, InputError
 from pilotfish.protocols import FloatArray, Model, Scorer
 from pilotfish.route.compound import AnyOf, Blender, LearnedPolicy, RankPolicy
 from pilotfish.route.heads import HeadPolicy
-from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy, Seen
+from pilotfish.route.policies import AlwaysPolicy, CascadePolicy, GatePolicy, Policy, RoutePolicy
 from pilotfish.route.router import Candidate, Router, count_tokens
+from pilotfish.route.seen import Seen
 from pilotfish.rules import Threshold
 from pilotfish.scorers.answers import StatedConfidence
 from pilotfish.scorers.spending import charged, counted, shared

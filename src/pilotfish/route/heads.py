@@ -11,7 +11,8 @@ import numpy as np
 from pilotfish.answers import normalise
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, Model
-from pilotfish.route.policies import Choices, Seen
+from pilotfish.route.policies import Choices
+from pilotfish.route.seen import Seen
 from pilotfish.traffic.table import ReplyTable
 
 __all__ = ["Head", "HeadPolicy", "right_answers"]

@@ -5,7 +5,7 @@ A policy is fitted on one table, lists its settings on another, and runs on a th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, IntArray, Scorer
+from pilotfish.route.seen import Learned, Seen
 from pilotfish.route.thresholds import Stages, frontier
 from pilotfish.rules import assign_within_budget, value_minus_price
 from pilotfish.scorers.costs import CostModel
@@ -71,40 +72,6 @@ class Choices:
         tried = np.zeros((answered.size, n_models), dtype=bool)
         tried[np.arange(answered.size), answered] = True
         return cls(answered, tried, np.zeros(answered.size))
-
-
-class Seen:
-    """What a policy last worked out for a table, so that trying many settings scores its queries once."""
-
-    def __init__(self) -> None:
-        self.table: ReplyTable | None = None
-        self.value: Any = None
-
-    def of(self, table: ReplyTable, make: Callable[[], Any]) -> Any:
-        """Give what was worked out for this very table, or work it out."""
-        if self.table is not table:
-            self.value, self.table = make(), table
-        return self.value
-
-
-class Learned:
-    """What cascades of the same models in several orders share: whose answers were learned from, and their scores."""
-
-    def __init__(self) -> None:
-        self.fitted = Seen()
-        self.scored = Seen()
-
-    def fitted_on(self, table: ReplyTable) -> set[str]:
-        """The models whose answers in this very table were learned from; those of another table are forgotten."""
-        if self.fitted.table is not table:
-            self.scored = Seen()
-        found: set[str] = self.fitted.of(table, set)
-        return found
-
-    def scores(self, table: ReplyTable) -> dict[str, FloatArray]:
-        """Scores of answers in this very table, by model."""
-        found: dict[str, FloatArray] = self.scored.of(table, dict)
-        return found
 
 
 class Policy(Protocol):
