@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -180,14 +180,19 @@ def _recorded(data_dir: Path, n_fit: int, n_test: int) -> tuple[list[dict[str, s
     return rows[:n_fit], rows[n_fit : n_fit + n_test]
 
 
-def test_a_large_encoder_reads_the_doubtful_calls_alone(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # One layer of the small encoder stands for it, and the whole of it for the large one, too heavy for a test.
+@pytest.fixture
+def light_encoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One layer of the small encoder stands for it, and the whole of it for the large one, too heavy for a test."""
     model = str(pulled("all-minilm-l6-v2"))
     monkeypatch.setitem(features._ENCODERS, "encoder", (model, ("mean@1", "max@1", "mean@0")))
     monkeypatch.setitem(features._ENCODERS, "large", (model, ("mean",)))
     features._encoder.cache_clear()
+    yield
+    features._encoder.cache_clear()
+
+
+@pytest.mark.usefixtures("light_encoders")
+def test_a_large_encoder_reads_the_doubtful_calls_alone(data_dir: Path, tmp_path: Path) -> None:
     fit, test = _recorded(data_dir, 900, 400)
     calls = [r["text"] for r in fit], [r["llm"] for r in fit]
     texts = [r["text"] for r in test]
@@ -206,13 +211,13 @@ def test_a_large_encoder_reads_the_doubtful_calls_alone(
     # Nothing is doubtful of calls that are all sure: the large encoder is not asked, and not kept.
     sure = ClosedSetStudent("large", n_axes=64).fit(*_calls(240)[:2])
     assert len(sure.readers_) == 2
-    features._encoder.cache_clear()
 
 
+@pytest.mark.usefixtures("light_encoders")
 def test_a_language_model_is_told_the_answers_and_kept_where_it_orders_doubtful_calls_better(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # It is played by a table of the large model's answers; the encoders by one layer and by the whole of the small one.
+    # It is played by a table of the large model's answers.
     fit, test = _recorded(data_dir, 900, 400)
     answers = {r["text"]: r["llm"] for r in fit + test}
     names = sorted(set(answers.values()))
@@ -227,11 +232,7 @@ def test_a_language_model_is_told_the_answers_and_kept_where_it_orders_doubtful_
         def embed(self, texts: Sequence[str], progress: object = None) -> NDArray[np.float32]:
             return np.eye(len(names), dtype=np.float32)[[names.index(answers[text]) for text in texts]]
 
-    model = str(pulled("all-minilm-l6-v2"))
-    monkeypatch.setitem(features._ENCODERS, "encoder", (model, ("mean@1", "max@1", "mean@0")))
-    monkeypatch.setitem(features._ENCODERS, "large", (model, ("mean",)))
     monkeypatch.setattr(features, "_language", Knowing)
-    features._encoder.cache_clear()
     texts = [r["text"] for r in test]
     student = ClosedSetStudent("language", n_axes=128).fit([r["text"] for r in fit], [r["llm"] for r in fit])
     assert [reader.features for reader in student.readers_] == ["static", "encoder", "large", "language"]
@@ -250,7 +251,6 @@ def test_a_language_model_is_told_the_answers_and_kept_where_it_orders_doubtful_
     student.save(tmp_path)
     again = ClosedSetStudent.load(tmp_path).predict(texts)
     np.testing.assert_allclose(again.confidence, found.confidence, atol=1e-6)
-    features._encoder.cache_clear()
 
 
 def test_a_language_model_is_told_the_instruction_or_the_answers_as_far_as_they_fit() -> None:
