@@ -59,6 +59,13 @@ def test_paired_test_is_exact_on_a_small_case():
     assert paired_test([1, 1, 1], [0, 0, 0], n_resamples=4000).p_value == pytest.approx(0.25, abs=0.03)
 
 
+def test_the_p_value_is_the_same_on_every_scale():
+    rng = np.random.default_rng(1)
+    for seed in range(60):  # five gains: of the 32 sign patterns two are as extreme, however the sums are rounded
+        found = paired_test(rng.uniform(1, 3, 5) * 10.0 ** (seed % 8), np.zeros(5), n_resamples=600, seed=seed)
+        assert found.p_value > 0.02
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=4, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_auroc_is_the_share_of_ordered_pairs(rows):
