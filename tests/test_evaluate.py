@@ -279,7 +279,7 @@ def test_comparison_pairs_by_id_and_counts_what_it_leaves_out():
     assert done.verdict("given") == "first is better"
     assert done.verdict("length") == "no difference shown"
     assert done.tests["judge"].difference.value == 0.0
-    few = compare_outputs(outputs(2), outputs(2), {"given": iter_scores([1.0, 0.9], [0.5, 0.3])})
+    few = compare_outputs(outputs(2), outputs(2), {"given": iter_scores([1.0, 0.9], [0.5, 0.4])})
     assert few.tests["given"].difference.low > 0
     assert few.verdict("given") == "no difference shown"
     silent = PairJudge(FakeModel("I refuse."))

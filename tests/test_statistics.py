@@ -42,6 +42,24 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says():
     assert 86 <= hits <= 100
 
 
+def test_few_scores_have_an_interval_as_wide_as_it_must_be():
+    rng = np.random.default_rng(0)
+    hits = np.zeros(3)
+    for seed in range(200):
+        five = difference_interval(rng.normal(1.0, 1.0, 5), n_resamples=200, seed=seed)
+        nearly = auroc_interval(rng.normal(np.repeat([3, 0], 5), 1), np.repeat([1, 0], 5), n_resamples=100, seed=seed)
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.98], [0.98, 1]], 5).T
+        alike = spearman_interval(x, y, seed=seed)
+        hits += [
+            five.low <= 1.0 <= five.high,
+            nearly.low <= stats.norm.cdf(3 / 2**0.5) <= nearly.high,
+            alike.low <= 6 / np.pi * np.arcsin(0.49) <= alike.high,
+        ]
+    assert (hits >= 182).all()  # the bootstrap alone has 163, 43 and 96
+    alone = mean_interval([0.3])
+    assert (alone.value, alone.low, alone.high) == (0.3, -np.inf, np.inf)
+
+
 def test_paired_test_finds_a_difference_and_none_where_there_is_none():
     rng = np.random.default_rng(0)
     base = rng.normal(size=80)
