@@ -50,6 +50,13 @@ def test_rouge_reads_words_of_any_script():
     assert Rouge().score([exchange("की", "का"), exchange("用iPhone拍", "用Pixel拍")]) == pytest.approx([0, 2 / 3])
 
 
+def test_rouge_stems_the_same_words_beside_any_character():
+    plain = "She was running - quickly - to the dogs' houses."
+    odd = plain.replace("-", "\u2014").replace("'", "\u2019") + " 🐕"
+    for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
+        assert Rouge(kind).score([exchange(plain, odd), exchange(odd, plain)]) == pytest.approx([1, 1])
+
+
 def test_odd_texts_and_missing_references_have_a_stated_score(toy):
     for metric in (Bleu(), Chrf(), Rouge(), BertScore(toy)):
         found = metric.score([exchange(t, "the cat sleeps .") for t in ODD])

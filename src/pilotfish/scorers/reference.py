@@ -125,8 +125,12 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         text = text[: 10 * _MOST_WORDS]
-        tokens: list[str] = self.own.tokenize(text) if text.isascii() else _word().findall(text.lower())
-        return tokens[:_MOST_WORDS]
+        if text.isascii():
+            tokens: list[str] = self.own.tokenize(text)
+            return tokens[:_MOST_WORDS]
+        # A plain word has the same stem beside a dash or an emoji as without one.
+        words = _word().findall(text.lower())[:_MOST_WORDS]
+        return [t for word in words for t in (self.own.tokenize(word) if word.isascii() else [word])]
 
 
 class Rouge:
