@@ -96,6 +96,17 @@ def test_bertscore_is_its_formula(toy):
     assert swapped.detail_["precision"][0] == pytest.approx(recall, abs=1e-6)
 
 
+def test_rarity_is_counted_anew_for_every_set_of_references(toy):
+    items = [
+        exchange("a red dog runs .", "the cat sleeps"),
+        exchange("one two", "it is red"),
+        exchange("he", "the man"),
+    ]
+    used = BertScore(toy, idf=True)
+    used.score(items[:1])
+    assert used.score(items) == pytest.approx(BertScore(toy, idf=True).score(items))
+
+
 def test_bertscore_of_several_references_is_the_best_and_batches_do_not_matter(toy):
     texts = ["the cat sleeps", "a dog runs .", "it is red and blue", "he walks", "one two"]
     score = BertScore(toy)

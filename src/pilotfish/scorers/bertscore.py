@@ -97,7 +97,7 @@ class BertScore:
         first = rng.integers(0, len(texts), _N_RANDOM_PAIRS)
         second = (first + rng.integers(1, len(texts), _N_RANDOM_PAIRS)) % len(texts)
         pairs = [(texts[a], texts[b]) for a, b in zip(first, second, strict=True)]
-        self.baseline_ = self._matched(pairs, self.idf_ if self.idf else None).mean(axis=0)
+        self.baseline_ = self._matched(pairs, (self.idf_, self.idf_unseen_) if self.idf else None).mean(axis=0)
         return self
 
     def score(self, items: Sequence[Exchange]) -> FloatArray:
@@ -108,9 +108,8 @@ class BertScore:
         pairs = [(item.reply.text, reference) for item in items for reference in item.references]
         idf = None
         if self.idf:
-            seen = [reference for _, reference in pairs]
-            idf = self.idf_ if hasattr(self, "idf_") else _rarity(self._ids(seen)[0])[0]
-            self.idf_unseen_ = getattr(self, "idf_unseen_", math.log(len(seen) + 1))
+            learned = hasattr(self, "idf_")
+            idf = (self.idf_, self.idf_unseen_) if learned else _rarity(self._ids([b for _, b in pairs])[0])
         found = self._matched(pairs, idf)
         if self.rescale:
             found = (found - self.baseline_) / (1 - self.baseline_)
@@ -161,18 +160,18 @@ class BertScore:
             joined.append((row, parts[0] if len(parts) == 1 else np.concatenate(parts)))
         return joined
 
-    def _matched(self, pairs: Sequence[tuple[str, str]], idf: dict[int, float] | None) -> FloatArray:
+    def _matched(self, pairs: Sequence[tuple[str, str]], idf: tuple[dict[int, float], float] | None) -> FloatArray:
         """Precision, recall and F1 of each pair of texts, (n, 3); a bounded number of vectors is held at once."""
         parts = [self._part(pairs[k : k + _PAIRS_AT_ONCE], idf) for k in range(0, len(pairs), _PAIRS_AT_ONCE)]
         return np.concatenate([np.empty((0, 3)), *parts])
 
-    def _part(self, pairs: Sequence[tuple[str, str]], idf: dict[int, float] | None) -> FloatArray:
+    def _part(self, pairs: Sequence[tuple[str, str]], idf: tuple[dict[int, float], float] | None) -> FloatArray:
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         known = dict(zip(texts, self._vectors(texts), strict=True))
-        unseen = self.idf_unseen_ if idf is not None else 1.0
+        rarity, unseen = idf or ({}, 1.0)
         weights = {}
         for text, (ids, _) in known.items():
-            w = np.array([1.0 if idf is None else idf.get(i, unseen) for i in ids])
+            w = np.array([rarity.get(i, unseen) for i in ids])
             w[[0, -1]] = 0.0
             if not w.any():  # each of its tokens is in every reference: none is rarer
                 w[1:-1] = 1.0
