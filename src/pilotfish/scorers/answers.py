@@ -29,6 +29,7 @@ __all__ = [
     "answer_form",
     "equations",
     "final_answer",
+    "is_stated",
     "worked_out",
     "wrong_equations",
 ]
@@ -229,6 +230,24 @@ def _value(node: ast.expr) -> float:
     raise ValueError(ast.dump(node))
 
 
+def is_stated(value: float, stated: str) -> bool:
+    """Whether a value is what is stated, which may be rounded or cut off to the digits that it shows.
+
+    A whole number is taken as rounded only within a thousandth of it, and never by as much as its last digit.
+
+    Examples
+    --------
+    >>> is_stated(10 / 3, "3.3"), is_stated(2 / 3, "0.66"), is_stated(56_088, "56,100"), is_stated(2023, "2022")
+    (True, True, True, False)
+    """
+    plain = stated.replace(",", "").rstrip(".")
+    whole, _, decimals = plain.partition(".")
+    last = 10.0 ** -len(decimals) if decimals else 10.0 ** min(len(whole) - len(whole.rstrip("0")), 100)
+    number = _number(plain)
+    near = min(0.999 * last, max(0.011, 0.001 * abs(number)))
+    return abs(value - number) <= max(near, 0.5001 * last if decimals else 0.0, 1e-12 * abs(number))
+
+
 def wrong_equations(text: str) -> tuple[int, int]:
     """Count the equations of an answer that hold and those that do not.
 
@@ -244,8 +263,7 @@ def wrong_equations(text: str) -> tuple[int, int]:
         stated = _NUMBER.findall(result)
         if value is None or not stated:
             continue
-        number = _number(stated[0])
-        if abs(value - number) <= max(0.011, 0.001 * abs(number)):
+        if is_stated(value, stated[0]):
             right += 1
         else:
             wrong += 1
