@@ -88,8 +88,12 @@ def test_verbalised_confidence_reads_percent_and_shares(text, value):
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("#### 1,234", "1234"), ("The answer is (B).", "b"), ("so 3 + 4 = 7", "7"), ("Yes.", "yes"), ("A: $5.50", "5.5")],
-)
+    [
+        ("#### 1,234", "1234"), ("The answer is (B).", "b"), ("so 3 + 4 = 7", "7"), ("Yes.", "yes"),
+        ("A: $5.50", "5.5"), ("$12,345.67", "12345.67"), ("It is 0.12345678.", "0.12345678"),
+        ("1,000,000.00", "1000000"), ("9" * 20, "9" * 20),
+    ],
+)  # fmt: skip
 def test_final_answer(text, answer):
     assert final_answer(text) == answer
 

@@ -193,7 +193,8 @@ def final_answer(text: str) -> str:
     if last is None:
         return " ".join(text.strip(" \t\n.\"'").casefold().split())
     try:
-        return f"{float(last.replace(',', '')):g}" if abs(float(last.replace(",", ""))) < 1e6 else last.replace(",", "")
+        # All of its digits count: amounts such as 12,345.67 and 12,345.71 are two answers.
+        return f"{float(last.replace(',', '')):.15g}" if len(last) < 16 else last.replace(",", "")
     except ValueError:
         return last.strip("()").casefold()
 
