@@ -132,6 +132,11 @@ def test_sentences_facts_and_windows():
     assert facts("In March they paid 1,200.50 to Anna Bell.") == ["1200.5", "march", "anna", "bell"]
     assert missing_facts("Two men left on 3 May.", ["On May 3, 2 men went."]) == []
     assert missing_facts("The Bells rang in Paris.", ["A bell rang in Paris."]) == []
+    met = "We met Jean-Luc O\u2019Brien, Conan O'Hara, the Beatles' heir, Émile, Anna's son and I'm sure Łódź's mayor."
+    assert facts(met) == ["jean-luc", "o'brien", "conan", "o'hara", "beatles", "émile", "anna", "łódź"]
+    assert missing_facts(met, [met.replace("\u2019", "'")]) == []
+    assert missing_facts("They met Anna-Lena Ray.", ["Anna Ray came."]) == ["anna-lena"]
+    assert missing_facts("It has 1,234,567 of them.", ["It has 1,234,568 of them."]) == ["1234567"]
     long = "This is a sentence of some words. " * 60
     made = windows(long, 200)
     assert len(made) > 5

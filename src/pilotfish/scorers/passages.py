@@ -10,7 +10,7 @@ __all__ = ["Support", "content_words", "facts", "known_facts", "missing_facts", 
 
 _END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d)]*(?:\s+|$)|\n+")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
-_NAME = re.compile(r"(?<![.!?\"'\s])\s+([A-Z][\w'-]+)")
+_NAME = re.compile(r"(?<![.!?\"'\s])\s+([^\W\d_][\w'\u2019-]+)")
 _WORD = re.compile(r"[^\W_]+")
 _DIGITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty"""
@@ -95,14 +95,15 @@ def facts(sentence: str) -> list[str]:
     words = _WORD.findall(sentence)
     found += [_CALENDAR[w.casefold()] for w in words if w[0].isupper() and w.casefold() in _CALENDAR]
     found += [_SMALL[w.casefold()] for w in words if w.casefold() in _SMALL and w.casefold() not in ("one", "zero")]
-    found += [n.casefold() for n in _NAME.findall(sentence) if n.casefold() not in _CALENDAR and n != "I"]
-    return list(dict.fromkeys(found))
+    names = [n.casefold().replace("\u2019", "'") for n in _NAME.findall(sentence) if n[0].isupper()]
+    names = [n.removesuffix("'s").rstrip("'-") for n in names if n.partition("'")[0] not in ("i", *_CALENDAR)]
+    return list(dict.fromkeys(found + names))
 
 
 def _plain(number: str) -> str:
     plain = number.replace(",", "")
     try:
-        return f"{float(plain):g}" if plain.count(".") <= 1 and len(plain) < 15 else plain
+        return f"{float(plain):.15g}" if plain.count(".") <= 1 and len(plain) < 15 else plain
     except ValueError:
         return plain
 
@@ -132,14 +133,12 @@ def known_facts(context: Sequence[str]) -> set[str]:
 
 def unknown_facts(sentence: str, known: Collection[str]) -> list[str]:
     """Facts of a sentence that are not among those that :func:`known_facts` found."""
-    return [
-        f
-        for f in facts(sentence)
-        if f not in known
-        and f.removesuffix("'s") not in known
-        and f + "s" not in known
-        and f.removesuffix("s") not in known
-    ]
+    return [f for f in facts(sentence) if f not in known and not (f[0].isalpha() and _is_known(f, known))]
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    """Whether each word of a name is known, as it is or in the other number."""
+    return all(w in known or w + "s" in known or w.removesuffix("s") in known for w in _WORD.findall(name))
 
 
 def content_words(text: str) -> list[str]:
