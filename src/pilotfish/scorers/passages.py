@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-__all__ = ["Support", "content_words", "facts", "known_facts", "missing_facts", "sentences", "unknown_facts", "windows"]
+__all__ = [
+    "UNSPACED",
+    "Support",
+    "content_words",
+    "facts",
+    "known_facts",
+    "missing_facts",
+    "sentences",
+    "unknown_facts",
+    "windows",
+    "words",
+]
 
-_END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d)]*(?:\s+|$)|\n+")
-_NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
+UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Letters of scripts whose words are not parted by spaces, as a range of a pattern."""
+_CLOSING = "\"'\u2019\u201d)\u300d\u300f\uff09"
+# Chinese and Japanese leave no space after a sentence.
+_END = re.compile(
+    rf"(?<=[.!?\u0964\u061f\u06d4])[{_CLOSING}]*(?:\s+|$)"
+    rf"|(?<=[\u3002\uff01\uff1f])[{_CLOSING}]*(?![{_CLOSING}\u3002\uff01\uff1f])\s*|\n+"
+)
+_NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[{UNSPACED}]))\d+(?:[.,]\d+)*")
 _NAME = re.compile(r"(?<![.!?\"'\s])\s+([^\W\d_][\w'\u2019-]+)")
 _WORD = re.compile(r"[^\W_]+")
 _DIGITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
@@ -67,20 +87,52 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def windows(text: str, n_characters: int = 350) -> list[str]:
     """Runs of whole sentences of about so many characters, each starting where the last one's second half does.
 
-    As long as the premises that small entailment models learn from: longer ones cost more and are read worse.
+    As long as the premises that small entailment models learn from: longer ones cost more and are read worse. What goes
+    on for four times as long without the end of a sentence, such as a table, is cut between words.
     """
-    spans = sentences(text)
+    spans = [part for a, b in sentences(text) for part in _pieces(text, a, b, n_characters)]
     made: list[str] = []
     first = 0
     while first < len(spans):
         last = first
         while last + 1 < len(spans) and spans[last + 1][1] - spans[first][0] <= n_characters:
             last += 1
-        made.append(text[spans[first][0] : spans[last][1]][: 4 * n_characters])
+        made.append(text[spans[first][0] : spans[last][1]])
         if last + 1 >= len(spans):
             break
         first = max(first + 1, (first + last + 1) // 2 + 1)
     return made
+
+
+def _pieces(text: str, start: int, end: int, n_characters: int) -> list[tuple[int, int]]:
+    """A sentence, or parts of one that is too long, each half of a window at most."""
+    if end - start <= 4 * n_characters:
+        return [(start, end)]
+    parts, most = [], max(1, n_characters // 2)
+    while end - start > most:
+        space = text.rfind(" ", start, start + most + 1)
+        stop = space if space > start else start + most
+        parts.append((start, stop))
+        start = stop
+    return [*parts, (start, end)]
+
+
+def words(text: str) -> list[str]:
+    """Words of any script as they are written; of scripts without spaces, each letter.
+
+    Examples
+    --------
+    >>> words("It lies in Peru, 在秘鲁。")
+    ['It', 'lies', 'in', 'Peru', '在', '秘', '鲁']
+    """
+    return _word_of_any_script().findall(text)
+
+
+@cache
+def _word_of_any_script() -> re.Pattern[str]:
+    # Of Indic scripts vowels are marks, which \w leaves out.
+    marks = "".join(c for c in map(chr, range(0x300, 0xFE00)) if unicodedata.category(c) in ("Mn", "Mc"))
+    return re.compile(rf"[{UNSPACED}]|(?:[^\W_{UNSPACED}][{marks}]*)+")
 
 
 def facts(sentence: str) -> list[str]:
@@ -143,4 +195,4 @@ def _is_known(name: str, known: Collection[str]) -> bool:
 
 def content_words(text: str) -> list[str]:
     """Words that carry meaning, in lower case and in order."""
-    return [w for w in (x.casefold() for x in _WORD.findall(text)) if w not in _COMMON]
+    return [w for w in (x.casefold() for x in words(text)) if w not in _COMMON]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from pilotfish.errors import InputError, missing_extra
 from pilotfish.protocols import FloatArray
+from pilotfish.scorers.passages import words
 from pilotfish.types import Exchange
 
 __all__ = ["Bleu", "Chrf", "Length", "Rouge"]
 
 _MOST_WORDS = 3000
 _ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 
 
 def _each(items: Sequence[Exchange], measure: Callable[[str, list[str]], float]) -> FloatArray:
@@ -110,13 +107,6 @@ def _corpus(metric: Any, items: Sequence[Exchange]) -> float:
     return float(metric.corpus_score([e.reply.text for e in items], streams).score) / 100
 
 
-@cache
-def _word() -> re.Pattern[str]:
-    # Of Indic scripts vowels are marks, which \w leaves out.
-    marks = "".join(c for c in map(chr, range(0x300, 0xFE00)) if unicodedata.category(c) in ("Mn", "Mc"))
-    return re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}][{marks}]*)+")
-
-
 class _Words:
     """Words of any script; what the library's own tokenizer gives for plain ASCII."""
 
@@ -129,8 +119,8 @@ class _Words:
             tokens: list[str] = self.own.tokenize(text)
             return tokens[:_MOST_WORDS]
         # A plain word has the same stem beside a dash or an emoji as without one.
-        words = _word().findall(text.lower())[:_MOST_WORDS]
-        return [t for word in words for t in (self.own.tokenize(word) if word.isascii() else [word])]
+        found = words(text.lower())[:_MOST_WORDS]
+        return [t for word in found for t in (self.own.tokenize(word) if word.isascii() else [word])]
 
 
 class Rouge:

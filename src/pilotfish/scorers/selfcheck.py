@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,10 +13,12 @@ from pilotfish.models.ngram import NGramModel
 from pilotfish.protocols import Embedder, FloatArray
 from pilotfish.scorers.answers import final_answer
 from pilotfish.scorers.entailment import Entailment
-from pilotfish.scorers.passages import Support, sentences
+from pilotfish.scorers.passages import UNSPACED, Support, sentences
 from pilotfish.types import Exchange
 
 __all__ = ["SelfCheck", "SemanticEntropy", "clusters"]
+
+_LETTER = re.compile(rf"[{UNSPACED}]")
 
 
 class SelfCheck:
@@ -76,8 +79,8 @@ class SelfCheck:
         elif self.embedder is not None:
             support = self._by_vectors(texts, samples)
         else:
-            model = NGramModel(order=self.order).fit([*samples, item.reply.text])
-            support = np.array([float(model.log_prob(text).min()) for text in texts])
+            model = NGramModel(order=self.order).fit([_spaced(text) for text in (*samples, item.reply.text)])
+            support = np.array([float(model.log_prob(_spaced(text)).min()) for text in texts])
         return [Support(a, b, float(s)) for (a, b), s in zip(spans, support, strict=True)]
 
     def _by_vectors(self, texts: Sequence[str], samples: Sequence[str]) -> FloatArray:
@@ -90,6 +93,11 @@ class SelfCheck:
             best.append((own @ rest[start : start + len(row)].T).max(axis=1))
             start += len(row)
         return np.asarray(np.mean(best, axis=0), dtype=np.float64)
+
+
+def _spaced(text: str) -> str:
+    """The text with each letter of a script without spaces as a word: a whole clause would be one token."""
+    return _LETTER.sub(r" \g<0> ", text)
 
 
 def clusters(n: int, same: Callable[[int, int], bool]) -> list[int]:
