@@ -43,21 +43,42 @@ Answer:
 Grade the answer from 1 (useless) to {n_grades} (perfect). Reply with only the number."""
 _RUBRIC = "You judge answers. The better answer does what the task says, is true, and is no longer than it needs to be."
 _MOST_CHARACTERS, _FEWEST_CHARACTERS = 6000, 100
+_AT_ONCE = 64
+_NAMED = r"(?:the\s+)?(?:better\s+|best\s+)?(?:answer|option|response|choice|verdict|grade|score|rating)\b"
+_LEAD = rf"\W*(?:{_NAMED}\W*(?:is\b\W*)?)?"
+# "A good answer would": no verdict, unlike "A is better" or "A because".
+_GOES_ON_AS_ARTICLE = re.compile(r"\s+(?!(?:because|since|as|over|though|[a-z]+(?<!s)(?<!u)s)\b)[a-z]")
 
 
 def _asked(prompt: str, choices: Sequence[str]) -> Request:
     """A request that a local model can answer only with one of the choices, and that asks others for probabilities."""
-    return Request.of(prompt, temperature=0.0, max_tokens=4, log_probs=20, extra={"choices": list(choices)})
+    return Request.of(prompt, temperature=0.0, max_tokens=8, log_probs=20, extra={"choices": list(choices)})
+
+
+def _said(text: str, choices: Sequence[str]) -> re.Match[str] | None:
+    """The choice that a text begins with, after a word such as "Answer:" at most; None where it names none, or two."""
+    names = "|".join(re.escape(c) for c in choices)
+    said = re.match(rf"{_LEAD}({names})\b(?!\s*(?:or|and|&)\s*(?:{names})\b)", text, re.IGNORECASE)
+    if said is None or not said.group(1).isalpha():
+        return said
+    rest = text[said.end() :]
+    is_article = said.group(1) in "Aa" and _GOES_ON_AS_ARTICLE.match(rest)
+    return None if is_article or re.match(rf"\s*/\s*(?:{names})\b", rest, re.IGNORECASE) else said
 
 
 def _chances(reply: Reply, choices: Sequence[str]) -> FloatArray | None:
     """Probability of each choice; None where the reply names none of them."""
-    names = "|".join(re.escape(c) for c in choices)
-    said = re.match(rf"\W*(?:answer\s*)?({names})\b", reply.text.strip(), re.IGNORECASE)
+    said = _said(reply.text, choices)
     if said is None:
         return None
-    if reply.log_probs and len(reply.log_probs[0].top) > 1:
-        return option_probabilities(reply, choices)
+    # What counts is how likely the choice was where it was made, be it after "Answer:".
+    written, at = _said("".join(t.token for t in reply.log_probs), choices), 0
+    end = 0 if written is None else written.start(1)
+    while at < len(reply.log_probs) - 1 and end >= len(reply.log_probs[at].token):
+        end -= len(reply.log_probs[at].token)
+        at += 1
+    if reply.log_probs and len(reply.log_probs[at].top) > 1:
+        return option_probabilities(reply.replace(log_probs=reply.log_probs[at:]), choices)
     return np.array([float(c.casefold() == said.group(1).casefold()) for c in choices])
 
 
@@ -67,12 +88,14 @@ def _cut(text: str, most: int) -> str:
 
 def _verdicts(model: Model, prompts: Sequence[Callable[[int], str]], choices: Sequence[str]) -> list[FloatArray | None]:
     """What a model chooses after each prompt, which is written with texts of at most so many characters."""
-    asked = [_asked(write(_MOST_CHARACTERS), choices) for write in prompts]
-    try:
-        replies = ask_aside(model, asked) if asked else []
-    except ContextLengthError:
-        # One long text must not take the verdicts of all others with it.
-        replies = [_fitting(model, write, choices) for write in prompts]
+    replies: list[Reply] = []
+    for start in range(0, len(prompts), _AT_ONCE):
+        part = prompts[start : start + _AT_ONCE]
+        try:
+            replies += ask_aside(model, [_asked(write(_MOST_CHARACTERS), choices) for write in part])
+        except ContextLengthError:
+            # One long text must not take the verdicts of all others with it.
+            replies += [_fitting(model, write, choices) for write in part]
     return [_chances(reply, choices) for reply in replies]
 
 
