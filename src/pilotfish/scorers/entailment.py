@@ -91,6 +91,8 @@ class SmallEntailment:
 class HubEntailment:
     """A cross-encoder for natural language inference through transformers, such as cross-encoder/nli-deberta-v3-small.
 
+    Of a pair that is too long for it, the end of the longer text is left out.
+
     Parameters
     ----------
     model : str or Path
@@ -120,11 +122,19 @@ class HubEntailment:
         import torch
 
         tokenizer, model, order = self._loaded
+        # Some tokenizers do not say how much their model can hold; of its positions two may be no places of tokens.
+        stated, positions = tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 0)
+        size = positions - 2 if stated > 1_000_000 and positions > 2 else stated
         rows = [np.empty((0, 3))]
         for start in range(0, len(pairs), self.batch_size):
             premises, hypotheses = zip(*pairs[start : start + self.batch_size], strict=True)
             read = tokenizer(
-                list(premises), list(hypotheses), truncation="only_first", padding=True, return_tensors="pt"
+                list(premises),
+                list(hypotheses),
+                truncation="longest_first",
+                max_length=size,
+                padding=True,
+                return_tensors="pt",
             )
             with torch.inference_mode():
                 p = torch.softmax(model(**read).logits.float(), dim=-1).double().numpy()[:, order]

@@ -18,6 +18,7 @@ from pilotfish.types import Exchange
 
 __all__ = ["SelfCheck", "SemanticEntropy", "clusters"]
 
+_N_ASKED = 450
 _LETTER = re.compile(rf"[{UNSPACED}]")
 
 
@@ -26,7 +27,8 @@ class SelfCheck:
 
     Without parts an n-gram model of the samples and the answer says how usual its least usual token is, by its
     log-probability. With an embedder it is the mean over samples of the greatest cosine with one of their sentences.
-    With an entailment model it is one minus the share of contradiction against entailment, over the samples.
+    With an entailment model it is one minus the share of contradiction against entailment, over the samples; with one
+    of two labels, the probability that it follows.
 
     Parameters
     ----------
@@ -74,8 +76,9 @@ class SelfCheck:
         texts = [item.reply.text[a:b] for a, b in spans]
         if self.entailment is not None:
             p = self.entailment.probabilities([(sample, text) for text in texts for sample in samples])
-            against = (p[:, 2] / np.maximum(p[:, 0] + p[:, 2], 1e-9)).reshape(len(texts), len(samples))
-            support = 1 - against.mean(axis=1)
+            # A model of two labels knows no contradiction: what does not follow counts as one.
+            against = p[:, 2] / np.maximum(p[:, 0] + p[:, 2], 1e-9) if p[:, 2].any() else 1 - p[:, 0]
+            support = 1 - against.reshape(len(texts), len(samples)).mean(axis=1)
         elif self.embedder is not None:
             support = self._by_vectors(texts, samples)
         else:
@@ -98,6 +101,12 @@ class SelfCheck:
 def _spaced(text: str) -> str:
     """The text with each letter of a script without spaces as a word: a whole clause would be one token."""
     return _LETTER.sub(r" \g<0> ", text)
+
+
+def _after(question: str, text: str) -> str:
+    """A text after the end of its question, short enough for two of them in the window of a small model."""
+    room = max(0, _N_ASKED - len(text))
+    return f"{question[len(question) - min(room, len(question)) :]} {text}".strip()[-2 * _N_ASKED :]
 
 
 def clusters(n: int, same: Callable[[int, int], bool]) -> list[int]:
@@ -179,7 +188,7 @@ class SemanticEntropy:
         texts = [item.reply.text, *(s.text for s in item.samples)]
         different = list(dict.fromkeys(t.strip() for t in texts))
         if self.entailment is not None and len(different) > 1:
-            asked = [f"{item.request.prompt} {t}".strip()[-900:] for t in different]
+            asked = [_after(item.request.prompt, t) for t in different]
             pairs = [(i, j) for i in range(len(asked)) for j in range(len(asked)) if i != j]
             p = self.entailment.probabilities([(asked[i], asked[j]) for i, j in pairs])[:, 0]
             follows = {pair for pair, chance in zip(pairs, p, strict=True) if chance > 0.5}
