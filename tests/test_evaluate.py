@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from pilotfish.cli import app
+from pilotfish.comparison import compare_outputs
 from pilotfish.comparison_page import comparison_page
 from pilotfish.errors import InputError, MissingExtraError, ModelError, PilotfishError
-from pilotfish.evaluate import Outputs, compare_outputs, evaluate, read_outputs
+from pilotfish.evaluate import Outputs, evaluate, read_outputs
 from pilotfish.evaluation_page import evaluation_page
 from pilotfish.forecast import forecast
 from pilotfish.methods import cards, find
@@ -21,7 +21,6 @@ from pilotfish.methods.metrics import make_metrics
 from pilotfish.models.fake import FakeModel
 from pilotfish.scorers.bertscore import BertScore
 from pilotfish.scorers.entailment import named_entailment
-from pilotfish.scorers.judges import PairJudge
 from pilotfish.scorers.reference import Length
 from pilotfish.types import Exchange, Reply, Request
 from tests.toy_encoder import write_toy_encoder
@@ -44,12 +43,6 @@ class Given:
 
     def score(self, items):
         return np.array(self.scores[: len(items)], dtype=float)
-
-
-def iter_scores(*scores):
-    """Scores the first call with the first list, the second with the second."""
-    left = iter(scores)
-    return type("Both", (), {"score": lambda self, items: np.array(next(left), dtype=float)})()
 
 
 def write(path, rows):
@@ -156,31 +149,6 @@ def test_groups_say_what_calibrating_by_them_gains(tmp_path):
         read_outputs(write(tmp_path / "b.jsonl", [*rows[:-1], {"output": "x"}]))
 
 
-def test_several_judges_and_gold_labels_make_a_panel():
-    rng = np.random.default_rng(0)
-    truth = rng.random(120) < 0.8
-    good = [Exchange(Request.of(f"q{i}"), Reply("right" if t else "wrong")) for i, t in enumerate(truth)]
-    bad = [Exchange(Request.of(f"q{i}"), Reply("wrong" if t else "right")) for i, t in enumerate(truth)]
-
-    class Knows:
-        def __init__(self, share):
-            self.share = share
-
-        def compare(self, first, second):
-            right = np.array([e.reply.text == "right" for e in first], dtype=float)
-            return np.where(np.random.default_rng(1).random(len(first)) < self.share, right, 1 - right)
-
-    judges = [Knows(0.95), Knows(0.1), Knows(0.5)]
-    gold = np.where(np.arange(120) < 40, truth, np.nan)
-    first = replace(Outputs.of(good), human=gold)
-    second = replace(Outputs.of(bad), human=1 - gold)
-    done = compare_outputs(first, second, {}, judges)
-    assert done.n_left_out["panel"] == 40
-    assert done.tests["panel"].difference.low > 0 > done.tests["judge"].difference.low
-    assert "panel" not in compare_outputs(first, second, {}, judges[:1]).tests
-    assert "panel" not in compare_outputs(Outputs.of(good), Outputs.of(bad), {}, judges).tests
-
-
 def test_one_class_identical_outputs_and_no_labels_still_make_a_page():
     items = [Exchange(Request.of("q"), Reply("same"))] * 5
     for known in (np.ones(5), None):
@@ -268,28 +236,6 @@ def test_a_line_is_read_as_json_has_it(tmp_path):
     assert found.ids == ["1", "2"]
 
 
-def test_comparison_pairs_by_id_and_counts_what_it_leaves_out():
-    first, second = outputs(40), outputs(50)
-    better = np.where(np.arange(50) == 3, np.nan, 1.0)
-    both = iter_scores(better[:40], np.zeros(40))
-    judge = PairJudge(FakeModel("A"))
-    done = compare_outputs(first, second, {"given": both}, [judge])
-    assert done.n == 40
-    assert done.n_left_out["given"] == 1
-    assert done.verdict("given") == "first is better"
-    assert done.verdict("length") == "no difference shown"
-    assert done.tests["judge"].difference.value == 0.0
-    few = compare_outputs(outputs(2), outputs(2), {"given": iter_scores([1.0, 0.9], [0.5, 0.4])})
-    assert few.tests["given"].difference.low > 0
-    assert few.verdict("given") == "no difference shown"
-    silent = PairJudge(FakeModel("I refuse."))
-    with pytest.raises(InputError, match="No pair has a score"):
-        compare_outputs(first, second, {}, [silent])
-    other = Outputs(second.items, [f"x{i}" for i in range(50)], second.labels, second.human)
-    with pytest.raises(InputError, match="share no 'id'"):
-        compare_outputs(first, other, {})
-
-
 @pytest.fixture
 def files(tmp_path):
     rows = [
@@ -369,20 +315,6 @@ def test_the_page_of_a_comparison(files):
     same = compare_outputs(outputs(5), outputs(5), {"length again": Length()})
     assert "Widest apart" not in comparison_page(same, "one", "two")
     assert "http" not in page
-
-
-def test_agreement_with_people_stands_beside_that_of_length():
-    lengths = np.arange(60) % 7 - 3
-    first = Outputs.of([Exchange(Request.of("q"), Reply("x" * int(5 + d))) for d in lengths])
-    second = Outputs.of([Exchange(Request.of("q"), Reply("x" * 5)) for _ in lengths])
-    people = np.where(np.arange(60) < 40, np.sign(lengths) * -1.0, np.nan)  # people like the shorter
-    judged = replace(first, human=people), replace(second, human=np.zeros(60))
-    done = compare_outputs(*judged, {"shorter": iter_scores(-lengths, np.zeros(60)), "same": Given([1.0] * 60)})
-    n = int((people[:40] != 0).sum())
-    assert (done.agreement["shorter"].value, done.agreement["shorter"].n) == (1.0, n)
-    assert (done.agreement["length"].value, done.agreement["same"].value) == (0.0, 0.5)
-    assert "100% [90%, 100%]" in comparison_page(done, "a", "b")
-    assert compare_outputs(first, second, {"same": Given([1.0] * 60)}).agreement == {}
 
 
 def test_the_command_forecasts(tmp_path):

@@ -10,7 +10,7 @@ from pilotfish import page
 from pilotfish.evaluation_page import shortened, spread
 
 if TYPE_CHECKING:
-    from pilotfish.evaluate import Comparison
+    from pilotfish.comparison import Comparison
 
 __all__ = ["comparison_page"]
 
@@ -22,7 +22,8 @@ def comparison_page(done: Comparison, first: str, second: str) -> str:
 
     Examples
     --------
-    >>> from pilotfish.evaluate import Outputs, compare_outputs
+    >>> from pilotfish.comparison import compare_outputs
+    >>> from pilotfish.evaluate import Outputs
     >>> from pilotfish.types import Exchange, Reply, Request
     >>> a, b = (Outputs.of([Exchange(Request.of("2 + 2?"), Reply(text))]) for text in ("4", "four"))
     >>> "no difference shown" in comparison_page(compare_outputs(a, b, {}), "one", "two")
@@ -36,7 +37,7 @@ def comparison_page(done: Comparison, first: str, second: str) -> str:
         page.section("Differences", f'<div class="two">{drawn}</div>', note=f"Above 0, {first} is better on a prompt."),
     ]
     parts += [_extremes(done, name, first, second) for name in names if name != "length"]
-    said = f"first: {first}, second: {second}; {done.n:,} prompts that both answered"
+    said = " ".join([f"first: {first}, second: {second}; {done.n:,} prompts that both answered.", *done.warnings()])
     return page.page(f"{first} against {second}", said, *parts)
 
 

@@ -136,8 +136,9 @@ def compare(
     from rich.table import Table as Grid
 
     from pilotfish.cli.output import console, write_text
+    from pilotfish.comparison import compare_outputs
     from pilotfish.comparison_page import comparison_page
-    from pilotfish.evaluate import compare_outputs, read_outputs
+    from pilotfish.evaluate import read_outputs
     from pilotfish.methods.metrics import make_metrics, metric_parts
     from pilotfish.scorers.judges import PairJudge, named_judge
 
@@ -165,7 +166,12 @@ def compare(
         people = "" if agreed is None else f", agrees with people on {agreed.value:.0%} of {agreed.n} pairs"
         console.print(f"{name}: {done.verdict(name)}{people}{' (baseline)' if name == 'length' else ''}.")
     for name in [name for name in done.n_left_out if name not in done.tests]:
-        console.print(f"No pair has scores of both outputs by {name}: none has what it reads, such as references.")
+        if name == "panel":
+            console.print("No pair is left for the panel: people judged all of them, and those pairs teach it.")
+        else:
+            console.print(f"No pair has scores of both outputs by {name}: none has what it reads, such as references.")
+    for warning in done.warnings():
+        console.print(f"Note: {warning}")
     if report is not None:
         write_text(report, comparison_page(done, first.name, second.name))
         console.print(f"Wrote {report}.")
