@@ -150,6 +150,22 @@ def test_a_slow_check_skips_calls_and_a_broken_one_is_counted(log, caplog):
     assert len(log.events(TASK)) == slow.n
 
 
+def test_a_check_that_breaks_in_an_unknown_way_is_counted_and_leaves_the_others(log, caplog):
+    caplog.set_level(logging.CRITICAL, logger="pilotfish.gateway")
+
+    class Broken:
+        def score(self, items):
+            raise RuntimeError("The size of tensor a must match the size of tensor b.")
+
+    metrics = Metrics()
+    checks = Checks({"broken": Broken(), **make_metrics(["semantic_entropy"])}, 1.0, log, metrics)
+    checks.written([Call.of("Q", "ok")])
+    checks.close()
+    [event] = log.events(TASK)
+    assert event.detail["scores"] == {"semantic_entropy": None}
+    assert 'check="broken",outcome="failed"} 1' in metrics.text()
+
+
 def test_the_share_is_chosen_by_the_calls_id_and_bad_calls_are_passed_over(log):
     metrics, slow = Metrics(), Slow()
     slow.go.set()

@@ -122,8 +122,10 @@ class Checks:
         for name, scorer in self.scorers.items():
             try:
                 value = float(scorer.score([item])[0])
-            except PilotfishError as error:
-                _logger.warning("Check %s failed: %s", name, error)
+            except Exception as error:
+                # Whatever goes wrong in one model must not take the scores of the others with it.
+                unknown = not isinstance(error, PilotfishError)
+                _logger.warning("Check %s failed: %s", name, error, exc_info=unknown)
                 self.metrics.add("checks_total", f'check="{label(name)}",outcome="failed"')
                 continue
             known = bool(np.isfinite(value))
