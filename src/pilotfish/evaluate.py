@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,7 +270,13 @@ def _sentences(scorer: Scorer[Exchange]) -> list[list[Support]]:
     return rows if any(rows) and all(isinstance(s, Support) for row in rows for s in row) else []
 
 
-def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed: int = 0) -> Evaluation:
+def evaluate(
+    outputs: Outputs,
+    scorers: Mapping[str, Scorer[Exchange]],
+    *,
+    seed: int = 0,
+    scored: Callable[[Evaluation], None] | None = None,
+) -> Evaluation:
     """Score outputs; NaN never enters a mean: outputs without a score are counted and left out.
 
     Parameters
@@ -282,6 +288,8 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         reason is raised.
     seed : int
         Of the bootstrap and of the halves that calibrate each other.
+    scored : callable, optional
+        Told the scores so far, without rows, after each metric: what is kept of a run that is interrupted.
 
     Raises
     ------
@@ -313,6 +321,8 @@ def evaluate(outputs: Outputs, scorers: Mapping[str, Scorer[Exchange]], *, seed:
         scores[name] = np.where(np.isfinite(found), found, np.nan)
         if places := _sentences(scorer):
             sentences[name] = places
+        if scored is not None:
+            scored(Evaluation(outputs, dict(scores), [], None, {}, dict(sentences)))
     if failed and not scores:
         raise next(iter(failed.values()))
     scores["length"] = Length().score(outputs.items)

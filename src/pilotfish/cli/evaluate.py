@@ -53,7 +53,7 @@ def evaluate(
     """Score given outputs; nothing is generated. Length and majority baselines stand beside every metric."""
     from rich.table import Table as Grid
 
-    from pilotfish.cli.output import console, write_text
+    from pilotfish.cli.output import check_place, console, write_text
     from pilotfish.evaluate import evaluate as run
     from pilotfish.evaluate import read_outputs
     from pilotfish.evaluation_page import evaluation_page
@@ -62,6 +62,10 @@ def evaluate(
 
     if out is not None and out.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(f"--out is {out}: give a name that ends in .parquet, .csv or .jsonl.")
+    for place, named in ((out, "--out"), (report, "--report"), (learn_confidence, "--learn-confidence")):
+        check_place(place, named)
+    if out is not None and out.suffix == ".parquet":
+        _parquet()
     if len(_names(judge)) > 1:
         raise InputError(f"--judge is {judge!r}: give one; 'pilotfish compare' asks several.")
     parts = metric_parts(nli=nli, judge=judge, reader=reader, embedder=embedder)
@@ -69,7 +73,19 @@ def evaluate(
     scorers = make_metrics(_names(metrics), parts, _own_options(option))
     if confidence is not None:
         scorers = confident(scorers, confidence)
-    done = run(read_outputs(outputs), scorers, seed=seed)
+    kept: list[str] = []
+
+    def keep(so_far: Evaluation) -> None:
+        if out is not None:
+            _write_scores(out, so_far)
+            kept[:] = so_far.scores
+
+    try:
+        done = run(read_outputs(outputs), scorers, seed=seed, scored=keep)
+    except BaseException:
+        if kept:
+            console.print(f"Ended early: {out} has the scores by {', '.join(kept)}.")
+        raise
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("metric", no_wrap=True)
     for name in ("mean", "low", "high", "missing", "AUROC", "matched", "ECE", "human"):
@@ -135,7 +151,7 @@ def compare(
     """Say whether one system's outputs are better than another's, by metrics and judges, with intervals."""
     from rich.table import Table as Grid
 
-    from pilotfish.cli.output import console, write_text
+    from pilotfish.cli.output import check_place, console, write_text
     from pilotfish.comparison import compare_outputs
     from pilotfish.comparison_page import comparison_page
     from pilotfish.evaluate import read_outputs
@@ -144,6 +160,7 @@ def compare(
 
     if not 50 <= interval < 100:
         raise InputError(f"--interval is {interval:g}: give a confidence of 50 to 99.9 percent.")
+    check_place(report, "--report")
     if not metrics and not judge:
         raise InputError("There is nothing to compare by: give --metrics or --judge.")
     parts = metric_parts(nli=nli, reader=reader, embedder=embedder)
@@ -218,6 +235,15 @@ def _own_options(given: list[str] | None) -> dict[str, dict[str, Any]]:
     return own
 
 
+def _parquet() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise missing_extra("pyarrow", "parquet", "Writing parquet") from None
+    return pyarrow, parquet
+
+
 def _write_scores(path: Path, done: Evaluation) -> None:
     import csv
     import io
@@ -227,11 +253,7 @@ def _write_scores(path: Path, done: Evaluation) -> None:
 
     rows = done.to_rows()
     if path.suffix == ".parquet":
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise missing_extra("pyarrow", "parquet", "Writing parquet") from None
+        pyarrow, parquet = _parquet()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as half:
             parquet.write_table(pyarrow.Table.from_pylist(rows), half)
