@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -87,6 +88,16 @@ def test_a_long_text_is_read_by_windows_every_token_once():
     assert found.log_probs[:10] == pytest.approx(start.log_probs, abs=1e-5)
     [cut] = reader.read(["a b c"], ["word " * 1000])
     assert cut.log_probs.size == 3
+
+
+def test_many_texts_take_time_by_their_number(monkeypatch):
+    monkeypatch.setattr("pilotfish.models.reading._statistics", lambda logits, ids: (ids.numpy(),) * 4)
+    reader = CausalReader(Loaded(), batch_tokens=4096)
+    texts = [f"{'x' * (k % 9)}a b" for k in range(30_000)]
+    started = time.process_time()
+    found = reader.read(texts)
+    assert time.process_time() - started < 15  # a look at all texts for each of them takes a minute
+    assert [r.ranks.tolist() for r in found[:20]] == [reader.tokens_of(text) for text in texts[:20]]
 
 
 def test_scores_of_readings():

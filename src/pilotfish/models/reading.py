@@ -132,37 +132,37 @@ class CausalReader:
         for i, text in enumerate(texts):
             head = self.tokens_of(prefixes[i]) if prefixes is not None and prefixes[i] else []
             windows += [(i, *w) for w in self._windows([] if begin is None else [begin], head, self.tokens_of(text))]
-        lengths = np.array([len(window) for _, window, _, _ in windows], dtype=np.int64)
-        parts: dict[tuple[int, int], tuple[FloatArray, ...]] = {}
+        lengths = np.array([len(window) for _, window, _ in windows], dtype=np.int64)
+        parts: list[tuple[FloatArray, ...]] = [()] * len(windows)
         pad = tokenizer.pad_token_id or 0
         for rows in batches(lengths, self.batch_tokens):
             batch, longest = [windows[row] for row in rows], int(lengths[rows[0]])
-            ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for _, row, _, _ in batch])
-            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for _, row, _, _ in batch])
+            ids = torch.tensor([list(row) + [pad] * (longest - len(row)) for _, row, _ in batch])
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for _, row, _ in batch])
             with torch.inference_mode():
                 logits = [m(ids, attention_mask=mask).logits.float() for m in models]
-            for row, (i, window, first, at) in enumerate(batch):
+            for row, (at, (_, window, first)) in enumerate(zip(rows, batch, strict=True)):
                 kept = [each[row, first - 1 : len(window) - 1] for each in logits]
-                parts[i, at] = measure(kept if other else kept[0], ids[row, first : len(window)])
+                parts[at] = measure(kept if other else kept[0], ids[row, first : len(window)])
+        found: list[list[tuple[FloatArray, ...]]] = [[] for _ in texts]
+        for (i, _, _), part in zip(windows, parts, strict=True):
+            found[i].append(part)
         empty = tuple(np.empty(0) for _ in range(4))
-        return [
-            [parts[key] for key in sorted(k for k in parts if k[0] == i)] or ([] if other else [empty])
-            for i in range(len(texts))
-        ]
+        return [own or ([] if other else [empty]) for own in found]
 
-    def _windows(self, begin: list[int], head: list[int], tokens: list[int]) -> Iterator[tuple[list[int], int, int]]:
-        """Ids of each window, where its new tokens begin in it, and its number."""
+    def _windows(self, begin: list[int], head: list[int], tokens: list[int]) -> Iterator[tuple[list[int], int]]:
+        """Ids of each window, in order, and where its new tokens begin in it."""
         size = min(self.max_length, int(getattr(self._loaded()[1].config, "max_position_embeddings", self.max_length)))
         # What comes before keeps half of the window, or all that a short text leaves.
         room = max(size // 2, size - len(tokens)) - len(begin)
         head = begin + (head if len(head) <= room else head[len(head) - room :])
         whole = head + tokens
-        done, at = max(len(head), 1), 0
+        first = done = max(len(head), 1)
         while done < len(whole):
-            start = 0 if len(whole) <= size or at == 0 else done - size // 2
+            start = 0 if done == first else done - size // 2
             stop = min(start + size, len(whole))
-            yield whole[start:stop], done - start, at
-            done, at = stop, at + 1
+            yield whole[start:stop], done - start
+            done = stop
 
 
 def _statistics(logits: Any, ids: Any) -> tuple[FloatArray, ...]:
