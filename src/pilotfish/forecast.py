@@ -24,7 +24,7 @@ _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*b(?![a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class TaskForecast:
-    """The forecast of one task: value, a 90 % interval, and what the baselines would say."""
+    """The forecast of one task: value, a 90 % interval (less of few known models), and what the baselines would say."""
 
     task: str
     value: float
@@ -75,7 +75,9 @@ def forecast(card: str | Path, proxies: Sequence[str], tasks: str | Path) -> For
     made = ProxyLM().fit(scores, models, names, data, proxies, sizes, alike)
     value = made.predict([_log(about["parameters"])], stated)
     off = _errors(scores, models, names, data, proxies, sizes, [t for t in stated if t in names], alike)
-    half = float(np.quantile(off, 0.9)) if off.size else math.nan
+    # The next error is as likely to be the largest of all as any other: of n errors none holds more than n / (n + 1).
+    place = math.ceil(0.9 * (off.size + 1))
+    half = float(np.sort(off)[min(place, off.size) - 1]) if off.size else math.nan
     nearest = min(range(len(models)), key=lambda i: abs(sizes[models[i]][0] - _log(about["parameters"])))
     rows = []
     for j, task in enumerate(names):
@@ -90,11 +92,17 @@ def forecast(card: str | Path, proxies: Sequence[str], tasks: str | Path) -> For
                 float(scores[nearest, j]),
             )
         )
-    note = (
-        f"Intervals: 90 % of {off.size} forecasts of known models, each left out in turn, were nearer than {half:.3f}."
-        if off.size
-        else "There are too few known models for an interval: give scores of models other than the proxies."
-    )
+    note = "There are too few known models for an interval: give scores of models other than the proxies."
+    if off.size >= place:
+        note = (
+            f"Intervals: 90 % of {off.size} forecasts of known models, each left out in turn, were nearer than "
+            f"{half:.3f}."
+        )
+    elif off.size:
+        note = (
+            f"Intervals reach as far as the farthest of {off.size} forecasts of known models, each left out in turn "
+            f"({half:.3f}): so few hold {100 * off.size / (off.size + 1):.0f} %, not 90 %."
+        )
     return Forecast(rows, note)
 
 

@@ -150,8 +150,10 @@ class ProxyLM(ArrayFile):
             When shapes disagree, a model has no card, or a proxy lacks a score.
         """
         y, n = np.asarray(scores, dtype=np.float64), len(tasks)
-        if y.shape != (len(models), n) or len(data) != n or len(models) < 2:
+        if y.shape != (len(models), n) or len(data) != n:
             raise InputError(f"scores have shape {y.shape} for {len(models)} models and {n} tasks: give one each.")
+        if len(models) < 2:
+            raise InputError(f"The only model with scores is {', '.join(models)}: give those of at least 2.")
         if alike is not None and np.shape(alike) != (n, n):
             raise InputError(f"alike has shape {np.shape(alike)} for {n} tasks: give a number for each pair.")
         absent = sorted(set(proxies) - set(models)) + sorted(set(models) - set(cards))
@@ -159,7 +161,10 @@ class ProxyLM(ArrayFile):
             raise InputError(f"No scores or card of {', '.join(absent) or 'any proxy'}: give those of every model.")
         at = [list(models).index(p) for p in proxies]
         if not np.isfinite(y[at]).all():
-            raise InputError("A proxy lacks a score: run the proxies on every task first.")
+            row, column = np.argwhere(~np.isfinite(y[at]))[0]
+            raise InputError(
+                f"Proxy {proxies[row]!r} has no score on task {tasks[column]!r}: run the proxies on every task first."
+            )
         empty = [m for m, row in zip(models, y, strict=True) if not np.isfinite(row).any()]
         if empty or not np.isfinite(y).any(axis=0).all():
             raise InputError(f"There is no score of {', '.join(empty) or 'a task'}: leave it out.")
