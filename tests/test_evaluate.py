@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_groups_say_what_calibrating_by_them_gains(tmp_path):
     before, after = row.grouping
     assert before > 0.08
     assert after < 0.02
-    assert f"{before:.4f} \u2192 {after:.4f}" in evaluation_page(
+    assert f"{before:.4f}<br>\u2192 {after:.4f}" in evaluation_page(
         evaluate(read_outputs(file), {"given": Given(scores)}), "x"
     )
     done = run("evaluate", file, "--metrics", "rouge")
@@ -158,6 +159,15 @@ def test_one_class_identical_outputs_and_no_labels_still_make_a_page():
         assert "all outputs score" in evaluation_page(done, "x")
     with pytest.raises(InputError, match="no outputs to score"):
         evaluate(Outputs.of([]), {"given": Given([])})
+
+
+def test_long_words_do_not_push_what_stands_beside_them_off_the_page():
+    long = "https://example.org/" + "&" * 100
+    item = Exchange(Request.of("q"), Reply(f"See {long} there. It is so."), ("right",), context=("No.",))
+    scorers = make_metrics(["chrf", "hallucination_detector"])
+    page = evaluation_page(evaluate(Outputs.of([item]), scorers), "x")
+    assert page.count("See https://example.org/&amp;&amp;") == 2
+    assert max(len(word.replace("&amp;", "&")) for word in re.findall(r"[^\s<>]+", page.partition("</style>")[2])) <= 40
 
 
 def test_scores_that_differ_by_rounding_are_shown_as_one():

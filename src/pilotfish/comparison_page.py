@@ -61,7 +61,7 @@ def _table(done: Comparison, names: list[str]) -> str:
     note = (
         f"First minus second, with {done.level:.0%} bootstrap intervals; p is of a sign-flip test. Pairs without both "
         "scores are counted and left out. A metric or judge that agrees with people no more than length does may only "
-        "have seen which output is longer."
+        "have seen which output is longer; length is the logarithm of the number of characters."
     )
     return page.section("Comparison", page.table(headers, rows, numeric=range(1, 8)), note=note)
 

@@ -76,13 +76,14 @@ def _table(rows: list[MetricRow]) -> str:
             _interval(row.auroc_matched),
             _interval(row.error),
             _interval(row.human),
-            "-" if row.grouping is None else "{:.4f} \u2192 {:.4f}".format(*row.grouping),
+            "-" if row.grouping is None else page.Markup("{:.4f}<br>\u2192 {:.4f}".format(*row.grouping)),
         ]
         for row in rows
     ]
     note = (
         "Outputs without a score are counted and left out. A metric that is not above the length baseline has "
-        "learned how long answers are; length counts in its better direction. Calibration errors are measured on "
+        "learned how long answers are; length, the logarithm of the number of characters, counts in its better "
+        "direction. Calibration errors are measured on "
         "halves that the calibration has not seen, and few labels drive them up; grouping loss is how far the truth "
         "differs between groups of equal confidence, before and after confidences are calibrated by group."
     )
@@ -150,7 +151,7 @@ def _marked(text: str, sentences: Sequence[Support]) -> str:
     before, inside = text[start : worst.start], text[worst.start : stop]
     after = text[stop : max(stop, start + _N_SHOWN)]
     ends = ("... " if start else "", " ..." if stop + len(after) < len(text) else "")
-    marked = f"{escape(before)}<mark>{escape(inside)}</mark>{escape(after)}"
+    marked = f"{page.wrapped(before)}<mark>{page.wrapped(inside)}</mark>{page.wrapped(after)}"
     return page.Markup(ends[0] + marked + ends[1])
 
 

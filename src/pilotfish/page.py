@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
-__all__ = ["Mark", "Markup", "Series", "cards", "chart", "dollars", "page", "section", "table"]
+__all__ = ["Mark", "Markup", "Series", "cards", "chart", "dollars", "page", "section", "table", "wrapped"]
 
 _COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -200,12 +202,21 @@ class Markup(str):
     """Text that is HTML already, for a cell of a table."""
 
 
+_LONG_WORD = re.compile(r"\S{30}(?=\S)")
+
+
+def wrapped(text: str) -> str:
+    """Escaped text whose long words may be broken: one address, or one run of letters, is else as wide as the table."""
+    ends = [m.end() for m in _LONG_WORD.finditer(text)]
+    return "<wbr>".join(escape(text[a:b]) for a, b in pairwise([0, *ends, len(text)]))
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
     """Lay out a table; the columns in ``numeric`` are aligned to the right."""
     right = set(numeric)
 
     def cell(tag: str, i: int, text: str) -> str:
-        inner = text if isinstance(text, Markup) else escape(text)
+        inner = text if isinstance(text, Markup) else wrapped(text)
         return f"<{tag}{' class=num' if i in right else ''}>{inner}</{tag}>"
 
     head = "".join(cell("th", i, h) for i, h in enumerate(headers))
