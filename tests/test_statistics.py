@@ -165,6 +165,7 @@ def test_length_matching_takes_the_length_out():
         (lambda: segment_correlation([[1.0, 1.0]], [[1.0, 2.0]]), "nothing to correlate"),
         (lambda: segment_correlation([[1.0, np.nan]], [[1.0, 2.0]]), "NaN or infinite"),
         (lambda: system_correlation([[1.0, 2.0]], [[1.0, 2.0]], "tau"), "kind is 'tau'"),
+        (lambda: system_correlation([[1.0, 1.0]], [[1.0, 2.0]]), "All systems have the same mean score"),
     ],
 )
 def test_bad_input_is_one_sentence(call, said):

@@ -376,13 +376,20 @@ def system_correlation(scores: ArrayLike, human: ArrayLike, kind: str = "kendall
     kind : {"kendall", "spearman", "pearson"}
         Which correlation.
 
+    Raises
+    ------
+    InputError
+        When all systems have the same mean score.
+
     Examples
     --------
     >>> system_correlation([[1, 2, 3], [2, 3, 4]], [[1, 1, 2], [2, 1, 3]], "spearman")
     0.5
     """
-    s, h = _judged(scores, human)
-    return float(_CORRELATIONS[_kind(kind)](s.mean(axis=0), h.mean(axis=0))[0])
+    s, h = (x.mean(axis=0) for x in _judged(scores, human))
+    if np.ptp(s) == 0 or np.ptp(h) == 0:
+        raise InputError("All systems have the same mean score: there is nothing to correlate.")
+    return float(_CORRELATIONS[_kind(kind)](s, h)[0])
 
 
 def segment_correlation(scores: ArrayLike, human: ArrayLike, kind: str = "kendall") -> Interval:
