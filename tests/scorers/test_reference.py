@@ -57,6 +57,17 @@ def test_rouge_stems_the_same_words_beside_any_character():
         assert Rouge(kind).score([exchange(plain, odd), exchange(odd, plain)]) == pytest.approx([1, 1])
 
 
+def test_bleu_of_scripts_without_spaces_takes_their_tokenizer():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    said, right = "我喜欢吃苹果和香蕉", "我喜欢吃苹果和梨子"
+    expected = sacrebleu.sentence_bleu(said, [right], tokenize="zh").score / 100
+    assert Bleu("zh").score([exchange(said, right)]) == pytest.approx([expected])
+    assert Bleu("zh").corpus_score([exchange(said, right)]) == pytest.approx(expected)
+    assert Bleu().score([exchange(said, right)]) == [0]
+    with pytest.raises(InputError, match=r"Bleu tokenize is 'cn': use one of .*zh"):
+        Bleu("cn").score([exchange(said, right)])
+
+
 def test_odd_texts_and_missing_references_have_a_stated_score(toy):
     for metric in (Bleu(), Chrf(), Rouge(), BertScore(toy)):
         found = metric.score([exchange(t, "the cat sleeps .") for t in ODD])

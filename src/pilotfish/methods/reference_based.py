@@ -15,9 +15,9 @@ _COMMAND = "pilotfish evaluate outputs.jsonl --metrics "
 
 
 @method("bleu", paper="Papineni 2002", group="reference_based", needs="black box", command=_COMMAND + "bleu")
-def bleu() -> Bleu:
+def bleu(tokenize: str = "13a") -> Bleu:
     """Share of the answer's word n-grams that a reference has, by sacrebleu."""
-    return Bleu()
+    return Bleu(tokenize)
 
 
 @method("chrf", paper="Popovic 2015", group="reference_based", needs="black box", command=_COMMAND + "chrf")

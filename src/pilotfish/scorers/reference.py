@@ -35,7 +35,13 @@ def _sacrebleu() -> Any:
 class Bleu:
     """BLEU of each answer against its references, in [0, 1], with orders that the answer is too short for left out.
 
-    NaN where an answer has no reference; an empty answer scores 0.
+    NaN where an answer has no reference; an empty answer scores 0. Chinese and Japanese texts need a tokenizer of their
+    own: by the default one a whole clause is one word.
+
+    Parameters
+    ----------
+    tokenize : str
+        What splits texts into words, by sacrebleu's names, such as ``13a``, ``zh``, ``ja-mecab`` and ``char``.
 
     References
     ----------
@@ -49,10 +55,12 @@ class Bleu:
     array([ 1., nan])
     """
 
+    def __init__(self, tokenize: str = "13a") -> None:
+        self.tokenize = tokenize
+
     def score(self, items: Sequence[Exchange]) -> FloatArray:
         """Score answers, (n,)."""
-        sacrebleu = _sacrebleu()
-        bleu = sacrebleu.BLEU(effective_order=True)
+        bleu = self._made(effective_order=True)
         return _each(items, lambda text, references: min(1.0, bleu.sentence_score(text, references).score / 100))
 
     def corpus_score(self, items: Sequence[Exchange]) -> float:
@@ -63,7 +71,19 @@ class Bleu:
         InputError
             When an answer has no reference.
         """
-        return _corpus(_sacrebleu().BLEU(), items)
+        return _corpus(self._made(effective_order=False), items)
+
+    def _made(self, effective_order: bool) -> Any:
+        library = _sacrebleu()
+        if self.tokenize not in library.BLEU.TOKENIZERS:
+            raise InputError(f"Bleu tokenize is {self.tokenize!r}: use one of {', '.join(library.BLEU.TOKENIZERS)}.")
+        try:
+            return library.BLEU(tokenize=self.tokenize, effective_order=effective_order)
+        except (ImportError, RuntimeError) as error:
+            why = str(error).strip().split("\n")[0].rstrip(".:")
+            raise InputError(
+                f"Bleu tokenize is {self.tokenize!r}, which lacks a package ({why}): install it."
+            ) from error
 
 
 class Chrf:
