@@ -80,8 +80,11 @@ def test_every_answer_scorer_gives_one_number_or_nan(scorer):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("Confidence: 85%", 0.85), ("confidence is 0.4", 0.4), ("Probability 90", 0.9), ("Confidence: 1", 1.0)],
-)
+    [
+        ("Confidence: 85%", 0.85), ("confidence is 0.4", 0.4), ("Probability 90", 0.9), ("Confidence: 1", 1.0),
+        ("Confidence: 8/10", 0.8), ("Confidence: 4 out of 5.", 0.8), ("confidence 1/0", 1.0),
+    ],
+)  # fmt: skip
 def test_verbalised_confidence_reads_percent_and_shares(text, value):
     assert VerbalisedConfidence().score([exchange("q", text)])[0] == pytest.approx(value)
 

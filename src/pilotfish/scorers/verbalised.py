@@ -30,7 +30,9 @@ class VerbalisedConfidence:
     """
 
     instruction = "After the answer, write 'Confidence: ' and the probability in percent that your answer is right."
-    _pattern = re.compile(r"(?:confidence|probability)\D{0,20}?(\d+(?:\.\d+)?)\s*(%)?", re.IGNORECASE)
+    _pattern = re.compile(
+        r"(?:confidence|probability)\D{0,20}?(\d+(?:\.\d+)?)\s*(%|(?:/|out\s+of)\s*([1-9]\d*))?", re.IGNORECASE
+    )
 
     def score(self, items: Sequence[Exchange]) -> FloatArray:
         """Probability that each answer is right, (n,): the one taken out of the text, where that was done already."""
@@ -45,12 +47,11 @@ class VerbalisedConfidence:
         if not found:
             return math.nan, text
         last = found[-1]
-        value, percent = float(last.group(1)), last.group(2)
+        value, unit, most = float(last.group(1)), last.group(2), last.group(3)
+        share = value / float(most) if most else value / 100 if unit or value > 1 else value
         # What only speaks of a probability, or stands amid the answer, is part of it.
         apart = last.group().casefold().startswith("confidence") and not text[last.end() :].strip(" .*_)")
-        return min(value / 100 if percent or value > 1 else value, 1.0), (
-            text[: last.start()].rstrip(" \n*_(") if apart else text
-        )
+        return min(share, 1.0), (text[: last.start()].rstrip(" \n*_(") if apart else text)
 
 
 class AskedConfidence:
