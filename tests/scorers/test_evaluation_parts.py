@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -199,6 +200,14 @@ def test_calibrators_bring_the_error_down():
         assert calibration_error(p, y[2000:]) < before / 2
         assert (np.diff(p[np.argsort(claimed[2000:])]) >= -1e-12).all()
     assert TemperatureCalibration().fit(claimed, y).temperature_ == pytest.approx(3, rel=0.15)
+
+
+def test_an_outlying_score_has_a_probability_without_a_warning():
+    rng = np.random.default_rng(0)
+    line = PlattCalibration().fit(-np.exp(rng.normal(size=60)), (rng.random(60) < 0.5).astype(float))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sorted(line.predict(np.array([-1e9, 1e9]))) == [0, 1]
 
 
 def test_one_class_only_gives_its_share_and_bad_labels_are_refused():

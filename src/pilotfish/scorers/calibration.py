@@ -132,9 +132,11 @@ class PlattCalibration(_Saved):
 
     def predict(self, scores: FloatArray) -> FloatArray:
         """Probability of being right, (n,)."""
+        from scipy.special import expit
+
         _is_fitted(self, "slope_")
         z = self.slope_ * (np.asarray(scores) - self.centre_) / self.scale_ + self.intercept_
-        return np.asarray(1 / (1 + np.exp(-z)))
+        return np.asarray(expit(z))
 
 
 class TemperatureCalibration(_Saved):
