@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilotfish.decoding.acceptance import Draft, Typical
+from pilotfish.decoding.acceptance import Draft, Repeatable, Typical
 from pilotfish.decoding.branches import Branches, merged
 from pilotfish.decoding.copying import Lookup, Retrieval
 from pilotfish.decoding.decoder import Decoder, fuse, speculate
@@ -402,3 +402,23 @@ def test_a_drafter_whose_last_layer_is_padded_otherwise_drafts_in_the_targets_wi
     assert stats.n_accepted > 0
     if temperature == 0:
         assert reply.text == Decoder(target).generate([request])[0].text
+
+
+def test_a_seed_writes_the_same_whatever_is_drafted() -> None:
+    asked = [Request.of("ab", temperature=1.0, max_tokens=40, seed=seed) for seed in range(5)]
+    alone = [reply.text for reply in Decoder(random_model(0)).generate(asked)]
+    for drafters in ([Lookup()], [SmallModel(random_model(0))], [SmallModel(random_model(3)), Noise(1)]):
+        for k in (1, 3, None):
+            drafted = Decoder(random_model(0), drafters, k=k)
+            assert [reply.text for reply in drafted.generate(asked)] == alone
+    assert len(set(alone)) > 1
+
+
+def test_a_repeatable_draw_keeps_the_distribution_and_accepts_what_it_would_draw() -> None:
+    p = np.array([0.6, 0.3, 0.1], dtype=np.float32)
+    logits = ArrayLogits(np.log(np.array([p, p])))
+    rng = np.random.default_rng(0)
+    drawn = [Repeatable().accept(logits, Draft([0]), rng) for _ in range(4000)]
+    first = [0 if path else token for path, token in drawn]
+    assert np.allclose(np.bincount(first) / 4000, p, atol=0.03)
+    assert np.mean([len(path) for path, _ in drawn]) == pytest.approx(0.6, abs=0.03)

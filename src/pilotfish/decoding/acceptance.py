@@ -11,7 +11,17 @@ import numpy as np
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray, Logits, LogProbs
 
-__all__ = ["Acceptance", "Draft", "Greedy", "Lossless", "Sampling", "Typical", "choose_acceptance", "seeded"]
+__all__ = [
+    "Acceptance",
+    "Draft",
+    "Greedy",
+    "Lossless",
+    "Repeatable",
+    "Sampling",
+    "Typical",
+    "choose_acceptance",
+    "seeded",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +203,35 @@ class Lossless:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeatable:
+    """Sampling whose text a seed repeats, whatever was drafted: a drafted token stands where it is the one drawn.
+
+    One random number goes into each written token, so that how much is drafted, which depends on how fast the machine
+    happens to be, leaves the text alone. Of a draft that was chosen as many tokens stand as with :class:`Lossless`; of
+    one that was drawn with the same numbers (:meth:`Context.draws`), somewhat fewer.
+
+    Parameters
+    ----------
+    sampling : Sampling
+        Of the target.
+    """
+
+    sampling: Sampling = field(default_factory=lambda: Sampling(1.0))
+
+    def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:
+        """Places of the accepted tokens and the next token."""
+        logs = logits.log_probs()
+        path: list[int] = []
+        while True:
+            place = path[-1] if path else -1
+            drawn = _draw(self.sampling.probabilities(logs[place + 1 : place + 2])[0], rng)
+            stands = next((i for i in draft.after(place) if draft.tokens[i] == drawn), None)
+            if stands is None:
+                return path, drawn
+            path.append(stands)
+
+
+@dataclass(frozen=True, slots=True)
 class Typical:
     """Accept drafted tokens that are typical of the target: faster than lossless, and not its distribution.
 
@@ -229,9 +268,11 @@ class Typical:
             path.append(stands)
 
 
-def choose_acceptance(sampling: Sampling) -> Acceptance:
-    """The acceptance that changes nothing: greedy at temperature 0, else lossless sampling."""
-    return Greedy() if sampling.temperature == 0 else Lossless(sampling)
+def choose_acceptance(sampling: Sampling, *, repeatable: bool = False) -> Acceptance:
+    """The acceptance that changes nothing: greedy at temperature 0, else lossless sampling, repeatable where asked."""
+    if sampling.temperature == 0:
+        return Greedy()
+    return Repeatable(sampling) if repeatable else Lossless(sampling)
 
 
 def seeded(seed: int | None) -> np.random.Generator:

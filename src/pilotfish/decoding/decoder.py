@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pilotfish.decoding.acceptance import Acceptance, Sampling, Typical, choose_acceptance, seeded
+from pilotfish.decoding.acceptance import Acceptance, Repeatable, Sampling, Typical, choose_acceptance, seeded
 from pilotfish.decoding.constraints import constraint_of
 from pilotfish.decoding.controller import Costs, FixedLength, SpeedController
 from pilotfish.decoding.copying import Lookup
@@ -129,7 +129,8 @@ class Decoder:
         )
         session, prompt, room = begin(self.target, request)
         rng = seeded(request.seed)
-        context = Context(self.target, request, len(prompt), sampling, rng)
+        acceptance = self._acceptance(sampling, repeatable=request.seed is not None)
+        context = Context(self.target, request, len(prompt), sampling, rng, isinstance(acceptance, Repeatable))
         proposers = [(f"{i} {type(d).__name__}", d.begin(context)) for i, d in enumerate(self.drafters)]
         start = time.perf_counter()  # models are loaded by now
         text = TextStream(tokenizer, request.stop)
@@ -139,7 +140,7 @@ class Decoder:
         steps = decode(
             session,
             prompt,
-            self._acceptance(sampling),
+            acceptance,
             proposers=proposers,
             controller=SpeedController(self.costs) if self.k is None else FixedLength(self.k),
             constraint=constraint_of(request, tokenizer),
@@ -183,10 +184,10 @@ class Decoder:
             log_probs=tuple(logs[: text.n_tokens]),
         )
 
-    def _acceptance(self, sampling: Sampling) -> Acceptance:
+    def _acceptance(self, sampling: Sampling, *, repeatable: bool) -> Acceptance:
         if self.typical is not None and sampling.temperature > 0:
             return replace(self.typical, sampling=sampling)
-        return choose_acceptance(sampling)
+        return choose_acceptance(sampling, repeatable=repeatable)
 
 
 def speculate(target: WhiteBoxModel | Decoder, drafter: Drafter | WhiteBoxModel | Sequence[Any] = ()) -> Decoder:

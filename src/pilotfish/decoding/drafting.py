@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ class Context:
         Of the target; a drafter that draws, draws with it.
     rng : numpy.random.Generator
         Of the reply.
+    repeats : bool
+        Whether a seed is to repeat the text, whatever is drafted.
     """
 
     target: WhiteBoxModel
@@ -49,6 +52,15 @@ class Context:
     n_prompt: int
     sampling: Sampling
     rng: np.random.Generator
+    repeats: bool = False
+
+    def draws(self) -> np.random.Generator:
+        """What a draft is drawn with.
+
+        Where a seed repeats the text, a copy: the draft then takes the very numbers that its tokens will be drawn with,
+        so that a drafter like the target drafts what stands, and it leaves them to be taken.
+        """
+        return copy.deepcopy(self.rng) if self.repeats else self.rng
 
 
 class Proposer(Protocol):
@@ -349,6 +361,7 @@ def _drafted(
     if k < 1:
         return Draft()
     logits = follower.follow(written)
+    rng = context.draws()
     tokens: list[int] = []
     rows: list[Any] = []
     strength = 0
@@ -360,7 +373,7 @@ def _drafted(
             strength = min(15, int(top * 16))
         elif top < least:
             break
-        token = int(context.rng.choice(p.size, p=p)) if sampling.temperature else int(p.argmax())
+        token = int(rng.choice(p.size, p=p)) if sampling.temperature else int(p.argmax())
         tokens.append(token)
         rows.append(p)
         if len(tokens) == k:
