@@ -24,13 +24,14 @@ from pilotfish.decoding.drafting import (
 from pilotfish.decoding.fused import Fused
 from pilotfish.decoding.fusion import ContextAware, Contrastive
 from pilotfish.decoding.loop import Stats
+from pilotfish.decoding.search import ChunkSearch
 from pilotfish.decoding.suffixes import SuffixIndex
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import ContextLengthError, InputError, ModelError
 from pilotfish.methods.build_decoder import without_context
 from pilotfish.models.ngram import NGramModel
 from pilotfish.models.sessions import ArrayLogits, FunctionSession
-from pilotfish.types import Reply, Request
+from pilotfish.types import Message, Reply, Request
 from tests.decoding.small import Letters, Scripted, random_model, saying
 
 
@@ -422,3 +423,27 @@ def test_a_repeatable_draw_keeps_the_distribution_and_accepts_what_it_would_draw
     first = [0 if path else token for path, token in drawn]
     assert np.allclose(np.bincount(first) / 4000, p, atol=0.03)
     assert np.mean([len(path) for path, _ in drawn]) == pytest.approx(0.6, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"frequency_penalty": 0.5}, "'frequency_penalty' is 0.5"),
+        ({"presence_penalty": -1}, "'presence_penalty' is -1"),
+        ({"logit_bias": {"1": 5}}, "'logit_bias' is "),
+        ({"tools": [{"type": "function"}]}, "'tools' is "),
+    ],
+)
+def test_what_would_go_unheeded_is_refused(extra: dict[str, object], told: str) -> None:
+    for model in (Decoder(random_model(0)), ChunkSearch(random_model(0), random_model(1), random_model(2))):
+        with pytest.raises(InputError, match=told):
+            model.generate([Request.of("a", max_tokens=2, extra=extra)])
+    neutral = {"frequency_penalty": 0, "logit_bias": {}, "tools": [{"type": "function"}], "tool_choice": "none"}
+    assert Decoder(random_model(0)).generate([Request.of("a", max_tokens=2, extra=neutral)])[0].text
+
+
+def test_an_image_is_refused_and_not_left_out() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+    asked = Request((Message("user", ({"type": "text", "text": "a"}, image)),), max_tokens=2)
+    with pytest.raises(InputError, match="part of type 'image_url'"):
+        Decoder(random_model(0)).generate([asked])

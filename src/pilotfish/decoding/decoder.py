@@ -19,6 +19,7 @@ from pilotfish.decoding.fusion import Fusion
 from pilotfish.decoding.loop import Stats, decode
 from pilotfish.decoding.text import TextStream
 from pilotfish.errors import InputError
+from pilotfish.models.tokenizers import refuse_unheeded
 from pilotfish.protocols import Tokenizer, WhiteBoxModel
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
@@ -127,6 +128,7 @@ class Decoder:
         sampling = Sampling(
             1.0 if request.temperature is None else request.temperature, 1.0 if request.top_p is None else request.top_p
         )
+        refuse_unheeded(request)
         session, prompt, room = begin(self.target, request)
         rng = seeded(request.seed)
         acceptance = self._acceptance(sampling, repeatable=request.seed is not None)

@@ -14,6 +14,7 @@ from pilotfish.decoding.drafting import Follower
 from pilotfish.decoding.fused import begin
 from pilotfish.decoding.loop import decode
 from pilotfish.errors import InputError
+from pilotfish.models.tokenizers import refuse_unheeded
 from pilotfish.protocols import Model, Session, WhiteBoxModel
 from pilotfish.types import Message, Reply, Request, Usage
 
@@ -136,6 +137,7 @@ class ChunkSearch:
     def _reply(self, request: Request) -> Reply:
         start = time.perf_counter()
         _check_drawn(request)
+        refuse_unheeded(request)
         tokenizer, rng = self.model.tokenizer, seeded(request.seed)
         if constraint_of(request, tokenizer) is not None:
             raise InputError("A search keeps to no form: leave out choices, grammar and response_format.")

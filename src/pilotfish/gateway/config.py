@@ -349,7 +349,8 @@ class RouteConfig(_Section):
     saved : Path or None
         The file or folder that ``pilotfish route fit`` wrote, in the place of all of the above.
     limits : dict of str to LimitsConfig
-        What models cannot take, by name. A GGUF model's context is its ``n_ctx``, and it takes no images, unless given.
+        What models cannot take, by name. Unless given a local model takes no images, a GGUF model's context is its
+        ``n_ctx``, and one of our own token loop takes no tools.
     """
 
     policy: str | None = None

@@ -244,8 +244,9 @@ def _candidates(
     made = []
     for candidate in known:
         local, price = config.models.get(candidate.name), config.prices.get(candidate.name)
-        if local is not None and not local.decodes:
-            candidate = replace(candidate, context=local.n_ctx, images=False)
+        if local is not None:
+            text_alone = {"tools": False} if local.decodes else {"context": local.n_ctx}
+            candidate = replace(candidate, images=False, **text_alone)
         if candidate.name in limits:
             candidate = replace(candidate, **limits[candidate.name].model_dump(exclude_unset=True))
         if price is not None:

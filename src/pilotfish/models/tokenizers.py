@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from reprlib import repr as shown
 from typing import Any
 
 from pilotfish.errors import InputError
 from pilotfish.types import Request
 
-__all__ = ["HubTokenizer", "encode_request"]
+__all__ = ["HubTokenizer", "encode_request", "refuse_unheeded"]
+
+_UNHEEDED = ("frequency_penalty", "functions", "logit_bias", "presence_penalty", "tools")
 
 
 class HubTokenizer:
@@ -92,6 +95,31 @@ def encode_request(tokenizer: Any, request: Request) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     except Exception as error:
         raise InputError(f"The chat template refused the messages ({error}): mend their roles or text.") from error
+
+
+def refuse_unheeded(request: Request) -> None:
+    """Refuse what a model that only reads and writes text would leave unheeded without a word.
+
+    Raises
+    ------
+    InputError
+        When a message has an image or another part that is no text, or a field asks for tools or other probabilities.
+
+    Examples
+    --------
+    >>> refuse_unheeded(Request.of("Hi", extra={"frequency_penalty": 0, "tools": []}))
+    """
+    for message in request.messages:
+        parts = () if isinstance(message.content, str) else message.content
+        for kind in (part.get("type") for part in parts):
+            if kind != "text":
+                raise InputError(
+                    f"A message has a part of type {kind!r}, and the model reads text alone: leave it out."
+                )
+    for name in _UNHEEDED:
+        value = request.extra.get(name)  # zero and empty ask for nothing
+        if value and not (name == "tools" and request.extra.get("tool_choice") == "none"):
+            raise InputError(f"Field {name!r} is {shown(value)}, which the model does not follow: leave it out.")
 
 
 def _bytes(name: str, of_byte: dict[str, int], level: bool) -> bytes:

@@ -17,7 +17,7 @@ from pilotfish.errors import ContextLengthError, InputError, ModelError, missing
 from pilotfish.models import catalog, download
 from pilotfish.models.packed import is_packed, packed
 from pilotfish.models.sessions import TorchSession, memory_told
-from pilotfish.models.tokenizers import HubTokenizer, encode_request
+from pilotfish.models.tokenizers import HubTokenizer, encode_request, refuse_unheeded
 from pilotfish.types import Reply, Request, TokenLogProb, Usage
 
 if TYPE_CHECKING:
@@ -78,12 +78,15 @@ class TransformersModel:
         ContextLengthError
             When a prompt and its reply are longer than the model's window.
         InputError
-            When a prompt does not fit the chat template, or torch does not run the device here.
+            When a prompt does not fit the chat template, a request has images, tools, penalties or other fields that
+            would go unheeded, or torch does not run the device here.
         ModelError
             When the model cannot be loaded, or the memory does not suffice.
         """
         if not requests:
             return []
+        for request in requests:
+            refuse_unheeded(request)
         tokenizer, _ = self._parts()
         prompts = [encode_request(tokenizer, request) for request in requests]
         replies: dict[int, Reply] = {}
