@@ -11,6 +11,7 @@ from pilotfish.errors import ContextLengthError, MissingExtraError, ModelError
 from pilotfish.models import transformers as ours
 from pilotfish.models.transformers import TransformersModel, pretrained
 from pilotfish.types import Request
+from tests.decoding.small import tiny_model
 from tests.models.fixtures import pulled
 from tests.models.servers import serving
 
@@ -59,6 +60,17 @@ def test_what_does_not_fit_is_told(model: TransformersModel, tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pilotfish\[torch\]"):
         TransformersModel(tmp_path).generate([Request.of("x")])
+
+
+def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tiny_model(tmp_path / "tiny")  # for its tokenizer
+    config = transformers.BertConfig(
+        vocab_size=29, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"no weights for cls.* language model needs"):
+        TransformersModel(folder).generate([Request.of("say a.", temperature=0, max_tokens=2)])
 
 
 def _unknown(http: BaseHTTPRequestHandler) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TransformersModel", "answer_loss", "first_layers", "low_rank", "pretrained"]
 
 _RUNNING = "Running transformers models"
+_KINDS = {"AutoModelForCausalLM": "language model", "AutoModelForSeq2SeqLM": "encoder-decoder"}
 _HUB_TIMEOUT = 5.0
 
 
@@ -302,24 +303,31 @@ def pretrained(kind: str, source: str | Path, why: str, **how: Any) -> tuple[Any
     try:
         with nullcontext() if looks.get("local_files_only") is False else _without_bars(transformers.utils.logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **looks)
-            network = getattr(transformers, kind).from_pretrained(source, use_safetensors=True, **looks, **how)
-        return tokenizer, network.eval()
+            network, found = getattr(transformers, kind).from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, **looks, **how
+            )
     except (OSError, ValueError) as error:
         why = str(error).strip().split("\n")[0].rstrip(".")
         listed = "a name of the catalog, " if kind == "AutoModelForCausalLM" else ""
         raise ModelError(
             f"transformers could not load {source} ({why}): give {listed}a folder, or a name of the hub."
         ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers fills them with noise
+        what = _KINDS.get(kind, "classifier")
+        raise ModelError(f"{source} has no weights for {missing[0]}, which a {what} needs: give one trained as such.")
+    return tokenizer, network.eval()
 
 
 @contextmanager
 def _without_bars(logging: Any) -> Iterator[None]:
-    """Reading weights that are here takes a second."""
-    shown = logging.is_progress_bar_enabled()
+    """Reading weights that are here takes a second, and of those that are missing we tell ourselves."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
