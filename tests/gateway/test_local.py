@@ -189,3 +189,24 @@ def test_other_models_go_to_the_endpoint(run, upstream):
     reply = run.chat("hello", model="large")
     assert reply.status == 200
     assert upstream.received[-1].data["model"] == "large"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/embeddings"])
+def test_what_is_asked_of_a_local_model_never_leaves(run, upstream, path):
+    reply = run.call("POST", path, b'{"model": "small", "input": "private", "prompt": "private"}')
+    assert reply.status == 400
+    assert "send them to /v1/chat/completions" in reply.data["error"]["message"]
+    assert upstream.received == []
+    form = run.call("POST", "/v1/audio/transcriptions", b"--x\r\n", [("content-type", "multipart/form-data")])
+    assert form.status == 200
+    assert len(upstream.received) == 1
+
+
+def test_a_local_model_is_found_by_its_name(run, upstream):
+    import openai
+
+    with openai.OpenAI(base_url=run.url, api_key="none", max_retries=0) as client:
+        assert client.models.retrieve("small").owned_by == "pilotfish"
+        assert upstream.received == []
+        client.models.retrieve("large")
+    assert upstream.received[0].target == "/v1/models/large"

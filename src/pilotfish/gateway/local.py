@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 
@@ -31,6 +32,7 @@ from pilotfish.types import Reply, Request
 
 __all__ = ["LocalModels", "LocalReply", "make_models"]
 
+_CHAT = "/v1/chat/completions"
 _MOST_CHOICES = 128
 _JSON = ((b"content-type", b"application/json"),)
 _logger = logging.getLogger("pilotfish.gateway")
@@ -98,14 +100,22 @@ class LocalModels:
     async def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply | None:
         """Answer a call from a local model; None where it is for none."""
         path = target.partition(b"?")[0]
-        if method == "POST" and path.endswith(b"/chat/completions"):
-            data = orjson.loads(body)
+        if method == "POST":
+            data = _object(body)
             name = str(data.get("model"))
             model = self.models.get(name)
-            if model is not None:
+            if model is None:
+                return None
+            if path.endswith(b"/chat/completions"):
                 return await self._complete(name, model, data)
+            # The endpoint knows no such model, and what is meant for a local model is not to leave this machine.
+            said = f"Model {name!r} is answered by the gateway itself and takes chat calls alone: send them to {_CHAT}."
+            return LocalReply(400, error_body(said, "invalid_request_error", "unsupported_endpoint", "model"))
         if method == "GET" and path.endswith(b"/models"):
             return await self._list(method, target, headers, body)
+        name = unquote(path.removeprefix(b"/models/").decode("latin-1"))
+        if method == "GET" and path.startswith(b"/models/") and name in self.models:
+            return LocalReply(200, orjson.dumps(_entry(name)))
         return None
 
     async def close(self) -> None:
@@ -147,7 +157,7 @@ class LocalModels:
         return LocalReply(200, body, _SSE if data.get("stream") else _JSON, replies[0].reason, cost)
 
     async def _list(self, method: str, target: bytes, headers: Headers, body: bytes) -> UpstreamReply:
-        own = [{"id": name, "object": "model", "created": 0, "owned_by": "pilotfish"} for name in self.models]
+        own = [_entry(name) for name in self.models]
         others: list[Any] = []
         try:
             reply = await self.beyond.send(method, target, headers, body)
@@ -292,6 +302,19 @@ class _Streamed:
     def _put(self, part: bytes | LocalReply) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; of a form or a file an empty one."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "pilotfish"}
 
 
 def _requests(data: Mapping[str, Any]) -> list[Request]:
