@@ -8,6 +8,7 @@ import time
 import pytest
 
 from pilotfish.errors import ContextLengthError, InputError, ModelError
+from pilotfish.gateway.keys import new_key
 from pilotfish.models.fake import FakeModel
 from pilotfish.types import Reply, Request
 from tests.gateway.rig import answer, whole
@@ -210,3 +211,16 @@ def test_a_local_model_is_found_by_its_name(run, upstream):
         assert upstream.received == []
         client.models.retrieve("large")
     assert upstream.received[0].target == "/v1/models/large"
+
+
+def test_a_local_model_spends_nothing_of_a_keys_budget(start, monkeypatch):
+    key, hashed = new_key()
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"small": FakeModel("yes")})
+    run = start(
+        models={"small": {"source": "any"}},
+        keys={"team": {"hash": hashed, "budget_usd_per_day": 1e-9}},
+        prices={"large": {"input": 1.0, "output": 1.0}},
+    )
+    asked = [run.chat("hi", model="small", headers=[("authorization", f"Bearer {key}")]) for _ in range(2)]
+    assert [reply.status for reply in asked] == [200, 200]
+    assert [call.cost for call in run.calls(2)] == [0.0, 0.0]

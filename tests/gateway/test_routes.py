@@ -10,6 +10,7 @@ import pytest
 
 from pilotfish.errors import InputError
 from pilotfish.gateway.config import RouteConfig
+from pilotfish.gateway.keys import new_key
 from pilotfish.gateway.routes import Warm
 from pilotfish.methods.build import Route
 from pilotfish.models.fake import FakeModel
@@ -279,3 +280,23 @@ def test_what_a_route_warns_of_is_logged(start, upstream, route, tmp_path, caplo
     ready(start(routes={"smart": route}, prices={"cheap": {"input": 1.0, "output": 10.0}}))
     assert "Route 'smart': Left out 1 queries that some model has no score for." in caplog.text
     assert "Route 'smart': calls of dear count as $0, for want of a section [prices.NAME]." in caplog.text
+
+
+@pytest.mark.parametrize("prices", [("cheap", "dear"), ("dear",)])
+def test_a_key_with_a_budget_may_ask_a_route_whose_models_are_priced(start, upstream, route, prices):
+    upstream.replies(whole(answer("from afar")))
+    key, hashed = new_key()
+    run = start(
+        routes={"smart": route},
+        keys={"team": {"hash": hashed, "budget_usd_per_day": 25e-6}},
+        prices={name: {"input": 0.0, "output": 10.0} for name in prices},
+        log={"durability": "durable"},
+    )
+    ready(run)
+    asked = [run.chat(EASY, model="smart", headers=[("authorization", f"Bearer {key}")]) for _ in range(2)]
+    if "cheap" in prices:
+        assert [reply.status for reply in asked] == [200, 429]
+        assert run.calls()[0].cost == pytest.approx(30e-6)
+    else:
+        assert asked[0].status == 400
+        assert "Model 'cheap' has no price" in asked[0].data["error"]["message"]

@@ -12,6 +12,7 @@ from pilotfish.gateway.exchange import Exchange
 from pilotfish.gateway.keys import Budgets, Keyring
 from pilotfish.gateway.shapes import error_body
 from pilotfish.gateway.wire import Headers
+from pilotfish.protocols import Model
 from pilotfish.traffic import TrafficLog
 
 __all__ = ["Admission", "Receive", "Refused", "Scope", "Send", "respond"]
@@ -47,11 +48,14 @@ class Admission:
         What the gateway was told.
     log : TrafficLog
         Whose failure may stop calls, and where spending is summed.
+    near : mapping of str to Model
+        Local models and routes by name.
     """
 
-    def __init__(self, config: GatewayConfig, log: TrafficLog) -> None:
+    def __init__(self, config: GatewayConfig, log: TrafficLog, near: Mapping[str, Model]) -> None:
         self.config = config
         self.log = log
+        self.near = near
         self.keyring = Keyring(config.keys)
         self.budgets = Budgets(log, config.keys)
         self._max_body = config.server.max_body_bytes
@@ -136,14 +140,18 @@ class Admission:
         name = exchange.key_id or ""
         if name not in self.budgets.accounts:
             return
-        if exchange.model not in self.config.prices:
-            raise Refused(
-                400,
-                f"Model {exchange.model!r} has no price here, which a key with a budget needs: use a priced model.",
-                INVALID,
-                "model_without_price",
-                "model",
-            )
+        # A local model spends nothing, and a route what the models at the endpoint do that it asks.
+        near = self.near.get(exchange.model)
+        asked = [exchange.model] if near is None else getattr(near, "unpriced", ())
+        for model in asked:
+            if model not in self.config.prices:
+                raise Refused(
+                    400,
+                    f"Model {model!r} has no price here, which a key with a budget needs: use a priced model.",
+                    INVALID,
+                    "model_without_price",
+                    "model",
+                )
         if self.budgets.exceeded(name):
             raise Refused(
                 429, "The key has spent its budget of today (UTC).", "insufficient_quota", "insufficient_quota"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pilotfish.gateway.metrics import CONTENT_TYPE, Metrics
 from pilotfish.gateway.proxy import Proxy
 from pilotfish.gateway.routes import ServedRoute, fit_in_background
 from pilotfish.gateway.shapes import error_body
-from pilotfish.gateway.upstream import Near, Transport, Upstream
+from pilotfish.gateway.upstream import Upstream
+from pilotfish.protocols import Model
 from pilotfish.traffic import Answerer, PatternMasker, TrafficLog
 
 __all__ = ["Gateway"]
@@ -96,7 +98,9 @@ class Gateway:
             mask=PatternMasker() if config.log.mask else None,
             on_written=self._written if self._make_answerer is not None or config.checks is not None else None,
         )
-        upstream = Upstream(config.upstream, lambda: self.metrics.add("upstream_retries_total"), self._near())
+        models = self._models()
+        near = partial(LocalModels, models) if models else None
+        upstream = Upstream(config.upstream, lambda: self.metrics.add("upstream_retries_total"), near)
         upstream.open()
         fallback = None
         if config.fallback is not None:
@@ -111,7 +115,7 @@ class Gateway:
             self._checks = make_checks(config.checks, log, self.metrics)
         answerer = self._make_answerer(log) if self._make_answerer is not None else None
         self._log = log
-        self._proxy = Proxy(config, log, upstream, fallback, answerer, self.metrics)
+        self._proxy = Proxy(config, log, upstream, fallback, answerer, self.metrics, models)
         if self._proxy.students is not None:
             self._proxy.students.start()
         if self._proxy.admission.budgets.accounts:
@@ -145,13 +149,14 @@ class Gateway:
         if self._proxy.fallback is not None:
             await self._proxy.fallback.close()
 
-    def _near(self) -> Callable[[Transport], Near] | None:
+    def _models(self) -> Mapping[str, Model]:
+        """Local models and routes by name; routes begin to be fitted."""
         if not self.config.models and not self.config.routes:
-            return None
+            return {}
         models = make_models(self.config)
         self._routes = [model for model in models.values() if isinstance(model, ServedRoute)]
         fit_in_background(self._routes)
-        return lambda beyond: LocalModels(models, beyond)
+        return models
 
     def _written(self, calls: Any) -> None:
         if self._proxy is not None and self._proxy.students is not None:

@@ -20,6 +20,7 @@ from pilotfish.gateway.shapes import completion, completion_stream, error_body, 
 from pilotfish.gateway.students import Students
 from pilotfish.gateway.upstream import Upstream, UpstreamReply
 from pilotfish.gateway.wire import Headers
+from pilotfish.protocols import Model
 from pilotfish.traffic import Answerer, Call, TrafficLog
 from pilotfish.traffic.calls import UPSTREAM
 from pilotfish.types import Request
@@ -52,6 +53,8 @@ class Proxy:
         Who may answer calls locally.
     metrics : Metrics
         Counts.
+    near : mapping of str to Model
+        Local models and routes by name.
     """
 
     def __init__(
@@ -62,13 +65,14 @@ class Proxy:
         fallback: Upstream | None,
         answerer: Answerer | None,
         metrics: Metrics,
+        near: Mapping[str, Model],
     ) -> None:
         self.config = config
         self.log = log
         self.upstream = upstream
         self.fallback = fallback
         self.metrics = metrics
-        self.admission = Admission(config, log)
+        self.admission = Admission(config, log, near)
         self.students = Students(answerer, log, config.student.timeout_s, metrics) if answerer is not None else None
         self._durable = log.durability == "durable"
 
