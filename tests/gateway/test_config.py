@@ -78,13 +78,24 @@ def test_a_key_is_not_sent_to_another_endpoint(tmp_path):
         (f"[keys.a]\nhash = 'sha256${'0' * 32}${'0' * 64}'\nbudget_usd_per_day = 1\n", ["needs prices"]),
         ("[prices.x]\ninput = 1\n", ["'prices.x.output' in {path} is missing"]),
         ("[fallback]\nmodel = ''\n", ["'fallback.model' in {path} is ''"]),
+        (
+            "[fallback]\nmodel = 'x'\nbase_url = 'large'\n",
+            ["'fallback.base_url' in {path} is 'large': give an address"],
+        ),
+        ("[upstream]\nbase_url = 'http://large:99999/v1'\n", ["'http://large:99999/v1': give an address"]),
+        ("[upstream]\napi_key = 'pf-plain-key\u00e9'\n", ["'upstream.api_key' in {path} is wrong: give the key"]),
+        ('[upstream]\napi_key = "pf-plain-key\\nx: y"\n', ["'upstream.api_key' in {path} is wrong: give the key"]),
+        ("[upstream]\nbase_url = 'http://me:pf-plain-key@large/v1'\n", ["wrong: give an address", "key as api_key"]),
+        ("[upstream]\napi_key = ''\n", ["'upstream.api_key' in {path} is wrong: give the key"]),
+        ("[server]\nhost = ''\n", ["'server.host' in {path} is ''"]),
+        ("[models.a]\nsource = 'x'\n[routes.a]\nsaved = 'x'\n", ["models.a and routes.a have one name"]),
         ("server = 3\n", ["Field 'server' in {path}"]),
         ("[server\n", ["not valid TOML"]),
     ],
 )
 def test_wrong_fields(tmp_path, text, sentences):
     path = tmp_path / "p.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_config(path, environ={})
     message = str(caught.value)
@@ -97,3 +108,10 @@ def test_wrong_fields(tmp_path, text, sentences):
 def test_no_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "absent.toml", environ={})
+
+
+def test_a_key_that_was_read_from_a_file_ends_without_its_line_break(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(environ={"OPENAI_API_KEY": "sk-1\n"})
+    assert config.upstream.api_key is not None
+    assert config.upstream.api_key.get_secret_value() == "sk-1"

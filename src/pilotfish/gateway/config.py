@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from pilotfish.protocols import FeatureKind
 
@@ -29,7 +29,30 @@ __all__ = [
 ]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
+
+
+def _address(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("give an address such as https://api.openai.com/v1, and its key as api_key")
+    return value.rstrip("/")
+
+
+def _key(value: SecretStr) -> SecretStr:
+    # Keys read from a file end in a line break, which would end the header that they are sent in.
+    key = value.get_secret_value().strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("give the key in printable ASCII characters, or leave it out")
+    return SecretStr(key)
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Address = Annotated[str, AfterValidator(_address)]
+Key = Annotated[SecretStr, AfterValidator(_key)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -52,7 +75,7 @@ class ServerConfig(_Section):
         How long calls in flight may take to end after the gateway was told to stop.
     """
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8777
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
@@ -78,22 +101,14 @@ class UpstreamConfig(_Section):
         For how long.
     """
 
-    base_url: str = OPENAI_BASE_URL
-    api_key: SecretStr | None = None
+    base_url: Address = OPENAI_BASE_URL
+    api_key: Key | None = None
     connect_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 120.0
     total_timeout_s: Seconds = 600.0
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     breaker_failures: Annotated[int, Field(ge=1)] = 5
     breaker_open_s: Seconds = 10.0
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("give an address such as https://api.openai.com/v1")
-        return value.rstrip("/")
 
 
 class FallbackConfig(_Section):
@@ -102,14 +117,14 @@ class FallbackConfig(_Section):
     Parameters
     ----------
     model : str
-        Its name, put in the place of the one asked for.
+        Its name, put in the place of the one asked for: without ``base_url`` also of a local model or a route.
     base_url, api_key : str or None
         Its endpoint; the large model's unless given.
     """
 
     model: Annotated[str, Field(min_length=1)]
-    base_url: str | None = None
-    api_key: SecretStr | None = None
+    base_url: Address | None = None
+    api_key: Key | None = None
 
 
 class LogConfig(_Section):
@@ -419,6 +434,9 @@ class GatewayConfig(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        for name in self.routes:
+            if name in self.models:
+                raise ValueError(f"models.{name} and routes.{name} have one name, and clients ask by it: rename either")
         address = urlsplit(self.upstream.base_url)
         port = address.port or (443 if address.scheme == "https" else 80)
         if port == self.server.port and _same_host(address.hostname or "", self.server.host):

@@ -173,7 +173,8 @@ def _sentence(error: Any, source: str) -> str:
         return f"Field '{name}' in {source} is unknown: remove it or mend its name."
     if error["type"] == "missing":
         return f"Field '{name}' in {source} is missing: give it."
-    if error["loc"][-1] in ("api_key", "hash") or isinstance(error["input"], dict | list):
+    secret = error["loc"][-1] in ("api_key", "hash") or (error["loc"][-1] == "base_url" and "@" in str(error["input"]))
+    if secret or isinstance(error["input"], dict | list):
         return f"Field '{name}' in {source} is wrong: {what}."
     value = error["input"]
     shown = "not a finite number" if isinstance(value, float) and not math.isfinite(value) else repr(value)
