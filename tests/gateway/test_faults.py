@@ -212,6 +212,20 @@ def test_the_breaker_opens_and_closes(start, upstream):
     assert run.call("GET", "/healthz").data["status"] == "ok"
 
 
+def test_a_local_model_may_be_the_one_to_fall_back_to(start, upstream, monkeypatch):
+    from pilotfish.models.fake import FakeModel
+
+    monkeypatch.setattr("pilotfish.gateway.app.make_models", lambda _configs: {"small": FakeModel("from here")})
+    run = start(models={"small": {"source": "any"}}, fallback={"model": "small"})
+    upstream.replies(whole(b"{}", 500))
+    got = run.chat()
+    assert (got.status, got.header("x-pilotfish-answered-by")) == (200, "small")
+    assert got.data["choices"][0]["message"]["content"] == "from here"
+    assert [received.data["model"] for received in upstream.received] == ["large"]
+    (call,) = run.calls()
+    assert (call.answered_by, call.answer, call.cost) == ("small", "from here", 0.0)
+
+
 @pytest.mark.parametrize("fault", ["down", "status", "breaker"])
 def test_the_fallback_model_answers(start, upstream, fault):
     from tests.gateway.rig import Scripted

@@ -109,7 +109,8 @@ class Gateway:
                 name: value for name in ("base_url", "api_key") if (value := getattr(config.fallback, name)) is not None
             }
             # At the large model's own endpoint too it has a circuit breaker of its own.
-            fallback = Upstream(UpstreamConfig(**{**config.upstream.model_dump(), **own}))
+            beside = near if config.fallback.base_url is None else None
+            fallback = Upstream(UpstreamConfig(**{**config.upstream.model_dump(), **own}), near=beside)
             fallback.open()
         if config.checks is not None:
             self._checks = make_checks(config.checks, log, self.metrics)

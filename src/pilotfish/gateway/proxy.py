@@ -183,12 +183,9 @@ class Proxy:
                 raise
             why = _kind(error)
         else:
-            if isinstance(reply, LocalReply):
-                exchange.reason = "; ".join(filter(None, (exchange.reason, reply.reason)))
-                exchange.cost = reply.cost
+            _note(exchange, reply)
             if fallback is None or reply.status not in FALLEN_BACK:
                 exchange.answered_by = UPSTREAM
-                exchange.priced = not exchange.cost
                 return reply
             why = f"status {reply.status}"
             reply.close()
@@ -204,6 +201,8 @@ class Proxy:
         )
         exchange.answered_by = exchange.model = model
         exchange.reason = f"{exchange.reason}; fell back: {why}".removeprefix("; ")
+        exchange.priced = True
+        _note(exchange, reply)
         return reply
 
     async def _relay(self, exchange: Exchange, reply: UpstreamReply, send: Send) -> None:
@@ -325,6 +324,14 @@ class Proxy:
             raise UpstreamError(f"The upstream answered an audit with status {reply.status}.", reply.status)
         body: dict[str, Any] = orjson.loads(b"".join(parts))
         return body, cost_of(self.config.prices, (exchange.model, str(body.get("model"))), usage_of(body) or (0, 0, 0))
+
+
+def _note(exchange: Exchange, reply: UpstreamReply) -> None:
+    """Note why a local model or a route answered so, and what that cost."""
+    if isinstance(reply, LocalReply):
+        exchange.reason = "; ".join(filter(None, (exchange.reason, reply.reason)))
+        exchange.cost += reply.cost
+        exchange.priced = not reply.cost
 
 
 class _Watch:
