@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pilotfish.errors import ConfigError
+from pilotfish.errors import ConfigError, InputError
 from pilotfish.gateway import load_config
+from pilotfish.gateway.config import GatewayConfig
+from pilotfish.gateway.local import make_models
 
 
 def test_defaults(tmp_path, monkeypatch):
@@ -87,6 +89,8 @@ def test_a_key_is_not_sent_to_another_endpoint(tmp_path):
         ('[upstream]\napi_key = "pf-plain-key\\nx: y"\n', ["'upstream.api_key' in {path} is wrong: give the key"]),
         ("[upstream]\nbase_url = 'http://me:pf-plain-key@large/v1'\n", ["wrong: give an address", "key as api_key"]),
         ("[upstream]\napi_key = ''\n", ["'upstream.api_key' in {path} is wrong: give the key"]),
+        ("[models]\nsmall = 'x'\n", ["'models.small' in {path} is 'x': give a section with fields"]),
+        ("[models.a]\nsource = 'x'\ndraft = 'lookup'\n", ["'models.a.draft' in {path} is 'lookup': give a list"]),
         ("[server]\nhost = ''\n", ["'server.host' in {path} is ''"]),
         ("[models.a]\nsource = 'x'\n[routes.a]\nsaved = 'x'\n", ["models.a and routes.a have one name"]),
         ("server = 3\n", ["Field 'server' in {path}"]),
@@ -115,3 +119,27 @@ def test_a_key_that_was_read_from_a_file_ends_without_its_line_break(tmp_path, m
     config = load_config(environ={"OPENAI_API_KEY": "sk-1\n"})
     assert config.upstream.api_key is not None
     assert config.upstream.api_key.get_secret_value() == "sk-1"
+
+
+@pytest.mark.parametrize(("budget", "read"), [("1", "1"), ("0.002", "0.002"), ("'2usd/1k'", "2usd/1k")])
+def test_a_budget_may_be_a_number(tmp_path, budget, read):
+    path = tmp_path / "p.toml"
+    path.write_text(f"[routes.r]\npolicy = 'forc'\ntable = 't.jsonl'\nbudget = {budget}\n")
+    assert load_config(path, environ={}).routes["r"].budget == read
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"source": "smollm2-135m-instrukt"}, "In models.m: source is 'smollm2-135m-instrukt', neither a file"),
+        ({"source": "./away.gguf", "draft": ["lookup"]}, "neither a file"),
+        ({"source": "all-minilm-l6-v2"}, "whose kind is embedder"),
+        ({"source": "all-minilm-l6-v2", "draft": ["lookup"]}, "whose kind is embedder"),
+        ({"source": "smollm2-135m-instruct", "draft": ["exit:x"]}, "In models.m: draft is 'exit:x'"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_told_of_at_the_start(section, told):
+    with pytest.raises(InputError, match=told):
+        make_models(GatewayConfig.model_validate({"models": {"m": section}}))
+    for source in ("gpt2", "Qwen/Qwen2.5-0.5B"):
+        make_models(GatewayConfig.model_validate({"models": {"m": {"source": source, "draft": ["lookup"]}}}))

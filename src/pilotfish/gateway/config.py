@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from pilotfish.protocols import FeatureKind
 
@@ -48,6 +48,10 @@ def _key(value: SecretStr) -> SecretStr:
     if not key or not key.isascii() or not key.isprintable():
         raise ValueError("give the key in printable ASCII characters, or leave it out")
     return SecretStr(key)
+
+
+def _budget(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -353,7 +357,7 @@ class RouteConfig(_Section):
     table : Path
         Recorded replies (JSON lines) that it is fitted on when the gateway starts.
     budget : str
-        What it may spend, such as ``2usd/1k``.
+        What it may spend, such as ``2usd/1k``; a number is US dollars a query.
     level : float or None
         Serve the cheapest setting that is certified to lose no more score than this against the last model.
     models : list of str
@@ -370,7 +374,7 @@ class RouteConfig(_Section):
 
     policy: str | None = None
     table: Path | None = None
-    budget: str | None = None
+    budget: Annotated[str, BeforeValidator(_budget)] | None = None
     level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     models: list[str] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -27,6 +30,7 @@ from pilotfish.gateway.config import GatewayConfig, ModelConfig
 from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_body
 from pilotfish.gateway.upstream import Transport, UpstreamReply
 from pilotfish.gateway.wire import Headers
+from pilotfish.models import catalog
 from pilotfish.protocols import Model
 from pilotfish.types import Reply, Request
 
@@ -34,6 +38,7 @@ __all__ = ["LocalModels", "LocalReply", "make_models"]
 
 _CHAT = "/v1/chat/completions"
 _MOST_CHOICES = 128
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(?<!\.gguf)")
 _JSON = ((b"content-type", b"application/json"),)
 _logger = logging.getLogger("pilotfish.gateway")
 _SSE = ((b"content-type", b"text/event-stream; charset=utf-8"),)
@@ -48,21 +53,31 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
         When a route's policy, table or budget is wrong; when a model's draft or fusion is wrong.
     """
     loaded: dict[Any, Any] = {}  # sections that name the same model share its weights
-    models: dict[str, Model] = {name: _make_model(name, c, loaded) for name, c in config.models.items()}
+    models: dict[str, Model] = {}
+    for name, model in config.models.items():
+        with _said_of(f"models.{name}"):
+            models[name] = _make_model(name, model, loaded)
     if config.routes:
         from pilotfish.gateway.routes import make_route
 
         routes: dict[str, Model] = {}
         for name, route in config.routes.items():
-            try:
+            with _said_of(f"routes.{name}"):
                 routes[name] = make_route(name, route, models, config)
-            except InputError as error:
-                raise InputError(f"In routes.{name}: {error}") from error
         models |= routes
     return models
 
 
+@contextmanager
+def _said_of(section: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"In {section}: {error}") from error
+
+
 def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model:
+    _check_source(config.source, hub=config.decodes)
     if config.decodes:
         from pilotfish.methods.build_decoder import make_decoder, make_search
 
@@ -76,6 +91,16 @@ def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model
     from pilotfish.models.gguf import GGUFModel
 
     return GGUFModel(config.source, n_ctx=config.n_ctx, n_parallel=config.n_parallel, n_threads=config.n_threads)
+
+
+def _check_source(source: str, *, hub: bool) -> None:
+    """Tell at the start of a source from which no model can be read; one that may be of the hub is looked for later."""
+    if source in catalog.NAMES:
+        if (kind := catalog.entry(source).kind) not in ("chat", "base"):
+            raise InputError(f"source is {source!r}, whose kind is {kind}: give a model of kind chat or base.")
+    elif not Path(source).expanduser().exists() and not (hub and _HUB_NAME.fullmatch(source)):
+        names = ", ".join(name for name in catalog.NAMES if catalog.entry(name).kind in ("chat", "base"))
+        raise InputError(f"source is {source!r}, neither a file that is here nor in the catalog: give one of {names}.")
 
 
 class LocalModels:

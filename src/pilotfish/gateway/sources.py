@@ -28,6 +28,11 @@ __all__ = ["handed_over", "load_config", "taken_over"]
 
 DEFAULT_FILE = "pilotfish.toml"
 STANDARD_INPUT = Path("-")
+_MENDS = {
+    "list_type": "give a list, such as ['...']",
+    "model_type": "give a section with fields of its own",
+    "string_type": "give text in quotes",
+}
 
 
 def load_config(
@@ -165,7 +170,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, dict[str, s
 
 def _sentence(error: Any, source: str) -> str:
     name = ".".join(str(part) for part in error["loc"])
-    what = error["msg"].removeprefix("Value error, ")
+    what = _MENDS.get(error["type"], error["msg"].removeprefix("Value error, "))
     what = what[:1].lower() + what[1:]
     if not name:
         return f"In {source}, {what}."
