@@ -69,7 +69,7 @@ def run(start, monkeypatch):
 def test_the_gateway_and_python_give_the_same_reply(run):
     reply = run.chat("hello", model="small")
     assert reply.status == 200
-    assert reply.data["model"] == "small"
+    assert reply.header("x-pilotfish-answered-by") == reply.data["model"] == "small"
     (same,) = Small(scripted).generate([Request.of("hello", model="small")])
     assert reply.data["choices"][0]["message"]["content"] == same.text == "you said hello"
     (call,) = run.calls()
@@ -190,6 +190,7 @@ def test_other_models_go_to_the_endpoint(run, upstream):
     reply = run.chat("hello", model="large")
     assert reply.status == 200
     assert upstream.received[-1].data["model"] == "large"
+    assert reply.header("x-pilotfish-answered-by") == "upstream"
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/embeddings"])

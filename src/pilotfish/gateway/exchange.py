@@ -52,6 +52,7 @@ class Exchange:
     verdict: Verdict = NO_VERDICT
     local: bool = False
     answered_by: str = ""
+    near: bool = False  # whether the model asked for is one of the gateway's own
     reason: str = ""
     warning: str = ""
     status: int = 0
@@ -108,10 +109,11 @@ class Exchange:
     def own_headers(self) -> Headers:
         """Who answered, with what confidence and why."""
         headers = [(b"x-pilotfish-call", self.call_id.encode())]
-        if self.answered_by == UPSTREAM:
+        if self.answered_by == UPSTREAM and not self.near:
             headers.append(_BY_UPSTREAM)
         elif self.answered_by:
-            headers.append((b"x-pilotfish-answered-by", _header_value(self.answered_by)))
+            name = self.model if self.near else self.answered_by
+            headers.append((b"x-pilotfish-answered-by", _header_value(name)))
         if self.task is not None:
             headers.append((b"x-pilotfish-task", _header_value(self.task)))
         if self.verdict.confidence is not None:

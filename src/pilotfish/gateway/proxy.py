@@ -186,6 +186,7 @@ class Proxy:
             _note(exchange, reply)
             if fallback is None or reply.status not in FALLEN_BACK:
                 exchange.answered_by = UPSTREAM
+                exchange.near = exchange.model in self.admission.near
                 return reply
             why = f"status {reply.status}"
             reply.close()
