@@ -63,6 +63,24 @@ def test_a_key_is_not_sent_to_another_endpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("base_url", "environ", "overrides", "sent"),
+    [
+        ("https://api.openai.com/v1/", {}, {}, True),
+        ("http://mine/v1", {"OPENAI_BASE_URL": "http://mine/v1/"}, {}, True),
+        (None, {}, {"upstream": {"base_url": "http://other/v1"}}, False),
+        (None, {"PILOTFISH_UPSTREAM_BASE_URL": "http://other/v1"}, {}, False),
+        (None, {"OPENAI_BASE_URL": "http://mine/v1"}, {"upstream": {"base_url": "https://api.openai.com/v1"}}, False),
+        (None, {"OPENAI_BASE_URL": "http://mine/v1"}, {"upstream": {"base_url": "http://mine/v1"}}, True),
+    ],
+)
+def test_a_key_of_the_environment_is_sent_to_its_own_endpoint_alone(tmp_path, base_url, environ, overrides, sent):
+    path = tmp_path / "p.toml"
+    path.write_text(f"[upstream]\nbase_url = '{base_url}'\n" if base_url else "")
+    config = load_config(path, overrides=overrides, environ={"OPENAI_API_KEY": "sk-1", **environ})
+    assert (config.upstream.api_key is not None) == sent
+
+
+@pytest.mark.parametrize(
     ("text", "sentences"),
     [
         ("[server]\nport = 'abc'\n", ["Field 'server.port' in {path} is 'abc': ", "valid integer"]),

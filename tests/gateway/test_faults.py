@@ -11,7 +11,7 @@ import time
 import orjson
 import pytest
 
-from tests.gateway.rig import CHAT, STREAM_HEAD, answer, chunk, events, whole
+from tests.gateway.rig import CHAT, STREAM_HEAD, Scripted, answer, chunk, events, whole
 
 STREAMED = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True})
 
@@ -226,10 +226,23 @@ def test_a_local_model_may_be_the_one_to_fall_back_to(start, upstream, monkeypat
     assert (call.answered_by, call.answer, call.cost) == ("small", "from here", 0.0)
 
 
+def test_a_fallback_elsewhere_is_not_sent_the_large_models_key(start, upstream):
+    other = Scripted()
+    try:
+        run = start(upstream={"api_key": "sk-large"}, fallback={"model": "small", "base_url": other.url})
+        upstream.replies(whole(b"{}", 500))
+        assert run.chat(headers=[("Authorization", "Bearer sk-client")]).status == 200
+        assert other.received[0].header("authorization") == []
+    finally:
+        other.close()
+    same = start(upstream={"api_key": "sk-large"}, fallback={"model": "small"})
+    upstream.replies(whole(b"{}", 500), whole(answer()))
+    assert same.chat().status == 200
+    assert upstream.received[-1].header("authorization") == [b"Bearer sk-large"]
+
+
 @pytest.mark.parametrize("fault", ["down", "status", "breaker"])
 def test_the_fallback_model_answers(start, upstream, fault):
-    from tests.gateway.rig import Scripted
-
     other = Scripted()
     other.replies(whole(answer("from the small one", model="small-1")))
     try:

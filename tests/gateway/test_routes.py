@@ -51,7 +51,8 @@ def ready(run):
     raise AssertionError(health)
 
 
-def test_a_route_by_name_chooses_among_models_and_says_why(start, upstream, route):
+def test_a_route_by_name_chooses_among_models_and_says_why(start, upstream, route, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another")
     upstream.replies(whole(answer("from afar")))
     run = start(routes={"smart": route}, prices={"cheap": {"input": 1.0, "output": 10.0}})
     assert ready(run)["routes"] == {"smart": "ready"}
@@ -61,6 +62,7 @@ def test_a_route_by_name_chooses_among_models_and_says_why(start, upstream, rout
         assert reply.data["model"] == "smart"
         assert upstream.received[-1].data["model"] == chosen
         assert reply.header("x-pilotfish-reason").startswith(f"router: {chosen} predicted")
+    assert not any(received.header("authorization") for received in upstream.received)
     cheap, dear = run.calls(2)
     assert (cheap.cost, dear.cost) == (pytest.approx(42e-6), 0.0)
     assert cheap.reason.startswith("router: cheap predicted")

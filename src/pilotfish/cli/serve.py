@@ -50,6 +50,8 @@ def serve(
         console.print(
             f"Listening on http://{server.host}:{server.port}/v1, forwarding to {settings.upstream.base_url}."
         )
+        if settings.upstream.api_key is None:
+            console.print("Each call is sent on with its client's own key: there is no upstream.api_key.")
         console.print(f"Calls are logged to {settings.log.path}. End with Ctrl-C.")
 
     run(settings, checked)

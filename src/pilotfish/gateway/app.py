@@ -15,7 +15,7 @@ import orjson
 from pilotfish.errors import LogError, PilotfishError
 from pilotfish.gateway.admission import Receive, Scope, Send, respond
 from pilotfish.gateway.checks import Checks, make_checks
-from pilotfish.gateway.config import GatewayConfig, UpstreamConfig
+from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.feedback import give_feedback
 from pilotfish.gateway.keys import REFRESH_SECONDS
 from pilotfish.gateway.local import LocalModels, make_models
@@ -104,13 +104,13 @@ class Gateway:
         upstream.open()
         fallback = None
         if config.fallback is not None:
-            fallback = upstream
-            own = {
-                name: value for name in ("base_url", "api_key") if (value := getattr(config.fallback, name)) is not None
-            }
+            given, large = config.fallback, config.upstream
+            elsewhere = given.base_url is not None
+            # Another endpoint gets no key but its own.
+            key = given.api_key or (None if elsewhere else large.api_key)
+            place = {"base_url": given.base_url or large.base_url, "api_key": key}
             # At the large model's own endpoint too it has a circuit breaker of its own.
-            beside = near if config.fallback.base_url is None else None
-            fallback = Upstream(UpstreamConfig(**{**config.upstream.model_dump(), **own}), near=beside)
+            fallback = Upstream(large.model_copy(update=place), near=None if elsewhere else near)
             fallback.open()
         if config.checks is not None:
             self._checks = make_checks(config.checks, log, self.metrics)

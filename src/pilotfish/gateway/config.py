@@ -123,7 +123,7 @@ class FallbackConfig(_Section):
     model : str
         Its name, put in the place of the one asked for: without ``base_url`` also of a local model or a route.
     base_url, api_key : str or None
-        Its endpoint; the large model's unless given.
+        Its endpoint; the large model's unless given. Another endpoint gets no key but its own.
     """
 
     model: Annotated[str, Field(min_length=1)]

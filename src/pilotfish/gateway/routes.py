@@ -225,7 +225,7 @@ def _at_endpoint(name: str, config: GatewayConfig) -> Model:
     return OpenAIModel(
         name,
         upstream.base_url,
-        key.get_secret_value() if key is not None else None,
+        key.get_secret_value() if key is not None else "",  # no key of the environment, which may be another's
         prompt_price=price.input if price is not None else 0.0,
         completion_price=price.output if price is not None else 0.0,
         timeout=upstream.total_timeout_s,

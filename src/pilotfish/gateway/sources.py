@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from pilotfish.errors import ConfigError
 from pilotfish.gateway.config import (
+    OPENAI_BASE_URL,
     FallbackConfig,
     GatewayConfig,
     LogConfig,
@@ -42,7 +43,8 @@ def load_config(
 ) -> GatewayConfig:
     """Read the configuration.
 
-    Later sources win: OPENAI_BASE_URL and OPENAI_API_KEY, the file, PILOTFISH_SECTION_FIELD, ``overrides``.
+    Later sources win: OPENAI_BASE_URL and OPENAI_API_KEY, the file, PILOTFISH_SECTION_FIELD, ``overrides``. The key is
+    taken for its own endpoint alone, that of OPENAI_BASE_URL or OpenAI's.
 
     Parameters
     ----------
@@ -66,14 +68,17 @@ def load_config(
     source = str(path or DEFAULT_FILE)
     data = _read(path)
     upstream = data.setdefault("upstream", {})
-    named: list[tuple[str, dict[str, str]]] = []
-    # A key belongs to its endpoint: with an endpoint of its own the file must bring its own key.
-    if isinstance(upstream, dict) and "base_url" not in upstream:
-        if environ.get("OPENAI_API_KEY"):
+    added: list[tuple[str, Mapping[str, Any]]] = [*_from_environment(environ), *(overrides or {}).items()]
+    home = environ.get("OPENAI_BASE_URL")
+    if isinstance(upstream, dict):
+        if home and "base_url" not in upstream:
+            added.insert(0, ("upstream", {"base_url": home}))
+        places = [values["base_url"] for section, values in added if section == "upstream" and "base_url" in values]
+        place = places[-1] if places else upstream.get("base_url", OPENAI_BASE_URL)
+        # A key belongs to its endpoint: another one, wherever it is named, must be given its own.
+        if environ.get("OPENAI_API_KEY") and str(place).rstrip("/") == (home or OPENAI_BASE_URL).rstrip("/"):
             upstream.setdefault("api_key", environ["OPENAI_API_KEY"])
-        if environ.get("OPENAI_BASE_URL"):
-            named = [("upstream", {"base_url": environ["OPENAI_BASE_URL"]})]
-    return _made(data, [*named, *_from_environment(environ), *(overrides or {}).items()], source)
+    return _made(data, added, source)
 
 
 def handed_over(config: GatewayConfig, *, keys: bool) -> bytes:
