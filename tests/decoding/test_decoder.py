@@ -438,6 +438,8 @@ def test_what_would_go_unheeded_is_refused(extra: dict[str, object], told: str) 
     for model in (Decoder(random_model(0)), ChunkSearch(random_model(0), random_model(1), random_model(2))):
         with pytest.raises(InputError, match=told):
             model.generate([Request.of("a", max_tokens=2, extra=extra)])
+    with pytest.raises(InputError, match="'logprobs' is set"):
+        ChunkSearch(random_model(0), random_model(1), random_model(2)).generate([Request.of("a", log_probs=0)])
     neutral = {"frequency_penalty": 0, "logit_bias": {}, "tools": [{"type": "function"}], "tool_choice": "none"}
     assert Decoder(random_model(0)).generate([Request.of("a", max_tokens=2, extra=neutral)])[0].text
 

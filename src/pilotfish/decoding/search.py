@@ -129,7 +129,8 @@ class ChunkSearch:
         ContextLengthError
             When a prompt is longer than the model's window.
         InputError
-            When a size is below 1, or a request has temperature 0, a form to keep or no prompt.
+            When a size is below 1, or a request has temperature 0, a form to keep, log-probabilities to tell or no
+            prompt.
         """
         _check_sizes(self.n_beams, self.n_draws, self.chunk)
         return [self._reply(request) for request in requests]
@@ -284,6 +285,8 @@ def _continued(request: Request, text: str) -> Request:
 
 
 def _check_drawn(request: Request) -> None:
+    if request.log_probs is not None:
+        raise InputError("Field 'logprobs' is set, but a search tells no probabilities of its tokens: leave it out.")
     if request.temperature == 0:
         raise InputError("Field 'temperature' is 0, where all chunks are the same: give more, or leave it out.")
 
