@@ -66,6 +66,33 @@ def test_what_llama_refuses_is_our_error(model: GGUFModel) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"temperature": -1.0}, "temperature is -1"), ({"top_p": 0.0}, "top_p is 0"), ({"top_p": 2.0}, "2")],
+)
+def test_what_llama_would_take_for_something_else_is_refused(
+    model: GGUFModel, wrong: dict[str, float], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        model.generate([Request.of("hi", max_tokens=1, **wrong)])
+    with pytest.raises(InputError, match=told):
+        next(model.stream(Request.of("hi", max_tokens=1, **wrong)))
+
+
+def test_an_empty_stop_ends_nothing(model: GGUFModel) -> None:
+    one, other = (Request.of("Name a colour.", temperature=0, max_tokens=4, stop=stop) for stop in ((), ("",)))
+    replies = model.generate([one, other])
+    assert replies[0].text == replies[1].text != ""
+
+
+@pytest.mark.parametrize("wanted", ["required", {"type": "function", "function": {"name": "look"}}])
+def test_a_tool_that_must_be_called_and_is_not_is_told_of(model: GGUFModel, wanted: object) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    asked = Request.of("hi", temperature=0, max_tokens=4, extra={"tools": [tool], "tool_choice": wanted})
+    with pytest.raises(ModelError, match="called no tool"):
+        model.generate([asked])
+
+
 def test_a_reply_stops_at_the_window(model: GGUFModel) -> None:
     request = Request.of("word " * 200, temperature=0, extra={"grammar": 'root ::= "1" root'})
     (reply,) = model.generate([request])

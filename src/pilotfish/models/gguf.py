@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import secrets
@@ -84,9 +85,9 @@ class GGUFModel:
         ContextLengthError
             When a prompt is longer than ``n_ctx``.
         InputError
-            When llama.cpp refuses a field of a request.
+            When a field of a request cannot be, or llama.cpp refuses it.
         ModelError
-            When the file is no GGUF model, or llama.cpp fails.
+            When the file is no GGUF model, llama.cpp fails, or no tool is called though ``tool_choice`` asks for one.
         """
         if not requests:
             return []
@@ -193,8 +194,10 @@ class GGUFModel:
         )
 
     def _call(self, server: Any, request: Request, callback: Any = None) -> Any:
+        _check_sampling(request)
         body: dict[str, Any] = {key: value for key, value in request.to_json().items() if key not in _NOT_PASSED}
         body.pop("model")
+        body["stop"] = [stop for stop in request.stop if stop]  # an empty one would end every reply at once
         body["stream"] = callback is not None
         if callback is not None:
             body["stream_options"] = {"include_usage": True}
@@ -222,6 +225,12 @@ class GGUFModel:
         _raise_error(data)
         choice = data["choices"][0]
         message = choice.get("message") or {"content": choice.get("text")}
+        wanted = request.extra.get("tool_choice")
+        if (wanted == "required" or isinstance(wanted, Mapping)) and not message.get("tool_calls"):
+            raise ModelError(
+                f"{self.name} called no tool, though tool_choice is {wanted!r}: ask a model that knows tools, or leave "
+                "tool_choice out."
+            )
         return Reply(
             text=str(message.get("content") or ""),
             model=self.name,
@@ -236,6 +245,14 @@ def _usage(data: Mapping[str, Any], start: float) -> Usage:
     usage = data.get("usage") or {}
     n_read, n_written = (int(usage.get(f"{kind}_tokens", 0)) for kind in ("prompt", "completion"))
     return Usage(n_read, n_written, latency=time.perf_counter() - start)
+
+
+def _check_sampling(request: Request) -> None:
+    """Refuse what llama.cpp silently takes for something else."""
+    if request.temperature is not None and not 0 <= request.temperature < math.inf:
+        raise InputError(f"temperature is {request.temperature}: give 0 or more.")
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        raise InputError(f"top_p is {request.top_p}: give a share above 0 and at most 1.")
 
 
 def _is_gguf(path: Path) -> bool:
