@@ -215,6 +215,14 @@ def test_what_does_as_well_with_nothing_learned_is_advised():
     assert "no learned policy to be worth its trouble" in report.recommendation
 
 
+@pytest.mark.parametrize("budget", [0.0011, 0.005])
+def test_a_mix_that_asks_one_model_alone_is_advised_as_that_model(budget):
+    rng = np.random.default_rng(0)
+    scores = {"cheap": rng.random(300) < 0.5, "dear": rng.random(300) < 0.8}
+    table = ReplyTable.of([f"question {i}" for i in range(300)], scores, {"cheap": 0.001, "dear": 0.01})
+    assert compare(table, [], budget=budget).recommendation.startswith("Use cheap alone: 0.467")
+
+
 def test_a_model_that_costs_nothing_is_advised():
     n = np.arange(200)
     fit, calibrate, test = (

@@ -281,6 +281,15 @@ def _row(
     return Row(policy.name, curve, cost, quality, low, high, aiq, recovered, at_best, None, baseline, values)
 
 
+def _named(pick: Row, test: ReplyTable) -> str:
+    """What to use; a policy that asks one model alone at this budget is that model."""
+    if pick.curve.costs.size > 1:
+        for k, model in enumerate(test.models):
+            if np.array_equal(pick.scores, test.scores[:, k]) and np.isclose(pick.cost, test.costs[:, k].mean()):
+                return f"{model} alone"
+    return pick.name
+
+
 def _recommend(
     rows: Sequence[Row],
     budget: float,
@@ -304,7 +313,7 @@ def _recommend(
     pick = min(alike, key=lambda r: (r.cost, -r.quality), default=pick)
     single_cost, single_quality = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
     said = [
-        f"Use {pick.name}: {pick.quality:.3f} (95 % interval {pick.low:.3f} to {pick.high:.3f}) "
+        f"Use {_named(pick, test)}: {pick.quality:.3f} (95 % interval {pick.low:.3f} to {pick.high:.3f}) "
         f"at ${pick.cost:.3g} per query, where always {best_name} has {single_quality:.3f} at ${single_cost:.3g}."
     ]
     if pick is not winner:
