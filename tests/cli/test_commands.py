@@ -99,6 +99,17 @@ def test_replay_with_another_policy(folder: Path) -> None:
     assert "desk 900" in said
 
 
+def test_spending_is_not_known_without_prices(folder: Path) -> None:
+    run("import", "calls.csv", "--task", "desk", "--model", "large")
+    for command in ("status", "replay"):
+        said = run(command)
+        assert "$" not in said
+        assert "models without a section [prices.NAME]" in said
+    (folder / "pilotfish.toml").write_text("[prices.large]\ninput = 1\noutput = 1\n", encoding="utf-8")
+    assert "$0.00" in (said := run("status"))
+    assert "[prices.NAME]" not in said
+
+
 def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, seen: list[str]) -> None:
     run("import", "calls.csv", "--task", "desk")
     (folder / "pilotfish.toml").write_text('[student]\nfeatures = "static"\n', encoding="utf-8")
@@ -110,7 +121,7 @@ def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, seen
 def test_a_log_without_tasks_is_told(folder: Path) -> None:
     (folder / "none.csv").write_text("input,output\n", encoding="utf-8")
     run("import", "none.csv")
-    assert "No task has been found yet" in run("replay")
+    assert "second call with the same instruction of four words or more" in run("replay")
     missing = CliRunner().invoke(app, ["export", "some.jsonl", "--task", "dsek"])
     assert isinstance(missing.exception, UnknownTaskError)
     assert not (folder / "some.jsonl").exists()

@@ -18,7 +18,11 @@ __all__ = ["learn", "promote", "replay", "report", "rollback", "status"]
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="configuration file; ./pilotfish.toml by default")]
 Log = Annotated[Path | None, typer.Option("--log", help="traffic log; that of the configuration by default")]
-_NO_TASK = "No task has been found yet: a task shows after its second call."
+_NO_TASK = (
+    "No task has been found yet: a task shows after its second call with the same instruction of four words or more, "
+    "model alias or header x-pilotfish-task."
+)
+_NO_PRICE = "Spending is not known of models without a section [prices.NAME] in the configuration."
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="name of the task, as 'pilotfish status' shows it")]
 
 
@@ -30,12 +34,11 @@ def _config(config: Path | None, log: Path | None, features: str | None = None) 
 
 
 @contextmanager
-def _takeover(config: Path | None, log: Path | None, features: str | None = None) -> Iterator[Takeover]:
+def _takeover(settings: GatewayConfig) -> Iterator[Takeover]:
     from pilotfish.errors import LogError
     from pilotfish.gateway.takeover import make_takeover
     from pilotfish.traffic.log import TrafficLog
 
-    settings = _config(config, log, features)
     if not settings.log.path.is_file():
         raise LogError(
             f"There is no traffic log at {settings.log.path}: start 'pilotfish serve', 'pilotfish import' a file, or "
@@ -50,11 +53,12 @@ def status(config: Config = None, log: Log = None) -> None:
     from rich.table import Table
 
     from pilotfish.cli.output import console
-    from pilotfish.page import dollars
 
-    with _takeover(config, log) as takeover:
+    settings = _config(config, log)
+    with _takeover(settings) as takeover:
         states = takeover.states()
         totals = takeover.log.totals()
+    unpriced = False
     table = Table("task", "phase", "answers", box=None, pad_edge=False, header_style="bold")
     for name in ("calls", "local", "spent", "certified", "lost at most"):
         table.add_column(name, justify="right")
@@ -63,13 +67,15 @@ def status(config: Config = None, log: Log = None) -> None:
         n_calls = sum(t.n_calls for t in mine)
         n_local = sum(t.n_calls for t in mine if t.answered_by.startswith("student:"))
         proved = state.certificate if state.certificate is not None and state.certificate.ok else None
+        spent = _dollars(sum(t.cost for t in mine), state.task.model, settings)
+        unpriced |= not spent
         table.add_row(
             name,
             state.phase.replace("_", " "),
             (state.kind or "unknown").replace("_", " "),
             f"{n_calls:,}",
             f"{n_local / n_calls:.1%}" if n_calls else "",
-            dollars(sum(t.cost for t in mine)),
+            spent,
             f"{proved.coverage:.1%}" if proved else "",
             f"{proved.loss_upper:.2%}" if proved else "",
         )
@@ -77,9 +83,19 @@ def status(config: Config = None, log: Log = None) -> None:
         console.print(_NO_TASK)
         return
     console.print(table)
+    if unpriced:
+        console.print(_NO_PRICE, markup=False, highlight=False)
     for name, state in sorted(states.items()):
         if state.reason:
             console.print(f"[bold]{name}[/bold]: {state.reason}", highlight=False)
+
+
+def _dollars(cost: float, model: str, settings: GatewayConfig) -> str:
+    """What was spent; empty where nothing says what the model costs. A task that a client named may have several."""
+    from pilotfish.page import dollars
+
+    known = model in settings.prices if model else bool(settings.prices)
+    return dollars(cost) if cost or known else ""
 
 
 def _target(
@@ -129,7 +145,7 @@ def learn(
     """Train a student on a task's calls, certify it, and print what it may answer."""
     from pilotfish.cli.output import bar, console
 
-    with _takeover(config, log, features) as takeover:
+    with _takeover(_config(config, log, features)) as takeover:
         target = _target(takeover, task, measure, level, confidence, max_spend)
         with bar(f"learning {task}") as progress:
             learned = takeover.learn(task, target, by_class=by_class, patient=auto, progress=progress)
@@ -162,7 +178,7 @@ def promote(task: TaskName, config: Config = None, log: Log = None) -> None:
     """Let a task's certified student answer."""
     from pilotfish.cli.output import console
 
-    with _takeover(config, log) as takeover:
+    with _takeover(_config(config, log)) as takeover:
         state = takeover.promote(task)
     console.print(f"{task} is live with student {state.version}: {state.reason}", highlight=False)
 
@@ -176,7 +192,7 @@ def rollback(
     """Hand a task back to the large model, at once."""
     from pilotfish.cli.output import console
 
-    with _takeover(config, log) as takeover:
+    with _takeover(_config(config, log)) as takeover:
         served = takeover.active(task)
         takeover.roll_back(task, reason)
     console.print(f"{task} is answered by the large model {'again' if served else 'already'}.", highlight=False)
@@ -195,14 +211,14 @@ def replay(
     from pilotfish.cli.output import console
     from pilotfish.gateway.sources import load_config
     from pilotfish.gateway.takeover import target_of
-    from pilotfish.page import dollars
     from pilotfish.takeover.replay import replay as run
     from pilotfish.training.closed_set import ClosedSetStudent
 
     own = _config(config, log)
     tried = load_config(policy) if policy is not None else own
+    unpriced = False
     features = (tried if "student" in tried.model_fields_set else own).student.features
-    with _takeover(config, log) as takeover:
+    with _takeover(own) as takeover:
         names = [task] if task is not None else sorted(takeover.states())
         if not names:
             console.print(_NO_TASK)
@@ -211,7 +227,7 @@ def replay(
         for name in ("calls", "local", "agreement", "right", "cost", "large model alone"):
             table.add_column(name, justify="right")
         for name in names:
-            takeover.state(name)
+            model = takeover.state(name).task.model
             n_calls = takeover.log.count(task=name)
             with Progress(console=console, transient=True) as progress:
                 bar = progress.add_task(name, total=n_calls)
@@ -230,10 +246,13 @@ def replay(
                 f"{made.local_share:.1%}",
                 f"{made.agreement:.2%}",
                 f"{sum(gold) / len(gold):.1%}" if gold else "",
-                dollars(sum(made.cost)),
-                dollars(sum(made.cost_of_large)),
+                _dollars(sum(made.cost), model, own),
+                _dollars(sum(made.cost_of_large), model, own),
             )
+            unpriced |= not _dollars(sum(made.cost_of_large), model, own)
     console.print(table)
+    if unpriced:
+        console.print(_NO_PRICE, markup=False, highlight=False)
 
 
 def report(
@@ -245,6 +264,6 @@ def report(
     from pilotfish.cli.output import console, write_text
     from pilotfish.report import report as make
 
-    with _takeover(config, log) as takeover:
+    with _takeover(_config(config, log)) as takeover:
         write_text(output, make(takeover.log, takeover.states(), takeover.folder))
     console.print(f"Wrote {output}")
