@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilotfish.errors import InputError
+from pilotfish.route.compare import compare
 from pilotfish.route.curves import (
     Curve,
     apgr,
@@ -18,6 +19,7 @@ from pilotfish.route.curves import (
     hull,
     pareto,
 )
+from pilotfish.traffic.table import ReplyTable
 
 # Costs that differ by less than a nanodollar differ by rounding alone, and a slope between them may have no number.
 costs = st.floats(0, 10).map(lambda x: round(x, 9))
@@ -77,3 +79,11 @@ def test_bad_curves_are_refused(call):
 
 def test_pareto_keeps_the_frontier():
     assert pareto([1, 2, 3, 1], [0.5, 0.4, 0.9, 0.6]) == [3, 2]
+
+
+@pytest.mark.parametrize("budget", [0.0011, 0.005])
+def test_a_mix_that_asks_one_model_alone_is_advised_as_that_model(budget):
+    rng = np.random.default_rng(0)
+    scores = {"cheap": rng.random(300) < 0.5, "dear": rng.random(300) < 0.8}
+    table = ReplyTable.of([f"question {i}" for i in range(300)], scores, {"cheap": 0.001, "dear": 0.01})
+    assert compare(table, [], budget=budget).recommendation.startswith("Use cheap alone: 0.467")

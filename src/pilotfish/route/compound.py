@@ -316,7 +316,8 @@ class RankPolicy:
 class Blender:
     """A model of several: all answer, a ranker puts the answers in order, and a model fuses the first few.
 
-    A model that fails is left out; where all do, the first one's failure is raised.
+    A model that fails is left out; where all do, the first one's failure is raised. Calls of tools are no text to rank:
+    where a model makes one, the last model's reply is taken, as at the end of a cascade.
 
     Parameters
     ----------
@@ -362,9 +363,14 @@ class Blender:
             replies = [answered[i] for answered, _ in columns if i in answered]
             if not replies:
                 raise columns[0][1][i]
+            spent = sum((r.usage for r in replies), Usage())
+            if any(r.extra.get("tool_calls") for r in replies):
+                last = replies[-1]
+                reason = f"a call of tools is not ranked: the last model ({last.model or 'unnamed'})"
+                out.append(last.replace(usage=spent, reason=reason))
+                continue
             rates = self.ranker.win_rates(request.prompt, [r.text for r in replies])
             order = np.argsort(-rates, kind="stable")
-            spent = sum((r.usage for r in replies), Usage())
             first = replies[int(order[0])]
             reason = f"ranked first of {len(replies)} ({first.model or 'unnamed'}, win rate {rates[order[0]]:.2f})"
             if self.fuser is not None:
