@@ -110,6 +110,19 @@ def test_spending_is_not_known_without_prices(folder: Path) -> None:
     assert "[prices.NAME]" not in said
 
 
+def test_brackets_in_the_name_of_a_task_are_no_markup(folder: Path) -> None:
+    run("import", "calls.csv", "--task", "[/bold]desk[red]")
+    for command in ("status", "replay"):
+        assert "[/bold]desk[red]" in run(command)
+    assert "certif" in run("learn", "[/bold]desk[red]").lower()
+
+
+def test_the_extra_to_install_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    (folder / "outputs.jsonl").write_text('{"output": "It lies in Peru.", "reference": "In Peru."}\n', encoding="utf-8")
+    assert "pip install 'pilotfish[metrics]'" in run("evaluate", "outputs.jsonl", "--metrics", "rouge,chrf")
+
+
 def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, seen: list[str]) -> None:
     run("import", "calls.csv", "--task", "desk")
     (folder / "pilotfish.toml").write_text('[student]\nfeatures = "static"\n', encoding="utf-8")

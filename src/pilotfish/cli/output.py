@@ -16,17 +16,19 @@ from pilotfish.protocols import Progress
 
 __all__ = ["bar", "check_place", "console", "write_text"]
 
-# A file or a pipe has no width of its own, and rich would cut numbers at 80 columns.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+# A file or a pipe has no width of its own, and rich would cut numbers at 80 columns. Names of tasks, files and extras
+# may hold brackets, which are no markup.
+console = Console(markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
 @contextmanager
 def bar(what: str) -> Iterator[Progress]:
     """Show a bar while something goes on, and yield what it is told: how much is done, and of how much."""
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(console=console, transient=True) as progress:
-        shown = progress.add_task(what, total=None)
+        shown = progress.add_task(escape(what), total=None)
         yield lambda done, total: progress.update(shown, completed=done, total=total)
 
 

@@ -120,7 +120,7 @@ def table_(
     made.to_jsonl(out)
     console.print(f"Wrote {out}: {made.n_queries:,} queries.")
     for name, asked in zip(made.models, made.asked.sum(axis=0).tolist(), strict=True):
-        console.print(f"  {name} answered {asked:,}", markup=False, highlight=False)
+        console.print(f"  {name} answered {asked:,}", highlight=False)
     if made.n_models < 2:
         console.print("Policies choose among models: add the replies of others, one JSON line an answer.")
 

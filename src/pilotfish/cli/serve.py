@@ -65,4 +65,4 @@ def key(name: Annotated[str, typer.Argument(help="name of the key, as reports sh
     secret, hashed = new_key()
     console.print(f"The key, shown this once: {secret}", highlight=False, soft_wrap=True)
     console.print("Put this into the configuration:", highlight=False)
-    console.print(f'[keys."{name}"]\nhash = "{hashed}"', highlight=False, markup=False, soft_wrap=True)
+    console.print(f'[keys."{name}"]\nhash = "{hashed}"', highlight=False, soft_wrap=True)

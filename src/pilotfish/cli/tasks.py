@@ -51,6 +51,7 @@ def _takeover(settings: GatewayConfig) -> Iterator[Takeover]:
 def status(config: Config = None, log: Log = None) -> None:
     """Show the tasks found, their calls and cost, and what a student answers or could answer."""
     from rich.table import Table
+    from rich.text import Text
 
     from pilotfish.cli.output import console
 
@@ -84,10 +85,10 @@ def status(config: Config = None, log: Log = None) -> None:
         return
     console.print(table)
     if unpriced:
-        console.print(_NO_PRICE, markup=False, highlight=False)
+        console.print(_NO_PRICE, highlight=False)
     for name, state in sorted(states.items()):
         if state.reason:
-            console.print(f"[bold]{name}[/bold]: {state.reason}", highlight=False)
+            console.print(Text.assemble((name, "bold"), f": {state.reason}"), highlight=False)
 
 
 def _dollars(cost: float, model: str, settings: GatewayConfig) -> str:
@@ -205,6 +206,7 @@ def replay(
     task: Annotated[str | None, typer.Option(help="only this task")] = None,
 ) -> None:
     """Show what a takeover would have cost and got right on the logged traffic."""
+    from rich.markup import escape
     from rich.progress import Progress
     from rich.table import Table
 
@@ -230,7 +232,7 @@ def replay(
             model = takeover.state(name).task.model
             n_calls = takeover.log.count(task=name)
             with Progress(console=console, transient=True) as progress:
-                bar = progress.add_task(name, total=n_calls)
+                bar = progress.add_task(escape(name), total=n_calls)
                 made = run(
                     takeover.log.calls(task=name),
                     ClosedSetStudent,
@@ -252,7 +254,7 @@ def replay(
             unpriced |= not _dollars(sum(made.cost_of_large), model, own)
     console.print(table)
     if unpriced:
-        console.print(_NO_PRICE, markup=False, highlight=False)
+        console.print(_NO_PRICE, highlight=False)
 
 
 def report(

@@ -63,7 +63,7 @@ def import_(
     if report.n_bad:
         console.print(f"{report.n_bad:,} records could not be read:")
         for line, why in report.bad:
-            console.print(f"  line {line}: {why}", markup=False, highlight=False)
+            console.print(f"  line {line}: {why}", highlight=False)
 
 
 def export_(file: Target, config: Config = None, log: Log = None, task: Only = None) -> None:

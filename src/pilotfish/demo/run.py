@@ -81,7 +81,7 @@ def run(large: str, out: Path, console: Console, seed: int = 0) -> Path:
             "OPENAI_BASE_URL to the endpoint that has it."
         )
     if local:
-        console.print(f"The large model is [bold]{large}[/bold], run here; any endpoint can take its place.")
+        console.print(f"The large model is {large}, run here; any endpoint can take its place.")
         catalog.pull(large)
     catalog.pull("all-minilm-l6-v2")
     config = _prepare(large if local else None, out)
@@ -94,7 +94,7 @@ def run(large: str, out: Path, console: Console, seed: int = 0) -> Path:
         with TrafficLog(settings.log.path) as log:
             takeover = make_takeover(settings, log)
             (task,) = takeover.states()
-            console.print(f"\nPilotfish found one task: [bold]{task}[/bold]. Learning it ...")
+            console.print(f"\nPilotfish found one task: {task}. Learning it ...")
             learned = takeover.learn(task)
             console.print(learned.certificate.reason, highlight=False)
             if learned.certificate.ok:
@@ -114,7 +114,7 @@ def run(large: str, out: Path, console: Console, seed: int = 0) -> Path:
 
 def _tell(console: Console, state: TaskState) -> None:
     phase = state.phase.replace("_", " ")
-    console.print(f"The task is [bold]{phase}[/bold]: {state.reason}\n", highlight=False)
+    console.print(f"The task is {phase}: {state.reason}\n", highlight=False)
 
 
 def _key() -> str:
