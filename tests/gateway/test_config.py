@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from pilotfish.errors import ConfigError, InputError
+from pilotfish.errors import ConfigError, InputError, MissingExtraError
 from pilotfish.gateway import load_config
 from pilotfish.gateway.config import GatewayConfig
 from pilotfish.gateway.local import make_models
@@ -159,5 +161,16 @@ def test_a_budget_may_be_a_number(tmp_path, budget, read):
 def test_a_model_that_cannot_be_read_is_told_of_at_the_start(section, told):
     with pytest.raises(InputError, match=told):
         make_models(GatewayConfig.model_validate({"models": {"m": section}}))
+    pytest.importorskip("transformers")
     for source in ("gpt2", "Qwen/Qwen2.5-0.5B"):
         make_models(GatewayConfig.model_validate({"models": {"m": {"source": source, "draft": ["lookup"]}}}))
+
+
+@pytest.mark.parametrize(
+    ("package", "more", "extra"), [("xllamacpp", {}, "gguf"), ("torch", {"draft": ["lookup"]}, "torch")]
+)
+def test_what_a_model_needs_installed_is_told_of_at_the_start(monkeypatch, package, more, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    section = {"source": "smollm2-135m-instruct", **more}
+    with pytest.raises(MissingExtraError, match=rf"pilotfish\[{extra}\]"):
+        make_models(GatewayConfig.model_validate({"models": {"m": section}}))

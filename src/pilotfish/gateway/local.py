@@ -12,8 +12,9 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import orjson
@@ -25,6 +26,7 @@ from pilotfish.errors import (
     PilotfishError,
     UpstreamError,
     UpstreamTimeoutError,
+    missing_extra,
 )
 from pilotfish.gateway.config import GatewayConfig, ModelConfig
 from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_body
@@ -50,7 +52,9 @@ def make_models(config: GatewayConfig) -> dict[str, Model]:
     Raises
     ------
     InputError
-        When a route's policy, table or budget is wrong; when a model's draft or fusion is wrong.
+        When a route's policy, table or budget is wrong; when a model's source, draft or fusion is wrong.
+    MissingExtraError
+        When what runs a model is not installed.
     """
     loaded: dict[Any, Any] = {}  # sections that name the same model share its weights
     models: dict[str, Model] = {}
@@ -78,6 +82,7 @@ def _said_of(section: str) -> Iterator[None]:
 
 def _make_model(name: str, config: ModelConfig, loaded: dict[Any, Any]) -> Model:
     _check_source(config.source, hub=config.decodes)
+    _check_installed("torch" if config.decodes else "gguf")
     if config.decodes:
         from pilotfish.methods.build_decoder import make_decoder, make_search
 
@@ -101,6 +106,12 @@ def _check_source(source: str, *, hub: bool) -> None:
     elif not Path(source).expanduser().exists() and not (hub and _HUB_NAME.fullmatch(source)):
         names = ", ".join(name for name in catalog.NAMES if catalog.entry(name).kind in ("chat", "base"))
         raise InputError(f"source is {source!r}, neither a file that is here nor in the catalog: give one of {names}.")
+
+
+def _check_installed(extra: Literal["torch", "gguf"]) -> None:
+    for package in ("torch", "transformers") if extra == "torch" else ("xllamacpp",):
+        if find_spec(package) is None:
+            raise missing_extra(package, extra, "Answering with local models")
 
 
 class LocalModels:
