@@ -121,6 +121,10 @@ def test_the_extra_to_install_is_named(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     (folder / "outputs.jsonl").write_text('{"output": "It lies in Peru.", "reference": "In Peru."}\n', encoding="utf-8")
     assert "pip install 'pilotfish[metrics]'" in run("evaluate", "outputs.jsonl", "--metrics", "rouge,chrf")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("pilotfish.evaluate.evaluate", None)  # told before anything is scored
+    refused = CliRunner().invoke(app, ["evaluate", "outputs.jsonl", "-o", "scores.parquet"])
+    assert "pip install 'pilotfish[parquet]'" in str(refused.exception)
 
 
 def test_a_policy_without_a_student_is_tried_with_the_own_one(folder: Path, seen: list[str]) -> None:
