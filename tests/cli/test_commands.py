@@ -110,6 +110,19 @@ def test_spending_is_not_known_without_prices(folder: Path) -> None:
     assert "[prices.NAME]" not in said
 
 
+@pytest.mark.parametrize(
+    ("host", "keys", "told"),
+    [("127.0.0.1", "", False), ("localhost", "", False), ("::1", "", False), ("0.0.0.0", "", True), ("::", "", True),
+     ("0.0.0.0", f"[keys.a]\nhash = 'sha256${'0' * 32}${'0' * 64}'\n", False)],
+)  # fmt: skip
+def test_an_open_address_without_keys_is_told_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, host: str, keys: str, told: bool
+) -> None:
+    monkeypatch.setattr("pilotfish.gateway.serve", lambda _settings, checked: checked())
+    (folder / "pilotfish.toml").write_text(keys, encoding="utf-8")
+    assert ("Whoever reaches" in run("serve", "--host", host)) == told
+
+
 def test_brackets_in_the_name_of_a_task_are_no_markup(folder: Path) -> None:
     run("import", "calls.csv", "--task", "[/bold]desk[red]")
     for command in ("status", "replay"):

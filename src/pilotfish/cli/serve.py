@@ -52,9 +52,20 @@ def serve(
         )
         if settings.upstream.api_key is None:
             console.print("Each call is sent on with its client's own key: there is no upstream.api_key.")
+        if not settings.keys and not _is_loopback(server.host):
+            console.print(f"Whoever reaches {server.host} may call: with a section [keys.NAME] only those with a key.")
         console.print(f"Calls are logged to {settings.log.path}. End with Ctrl-C.")
 
     run(settings, checked)
+
+
+def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def key(name: Annotated[str, typer.Argument(help="name of the key, as reports show it")]) -> None:
