@@ -48,11 +48,12 @@ def test_sources_in_their_order(tmp_path):
         ({"PILOTFISH_SERVER_PORT": "abc"}, {}),
         ({}, {"server": {"port": "abc"}}),
         ({"OPENAI_BASE_URL": "large"}, {}),
+        ({"OPENAI_API_KEY": " "}, {}),
     ],
 )
 def test_what_no_file_says_is_not_looked_for_in_one(tmp_path, monkeypatch, environ, overrides):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="in the environment or the command line is '"):
+    with pytest.raises(ConfigError, match="in the environment or the command line is "):
         load_config(environ=environ, overrides=overrides)
 
 

@@ -76,8 +76,9 @@ def load_config(
         places = [values["base_url"] for section, values in added if section == "upstream" and "base_url" in values]
         place = places[-1] if places else upstream.get("base_url", OPENAI_BASE_URL)
         # A key belongs to its endpoint: another one, wherever it is named, must be given its own.
-        if environ.get("OPENAI_API_KEY") and str(place).rstrip("/") == (home or OPENAI_BASE_URL).rstrip("/"):
-            upstream.setdefault("api_key", environ["OPENAI_API_KEY"])
+        own = str(place).rstrip("/") == (home or OPENAI_BASE_URL).rstrip("/")
+        if own and environ.get("OPENAI_API_KEY") and "api_key" not in upstream:
+            added.insert(0, ("upstream", {"api_key": environ["OPENAI_API_KEY"]}))
     return _made(data, added, source)
 
 
