@@ -131,7 +131,7 @@ def test_brackets_in_the_name_of_a_task_are_no_markup(folder: Path) -> None:
 
 
 def test_the_extra_to_install_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     (folder / "outputs.jsonl").write_text('{"output": "It lies in Peru.", "reference": "In Peru."}\n', encoding="utf-8")
     assert "pip install 'pilotfish[metrics]'" in run("evaluate", "outputs.jsonl", "--metrics", "rouge,chrf")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
