@@ -99,6 +99,11 @@ def test_a_key_of_the_environment_is_sent_to_its_own_endpoint_alone(tmp_path, ba
         ("[log]\ndurability = 'slow'\n", ["'log.durability' in {path} is 'slow'"]),
         ("[keys.a]\nhash = 'pf-plain-key'\n", ["'keys.a.hash' in {path} is wrong"]),
         (f"[keys.a]\nhash = 'sha256${'0' * 32}${'0' * 64}'\nbudget_usd_per_day = 1\n", ["needs prices"]),
+        (
+            f"[keys.a]\nhash = 'sha256${'0' * 32}${'0' * 64}'\nbudget_usd_per_day = 1\n"
+            "[prices.x]\ninput = 1\noutput = 1\n[fallback]\nmodel = 'y'\n",
+            ["fallback.model is 'y', whose calls would cost keys.a nothing: give [prices.y]"],
+        ),
         ("[prices.x]\ninput = 1\n", ["'prices.x.output' in {path} is missing"]),
         ("[fallback]\nmodel = ''\n", ["'fallback.model' in {path} is ''"]),
         (

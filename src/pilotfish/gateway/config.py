@@ -447,9 +447,15 @@ class GatewayConfig(_Section):
             raise ValueError(
                 f"upstream.base_url is {self.upstream.base_url!r}, the gateway's own address: give the large model's"
             )
-        for name, key in self.keys.items():
-            if key.budget_usd_per_day is not None and not self.prices:
+        free = {*self.models, *self.routes} if self.fallback is not None and self.fallback.base_url is None else set()
+        for name in [name for name, key in self.keys.items() if key.budget_usd_per_day is not None]:
+            if not self.prices:
                 raise ValueError(f"keys.{name}.budget_usd_per_day needs prices: give a [prices.MODEL] section")
+            if self.fallback is not None and self.fallback.model not in {*self.prices, *free}:
+                raise ValueError(
+                    f"fallback.model is {self.fallback.model!r}, whose calls would cost keys.{name} nothing: give "
+                    f"[prices.{self.fallback.model}]"
+                )
         return self
 
 
