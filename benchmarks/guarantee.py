@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Run
 from benchmarks.outcomes import interval, mmlu
+from benchmarks.routers.readers import have_embedders, read_by
 from pilotfish.bounds import empirical_bernstein_upper
 from pilotfish.route.certify import loss_p_value
-from pilotfish.scorers.prompts import PromptFeatures
 from pilotfish.scorers.quality import KernelQuality
 from pilotfish.traffic.table import ReplyTable
 
@@ -19,6 +19,8 @@ _SHARES = np.linspace(0.02, 0.98, 49)
 
 
 def main(run: Run) -> None:
+    if not have_embedders():
+        return
     table = mmlu(run)
     if run.wants("share"):
         shares(run, table)
@@ -28,15 +30,9 @@ def main(run: Run) -> None:
         held_out_groups(run, table)
 
 
-def _embedders(run: Run) -> list:  # type: ignore[type-arg]
-    from benchmarks.routing import embedders
-
-    return embedders(run)[0]
-
-
-def _gaps(fit: ReplyTable, *parts: ReplyTable, used: list) -> list[NDArray[np.float64]]:  # type: ignore[type-arg]
+def _gaps(run: Run, fit: ReplyTable, *parts: ReplyTable) -> list[NDArray[np.float64]]:
     """Predicted score of the weak model minus the strong one's, learned on ``fit``."""
-    scorer = KernelQuality(PromptFeatures(embedders=used)).fit(fit.queries, fit.scores, fit.models)
+    scorer = KernelQuality(read_by("static" if run.quick else "encoder")).fit(fit.queries, fit.scores, fit.models)
     predicted = [scorer.predict(part.queries) for part in parts]
     return [p[:, 0] - p[:, 1] for p in predicted]
 
@@ -55,13 +51,12 @@ def certified(
 
 def shares(run: Run, table: ReplyTable) -> None:
     """Share kept at 2 and 4 points: fitted on half, certified on 30 %, measured on 20 %."""
-    used = _embedders(run)
     kept: dict[float, list[float]] = {level: [] for level in _LEVELS}
     naive: dict[float, list[float]] = {level: [] for level in _LEVELS}
     lost: dict[float, list[float]] = {level: [] for level in _LEVELS}
     for seed in range(2 if run.quick else 5):
         fit, calibrate, test = table.split((0.5, 0.3, 0.2), seed=seed)
-        own, gap, tested = _gaps(fit, fit, calibrate, test, used=used)
+        own, gap, tested = _gaps(run, fit, fit, calibrate, test)
         thresholds = np.quantile(own, 1 - _SHARES)
         loss = calibrate.scores[:, 1] - calibrate.scores[:, 0]
         for level in _LEVELS:
@@ -98,9 +93,8 @@ def shares(run: Run, table: ReplyTable) -> None:
 
 def violations(run: Run, table: ReplyTable) -> None:
     """How often the certificate is broken over 1,000 calibration sets from a population whose loss is known."""
-    used = _embedders(run)
     fit, rest = table.split((0.4, 0.6), seed=0)
-    own, gap = _gaps(fit, fit, rest, used=used)
+    own, gap = _gaps(run, fit, fit, rest)
     loss = rest.scores[:, 1] - rest.scores[:, 0]
     thresholds = np.quantile(own, 1 - _SHARES)
     n_splits = 100 if run.quick else 1000
@@ -127,7 +121,6 @@ def violations(run: Run, table: ReplyTable) -> None:
 
 def held_out_groups(run: Run, table: ReplyTable) -> None:
     """The same with whole subjects held out: fitted and certified on some subjects, measured on others."""
-    used = _embedders(run)
     subjects = np.array(sorted(set(table.groups)))
     group = np.array(table.groups)
     n_fits, n_splits = (4, 25) if run.quick else (10, 100)
@@ -137,7 +130,7 @@ def held_out_groups(run: Run, table: ReplyTable) -> None:
         order = rng.permutation(subjects)
         fit = table.subset(np.flatnonzero(np.isin(group, order[:17])))
         rest = table.subset(np.flatnonzero(np.isin(group, order[17:])))
-        own, gap = _gaps(fit, fit, rest, used=used)
+        own, gap = _gaps(run, fit, fit, rest)
         loss = rest.scores[:, 1] - rest.scores[:, 0]
         names, member = np.unique(np.array(rest.groups), return_inverse=True)
         thresholds = np.quantile(own, 1 - _SHARES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,9 @@ from numpy.typing import NDArray
 from benchmarks.figures import Run, bootstrap
 from benchmarks.outcomes import STRONG, WEAK, interval, llmrouter9, mmlu
 from benchmarks.routers.peers import beside_llmrouter, beside_routellm
+from benchmarks.routers.readers import have_embedders, neighbour_features, read_by, read_states, sentences
 from benchmarks.routers.timing import long_prompts, milliseconds
-from pilotfish.errors import DownloadError
-from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
-from pilotfish.protocols import Embedder
+from pilotfish.protocols import PromptKind
 from pilotfish.route.curves import apgr, calls_for, cpt
 from pilotfish.route.policies import RoutePolicy, prices
 from pilotfish.rules import value_minus_price
@@ -26,79 +26,58 @@ from pilotfish.traffic.table import ReplyTable
 _SHARES = (0.7, 0.1, 0.2)
 
 
-class Remembered:
-    """An embedder that embeds each text once: the seeds of a benchmark share their texts."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-        self.known: dict[str, NDArray[np.float32]] = {}
-
-    @property
-    def n_dimensions(self) -> int:
-        return self.embedder.n_dimensions
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        for start in range(0, len(new), 512):
-            part = new[start : start + 512]
-            self.known.update(zip(part, self.embedder.embed(part), strict=True))
-        return np.array([self.known[text] for text in texts])
-
-
-def embedders(run: Run) -> tuple[list[Embedder], list[Embedder]]:
-    """The static vectors, and the static vectors with the sentence encoder; empty where they cannot be had."""
-    try:
-        fast: list[Embedder] = [Remembered(StaticEmbedder("wordllama"))]
-        fast[0].embed(["warm"])
-        if run.quick:
-            return fast, fast
-        full: list[Embedder] = [*fast, Remembered(OnnxEmbedder("all-minilm-l6-v2", precision="int8"))]
-        full[1].embed(["warm"])
-    except DownloadError as error:
-        print(f"no embedder: {error}")
-        return [], []
-    return fast, full
+# What an application would tell the models that answer these questions.
+_INSTRUCTION = "Answer the multiple-choice question with one letter."
 
 
 def main(run: Run) -> None:
-    fast, full = embedders(run)
+    if not have_embedders():
+        return
     for part, labels in (("mmlu", 1500), ("mmlu_all", 0)):
         if run.wants(part):
-            two_models(run, labels, fast, full)
+            two_models(run, labels)
     if run.wants("nine"):
-        nine_models(run, fast, full)
+        nine_models(run)
     if run.wants("latency"):
-        latency(run, fast, full)
-    if run.wants("peers") and full:
-        beside_llmrouter(run, lambda: _nine_policy(full), full[-1])
-        beside_routellm(run, lambda: KernelQuality(PromptFeatures(embedders=full)), lambda: _uncached(fast), full[-1])
+        latency(run)
+    if run.wants("peers"):
+        beside_llmrouter(run, lambda: _nine_policy(run), sentences())
+        beside_routellm(run, lambda: KernelQuality(read_by(_read(run))), _static, sentences())
 
 
-def _nine_policy(used: list[Embedder]) -> RoutePolicy:
+def _read(run: Run) -> PromptKind:
+    return "static" if run.quick else "encoder"
+
+
+def _nine_policy(run: Run) -> RoutePolicy:
     # The mean of the two was better than either on held-out halves of the fitting queries.
-    kernel = KernelQuality(PromptFeatures(embedders=used), n_landmarks=2000, second_stage=False)
+    kernel = KernelQuality(read_by(_read(run)), n_landmarks=2000, second_stage=False)
     return RoutePolicy("kernel and terms", MeanQuality([kernel, TermQuality()]), n_settings=60)
 
 
-def _uncached(used: list[Embedder]) -> KernelQuality:
+def _static() -> KernelQuality:
     """A router that embeds every prompt, for timing."""
-    return KernelQuality(PromptFeatures(embedders=[e.embedder if isinstance(e, Remembered) else e for e in used]))
+    return KernelQuality(PromptFeatures.of("static"))
 
 
-def two_models(run: Run, labels: int, fast: list[Embedder], full: list[Embedder]) -> None:
+def two_models(run: Run, labels: int) -> None:
     """Route MMLU between two models with some labels of the fitting split, or, at 0, with all."""
     table = mmlu(run)
     seeds = range(2 if run.quick else 5)
     # 9,829 labels fill more of the space than 1,500 landmarks span, as questions that are in no test split showed.
     n_landmarks = 1500 if labels else 3000
+    kinds: list[PromptKind] = ["words", "static"] if run.quick else ["words", "static", "encoder"]
+    if run.wants_long("reading"):
+        read_states(run, list(dict.fromkeys(table.queries)), _INSTRUCTION)
+        kinds.append("language")
     routers: dict[str, Callable[[], QualityScorer]] = {
-        "kernel, encoder": lambda: KernelQuality(PromptFeatures(embedders=full), n_landmarks=n_landmarks),
-        "kernel, static": lambda: KernelQuality(PromptFeatures(embedders=fast)),
-        "nearest neighbours": lambda: NeighbourQuality(features=PromptFeatures(0, 0.1, full)),
+        f"kernel, {kind}": lambda kind=kind: KernelQuality(read_by(kind, _INSTRUCTION), n_landmarks=n_landmarks)
+        for kind in kinds
     }
+    routers["nearest neighbours"] = lambda: NeighbourQuality(features=neighbour_features(run))
     if labels:
-        routers["similarity-weighted Elo"] = lambda: SimilarityElo(features=PromptFeatures(0, 0.1, full))
-        routers["matrix factorisation"] = lambda: MatrixFactorisation(features=PromptFeatures(embedders=full))
+        routers["similarity-weighted Elo"] = lambda: SimilarityElo(features=neighbour_features(run))
+        routers["matrix factorisation"] = lambda: MatrixFactorisation(features=read_by(_read(run)))
     found: dict[str, list[tuple[float, float, float]]] = {}
     for seed in seeds:
         fit, _, test = table.split(_SHARES, seed=seed)
@@ -119,80 +98,49 @@ def two_models(run: Run, labels: int, fast: list[Embedder], full: list[Embedder]
             predicted = router.predict(test.queries)
             found.setdefault(name, []).append(_measures(predicted[:, 1] - predicted[:, 0], weak, strong))
             print(f"seed {seed} {labels or 'all'} {name}: {found[name][-1]} fit {seconds:.1f} s", flush=True)
-    _mmlu_figures(run, labels, found, len(seeds))
+    for name, rows in found.items():
+        a, c, s = np.mean(rows, axis=0)
+        print(
+            f"MMLU {labels or 'all'} labels  {name:26s} APGR {a:.3f}  CPT(80) {c:.1%}  calls for 95 % of strong {s:.1%}"
+        )
+    _mmlu_figures(run, labels, found, f"kernel, {_read(run)}", "")
+    if "language" in kinds:
+        _mmlu_figures(run, labels, found, "kernel, language", "_language")
 
 
 def _measures(score: NDArray[np.float64], weak: NDArray[np.float64], strong: NDArray[np.float64]) -> tuple[float, ...]:
     return apgr(score, weak, strong), cpt(score, weak, strong, 0.8), calls_for(score, weak, strong, 0.95)
 
 
-def _mmlu_figures(run: Run, labels: int, found: dict[str, list[tuple[float, float, float]]], n_seeds: int) -> None:
-    for name, rows in found.items():
-        a, c, s = np.mean(rows, axis=0)
-        print(
-            f"MMLU {labels or 'all'} labels  {name:26s} APGR {a:.3f}  CPT(80) {c:.1%}  calls for 95 % of strong {s:.1%}"
-        )
-    rows = np.array(found["kernel, encoder"])
+def _mmlu_figures(
+    run: Run, labels: int, found: dict[str, list[tuple[float, float, float]]], router: str, suffix: str
+) -> None:
+    rows = np.array(found[router])
     static = np.array(found["kernel, static"]).mean(axis=0)
     knn = float(np.mean([row[0] for row in found["nearest neighbours"]]))
-    common = {"n": 2808, "seeds": n_seeds, "nearest_neighbours": knn}
+    common = {"n": 2808, "seeds": len(rows), "nearest_neighbours": knn}
     peer = {"peer": "RouteLLM (arXiv:2406.18665, table 2)", "peer_source": "published"}
-    low, high = interval(rows[:, 0])
-    if labels:
-        run.figure(
-            "mmlu_apgr_1500_labels",
-            rows[:, 0].mean(),
-            unit="APGR",
-            better="higher",
-            low=low,
-            high=high,
-            peer_value=0.603,
-            static=float(static[0]),
-            target=0.70,
-            **common,
-            **peer,
-        )
-        low, high = interval(rows[:, 1])
-        run.figure(
-            "mmlu_cpt80_1500_labels",
-            rows[:, 1].mean(),
-            unit="share of strong calls",
-            better="lower",
-            low=low,
-            high=high,
-            peer_value=0.703,
-            static=float(static[1]),
-            target=0.55,
-            **common,
-            **peer,
-        )
-        return
-    run.figure(
-        "mmlu_apgr_all_labels",
-        rows[:, 0].mean(),
-        unit="APGR",
-        better="higher",
-        low=low,
-        high=high,
-        static=float(static[0]),
-        target=0.75,
-        **common,
+    share = "share of strong calls"
+    figures: list[tuple[str, int, str, str, float, dict[str, Any]]] = (
+        [
+            ("mmlu_apgr_1500_labels", 0, "APGR", "higher", 0.70, {"peer_value": 0.603, **peer}),
+            ("mmlu_cpt80_1500_labels", 1, share, "lower", 0.55, {"peer_value": 0.703, **peer}),
+        ]
+        if labels
+        else [
+            ("mmlu_apgr_all_labels", 0, "APGR", "higher", 0.75, {}),
+            ("mmlu_calls_for_95", 2, share, "lower", 0.35, {}),
+        ]
     )
-    low, high = interval(rows[:, 2])
-    run.figure(
-        "mmlu_calls_for_95",
-        rows[:, 2].mean(),
-        unit="share of strong calls",
-        better="lower",
-        low=low,
-        high=high,
-        static=float(static[2]),
-        target=0.35,
-        **common,
-    )
+    for name, column, unit, better, target, more in figures:
+        low, high = interval(rows[:, column])
+        run.figure(
+            name + suffix, rows[:, column].mean(), unit=unit, better=better, low=low, high=high,
+            static=float(static[column]), target=target, **more, **common,
+        )  # fmt: skip
 
 
-def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
+def nine_models(run: Run) -> None:
     """Route among nine models on the test file, with all fitting queries and without those that recur in it."""
     train, _ = llmrouter9(run, "train")
     test, _ = llmrouter9(run, "test")
@@ -207,13 +155,13 @@ def nine_models(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     print(f"{n_shared} of the {test.n_queries} test queries are among the {train.n_queries} fitting queries too")
     at = np.arange(test.n_queries)
     for suffix, fitted in (("", train), ("_no_shared_query", clean)):
-        policy, price, frugal_price = _chosen(fitted, full or fast)
+        policy, price, frugal_price = _chosen(run, fitted)
         scores, costs = policy.predicted(test.queries)
         values, spent = _at(test, value_minus_price(scores, costs, price))
         low, high = bootstrap(values)
         frugal, frugal_spent = _at(test, value_minus_price(scores, costs, frugal_price))
         share = _share_on_curve(test, scores, costs, policy.settings(fitted), best_score) / best_cost
-        knn = NeighbourQuality(features=PromptFeatures(0, 0.1, full)).fit(fitted.queries, fitted.scores, fitted.models)
+        knn = NeighbourQuality(features=neighbour_features(run)).fit(fitted.queries, fitted.scores, fitted.models)
         near = float(test.scores[at, knn.predict(test.queries).argmax(axis=1)].mean())
         terms = TermQuality().fit(fitted.queries, fitted.scores, fitted.models)
         ridge = float(test.scores[at, terms.predict(test.queries).argmax(axis=1)].mean())
@@ -240,7 +188,7 @@ def _at(table: ReplyTable, chosen: NDArray[np.int64]) -> tuple[NDArray[np.float6
     return table.scores[rows, chosen], table.costs[rows, chosen]
 
 
-def _chosen(fitted: ReplyTable, used: list[Embedder]) -> tuple[RoutePolicy, float, float]:
+def _chosen(run: Run, fitted: ReplyTable) -> tuple[RoutePolicy, float, float]:
     """The fitted router, its best price within best single's cost, and that of least spend that keeps its score.
 
     Both prices are chosen on predictions for thirds of the fitting queries that were held out.
@@ -251,7 +199,7 @@ def _chosen(fitted: ReplyTable, used: list[Embedder]) -> tuple[RoutePolicy, floa
     for part in parts:
         at = np.array([where[query] for query in part.queries])
         rest = fitted.subset(np.setdiff1d(np.arange(fitted.n_queries), at))
-        scores[at], costs[at] = _nine_policy(used).fit(rest).predicted(part.queries)
+        scores[at], costs[at] = _nine_policy(run).fit(rest).predicted(part.queries)
     single = int(fitted.scores.mean(axis=0).argmax())
     # A price below 0 only traces the curve to its dear end: it would pay for nothing.
     tried = [price for price in prices(scores, costs, 60) if price >= 0]
@@ -261,7 +209,7 @@ def _chosen(fitted: ReplyTable, used: list[Embedder]) -> tuple[RoutePolicy, floa
     top = within[quality[within].argmax()]
     reaching = np.flatnonzero(quality >= fitted.scores[:, single].mean())
     cheap = reaching[spend[reaching].argmin()] if reaching.size else top
-    return _nine_policy(used).fit(fitted), tried[int(top)], tried[int(cheap)]
+    return _nine_policy(run).fit(fitted), tried[int(top)], tried[int(cheap)]
 
 
 def _share_on_curve(
@@ -272,7 +220,7 @@ def _share_on_curve(
     return min((float(spent.mean()) for values, spent in runs if values.mean() >= goal), default=float("nan"))
 
 
-def latency(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
+def latency(run: Run) -> None:
     """Time the router on 500-token prompts, one at a time, on one core, and its fitting."""
     from threadpoolctl import threadpool_limits
 
@@ -281,13 +229,14 @@ def latency(run: Run, fast: list[Embedder], full: list[Embedder]) -> None:
     part = table.subset(range(n)) if run.quick else table
     prompts = long_prompts(table.queries)
     with threadpool_limits(1):
-        router = _uncached(fast)
+        router = _static()
         started = time.perf_counter()
         router.fit(part.queries, part.scores, [WEAK, STRONG])
         fitting = time.perf_counter() - started
     times = milliseconds(router, prompts)
     few = table.subset(range(1500))
-    with_encoder = milliseconds(_uncached(full).fit(few.queries, few.scores, [WEAK, STRONG]), prompts)
+    encoder = KernelQuality(PromptFeatures.of(_read(run))).fit(few.queries, few.scores, [WEAK, STRONG])
+    with_encoder = milliseconds(encoder, prompts)
     low, high = bootstrap(np.array(times))
     print(f"fitting {n} rows on one core: {fitting:.1f} s")
     run.figure(

@@ -19,7 +19,6 @@ from scipy.linalg import eigh
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
 from pilotfish.models.states import StateEmbedder
-from pilotfish.models.transformers import TransformersModel
 from pilotfish.protocols import Embedder, FeatureKind, Progress
 from pilotfish.vectors import product, unit_rows
 
@@ -39,7 +38,6 @@ _ENCODERS: Mapping[FeatureKind, tuple[str, tuple[str, ...]]] = {
     "encoder": ("all-minilm-l6-v2", ("mean", "max", "mean@3")),
     "large": ("all-mpnet-base-v2", ("mean",)),
 }
-_LANGUAGE = "qwen2.5-coder-0.5b-instruct"
 _WEIGHTS: Mapping[FeatureKind, tuple[float, ...]] = {
     "encoder": (0.44, 0.19, 0.19, 0.19),
     "large": (1.0,),
@@ -295,12 +293,7 @@ def _encoder(kind: FeatureKind, precision: Literal["int8", "fp32"]) -> Embedder:
 
 @lru_cache(maxsize=8)
 def _language(instruction: str) -> StateEmbedder:
-    return StateEmbedder(_language_model(), instruction=instruction)
-
-
-@lru_cache(maxsize=1)
-def _language_model() -> TransformersModel:
-    return TransformersModel(_LANGUAGE, dtype="bfloat16")
+    return StateEmbedder(instruction=instruction)
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ __all__ = [
     "Logits",
     "Model",
     "Progress",
+    "PromptKind",
     "Rule",
     "Scorer",
     "Session",
@@ -36,6 +37,7 @@ LogProbs = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 FeatureKind = Literal["encoder", "large", "language", "static", "ngrams"]
+PromptKind = Literal["words", "static", "encoder", "language"]
 T_contra = TypeVar("T_contra", contravariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)
 B_co = TypeVar("B_co", covariant=True)

@@ -341,6 +341,7 @@ def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
         ("orchestra_llm", {"k": "zero"}, "Option 'k' of 'orchestra_llm' is 'zero': input should be a valid integer"),
         ("route_llm", {"kind": "foo"}, "should be 'similarity', 'matrix'"),
         ("tryage", {"penalties": 3}, "valid dictionary"),
+        ("kernel_router", {"features": "x"}, "should be 'words', 'static', 'encoder' or 'language'"),
         ("smoothie", {"embedder": "x"}, "takes a part, which only Python can give"),
         ("frugal_gpt", {"length": 1}, "length is 1: give at least 2"),
         ("zooter", {"temperature": 0}, "temperature 0: give"),

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
-from pilotfish.models.states import StateEmbedder
+from pilotfish.models.states import StateEmbedder, reading_told
 from pilotfish.models.transformers import TransformersModel
 from tests.models.fixtures import pulled
 
@@ -72,6 +72,16 @@ def test_vectors_are_the_states_of_a_plain_pass_however_texts_are_batched(batch_
     assert found.shape == (len(TEXTS), embedder.n_dimensions)
     np.testing.assert_allclose(embedder.embed(TEXTS[1:2]), found[1:2], atol=2e-5)
     assert embedder.embed([]).shape == (0, embedder.n_dimensions)
+
+
+def test_what_reads_deep_within_is_told_of_too() -> None:
+    embedder, told = StateEmbedder(_model(Tokens())), list[tuple[int, int]]()
+    with reading_told(lambda done, total: told.append((done, total))):
+        embedder.embed(TEXTS)
+    assert told[-1] == (len(TEXTS), len(TEXTS))
+    n_told = len(told)
+    embedder.embed(TEXTS)
+    assert len(told) == n_told
 
 
 def test_without_a_template_the_instruction_comes_first_and_a_line_ends_the_text() -> None:

@@ -11,9 +11,11 @@ from pilotfish.errors import ContextLengthError, InputError, UpstreamError
 from pilotfish.models.fake import FakeModel
 from pilotfish.route.router import Candidate, Router
 from pilotfish.scorers.preferences import MatrixFactorisation, SimilarityElo
+from pilotfish.scorers.prompts import PromptFeatures
 from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Request
+from tests.models.fixtures import pulled
 
 SUM, BOOK = Request.of("add 3 and 9 now"), Request.of("who wrote the old book 7")
 
@@ -113,10 +115,33 @@ def test_saved_and_loaded_without_pickle(router, says, tmp_path):
         Router.load(tmp_path / "bad.npz", {})
 
 
+def test_what_reads_the_prompts_is_saved_by_its_name_and_not_asked_of_the_reader(table, says, tmp_path):
+    pulled("wordllama")
+    models = {"small": says("small"), "large": says("large")}
+    plain, read = (Router.fit(models, table, KernelQuality(PromptFeatures.of(kind))) for kind in ("words", "static"))
+    read.save(tmp_path / "r.npz")
+    said, again = read.predict([SUM.prompt])[0], Router.load(tmp_path / "r.npz", models).predict([SUM.prompt])[0]
+    np.testing.assert_allclose(again, said, atol=5e-3)
+    assert np.abs(plain.predict([SUM.prompt])[0] - said).max() > 1e-6
+    with pytest.raises(InputError, match=r"kind is 'statik': use one of words, static, encoder, language"):
+        PromptFeatures.of("statik")
+
+
+def test_routers_of_the_version_before_are_read(router, tmp_path):
+    router.save(tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as file:
+        arrays = dict(file)
+    _about(arrays, version=1)
+    del arrays["scorer.features.kind"]
+    np.savez(tmp_path / "old.npz", **arrays)
+    again = Router.load(tmp_path / "old.npz", router.models)
+    np.testing.assert_allclose(again.predict([SUM.prompt])[0], router.predict([SUM.prompt])[0], atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda a: _about(a, version=2), "has format version 2 and this is version 1: upgrade Pilotfish"),
+        (lambda a: _about(a, version=3), "has format version 3 and this is version 2: upgrade Pilotfish"),
         (lambda a: _about(a, candidates=[{"name": "small", "speed": 3}]), "no saved router .*speed"),
         (lambda a: a.update(about=np.frombuffer(b"{}", dtype=np.uint8)), "no saved router .'version'"),
         (lambda a: a.pop("scorer.weights"), "no saved router .'weights'"),

@@ -20,7 +20,7 @@ from pilotfish.scorers.preferences import (
     bradley_terry,
     factor_loss,
 )
-from pilotfish.scorers.prompts import PromptFeatures, form_of
+from pilotfish.scorers.prompts import PromptFeatures, _readers, form_of
 from pilotfish.scorers.quality import (
     Column,
     Gap,
@@ -135,6 +135,53 @@ def test_features_and_kernel_survive_arrays():
     scorer = KernelQuality(PromptFeatures(n_topics=10)).fit(prompts, scores, models)
     again = KernelQuality.from_arrays(scorer.to_arrays())
     np.testing.assert_allclose(again.predict(prompts), scorer.predict(prompts), atol=5e-3)
+
+
+class Reads:
+    """Stands for an embedder: a vector by the prompt's characters, and one that all prompts have in common."""
+
+    n_dimensions = 8
+
+    def __init__(self, *given, instruction="", shift=0.0, **how):
+        self.instruction, self.shift = instruction, shift
+
+    def embed(self, texts):
+        rows = [np.bincount([ord(c) % 8 for c in text + self.instruction], minlength=8) for text in texts]
+        return np.array(rows, dtype=np.float32).reshape(len(texts), 8) + self.shift
+
+
+def test_what_all_prompts_have_in_common_counts_for_nothing():
+    prompts, scores, models = data()
+    plain, shifted = (
+        KernelQuality(PromptFeatures(0, embedders=[Reads(shift=shift)])).fit(prompts, scores, models)
+        for shift in (0.0, 1000.0)
+    )
+    np.testing.assert_allclose(plain.predict(prompts), shifted.predict(prompts), atol=1e-3)
+    again = KernelQuality.from_arrays(shifted.to_arrays(), PromptFeatures(embedders=[Reads(shift=1000.0)]))
+    np.testing.assert_allclose(again.predict(prompts), shifted.predict(prompts), atol=1e-6)
+
+
+def test_a_language_model_is_told_what_the_models_are_also_after_loading(monkeypatch):
+    made = []
+
+    class Told(Reads):
+        def __init__(self, *given, **how):
+            super().__init__(*given, **how)
+            made.append(self.instruction)
+
+    monkeypatch.setattr("pilotfish.scorers.prompts.StateEmbedder", Told)
+    monkeypatch.setattr("pilotfish.scorers.prompts.OnnxEmbedder", Reads)
+    _readers.cache_clear()
+    prompts, scores, models = data()
+    scorer = KernelQuality(PromptFeatures.of("language", "Answer in a word.")).fit(prompts, scores, models)
+    assert (scorer.features_.n_topics, len(scorer.features_.embedders)) == (0, 2)
+    arrays = scorer.to_arrays()
+    _readers.cache_clear()
+    again = KernelQuality.from_arrays(arrays)
+    _readers.cache_clear()
+    assert made == ["Answer in a word."] * 2
+    assert (again.features_.kind, again.features_.instruction) == ("language", "Answer in a word.")
+    np.testing.assert_allclose(again.predict(prompts), scorer.predict(prompts), atol=1e-6)
 
 
 @pytest.mark.parametrize("prompts", [["?" * i for i in range(1, 61)], [f"q {i}" for i in range(60)]])

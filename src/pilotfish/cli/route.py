@@ -141,8 +141,9 @@ def fit(
     seed: Seed = 0,
 ) -> None:
     """Fit a policy on a table, choose its setting for a budget, and save it for serving."""
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import bar, console
     from pilotfish.methods.build import Route, parse_budget
+    from pilotfish.models.states import reading_told
     from pilotfish.route.router import Router
     from pilotfish.traffic.table import ReplyTable
 
@@ -154,7 +155,8 @@ def fit(
     if level is not None:
         settings["level"] = level
     models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model, read.models)}
-    route = Route(settings, read, models)
+    with bar(f"fitting {policy}") as progress, reading_told(progress):
+        route = Route(settings, read, models)
     if policy == "kernel_router" and isinstance(route.model, Router):
         route.model.save(out)
     else:
@@ -225,8 +227,9 @@ def compare(
 
     from rich.table import Table as Grid
 
-    from pilotfish.cli.output import console, write_text
+    from pilotfish.cli.output import bar, console, write_text
     from pilotfish.methods.build import make_policy, parse_budget, policies_without_models
+    from pilotfish.models.states import reading_told
     from pilotfish.route.compare import compare as run
     from pilotfish.traffic.table import ReplyTable
 
@@ -236,7 +239,8 @@ def compare(
         raise InputError("--option is given without --policy: name the methods that take it.")
     own, live = options(option), _live(model, read.models)
     policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
-    report = run(read, policies, parse_budget(budget), level=level, seed=seed)
+    with bar("comparing policies") as progress, reading_told(progress):
+        report = run(read, policies, parse_budget(budget), level=level, seed=seed)
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")
     for name in ("score", "95 % interval", "cost", "gap recovered", "certified kept"):
         grid.add_column(name, justify="right")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pilotfish.errors import InputError
 
@@ -35,15 +38,26 @@ def missing(make: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
 def _read(slug: str, name: str, value: Any, make: Callable[..., Any]) -> Any:
     if not isinstance(value, bool | int | float | str | list | dict):
         return value
-    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     hint = get_type_hints(make)[name]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain = [kind for kind in kinds if _is_plain(kind)]
+    if not plain or plain == [NoneType]:
+        raise InputError(f"Option {name!r} of {slug!r} is {value!r}: it takes a part, which only Python can give.")
     try:
-        return TypeAdapter(hint).validate_python(value)
-    except PydanticSchemaGenerationError:
-        raise InputError(
-            f"Option {name!r} of {slug!r} is {value!r}: it takes a part, which only Python can give."
-        ) from None
+        return TypeAdapter(functools.reduce(operator.or_, plain)).validate_python(value)
     except ValidationError as error:
         said = error.errors()[0]["msg"]
         raise InputError(f"Option {name!r} of {slug!r} is {value!r}: {said[0].lower()}{said[1:]}.") from None
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether plain data can be of a type."""
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter
+
+    try:
+        TypeAdapter(kind)
+    except PydanticSchemaGenerationError:
+        return False
+    return True

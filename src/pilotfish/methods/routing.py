@@ -9,7 +9,7 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.methods import method
-from pilotfish.protocols import Embedder, FloatArray, Model
+from pilotfish.protocols import Embedder, FloatArray, Model, PromptKind
 from pilotfish.route.compare import Report, compare
 from pilotfish.route.compound import OptionGate, RankPolicy, TableGate
 from pilotfish.route.policies import GatePolicy, Policy, RoutePolicy
@@ -74,6 +74,14 @@ def llm_blender(models: Sequence[str]) -> RankPolicy:
     return RankPolicy("llm_blender", tuple(models), PairRanker())
 
 
+def _described(features: PromptKind | PromptFeatures) -> PromptFeatures:
+    return PromptFeatures.of(features) if isinstance(features, str) else features
+
+
+def _kernel(features: PromptKind | PromptFeatures, second_stage: bool = True) -> KernelQuality:
+    return KernelQuality(_described(features), second_stage=second_stage)
+
+
 def _gini_split(weak: FloatArray, strong: FloatArray) -> float:
     gaps = np.unique(strong - weak)
     shares = np.array([np.mean(weak >= strong - t) for t in gaps])
@@ -88,7 +96,9 @@ def _gini_split(weak: FloatArray, strong: FloatArray) -> float:
     command=_COMPARE + "hybrid_llm",
 )
 def hybrid_llm(
-    models: Sequence[str], label: Literal["deterministic", "probabilistic", "transformed"] = "deterministic"
+    models: Sequence[str],
+    label: Literal["deterministic", "probabilistic", "transformed"] = "deterministic",
+    features: PromptKind | PromptFeatures = "words",
 ) -> GatePolicy:
     """Predict whether the small model is good enough: as good, likely as good, or within the gap that splits best."""
 
@@ -98,11 +108,13 @@ def hybrid_llm(
         slack = _gini_split(weak, strong) if label == "transformed" else 0.0
         return np.asarray(weak >= strong - slack, dtype=np.float64)
 
-    return GatePolicy("hybrid_llm", models[0], models[-1], TableGate(KernelQuality(second_stage=False), target))
+    return GatePolicy("hybrid_llm", models[0], models[-1], TableGate(_kernel(features, False), target))
 
 
 @method("zooter", paper="Lu 2023a, arXiv:2311.08692", group="routing", needs="black box", command=_COMPARE + "zooter")
-def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
+def zooter(
+    smoothing: float = 0.3, temperature: float = 0.5, features: PromptKind | PromptFeatures = "words"
+) -> RoutePolicy:
     """Distil reward scores, smoothed by tags, into a router of queries."""
     if not (0 <= smoothing <= 1 and temperature > 0):
         raise InputError(f"smoothing is {smoothing:g} and temperature {temperature:g}: give 0 to 1, and above 0.")
@@ -113,7 +125,7 @@ def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
         weights = np.exp((smoothed - np.nanmax(smoothed, axis=1, keepdims=True)) / temperature)
         return np.asarray(weights / np.nansum(weights, axis=1, keepdims=True))
 
-    return RoutePolicy("zooter", RetargetedQuality(KernelQuality(), target))
+    return RoutePolicy("zooter", RetargetedQuality(_kernel(features), target))
 
 
 @method(
@@ -123,9 +135,11 @@ def zooter(smoothing: float = 0.3, temperature: float = 0.5) -> RoutePolicy:
     needs="black box",
     command=_COMPARE + "tryage",
 )
-def tryage(penalties: Mapping[str, float] | None = None) -> RoutePolicy:
+def tryage(
+    penalties: Mapping[str, float] | None = None, features: PromptKind | PromptFeatures = "words"
+) -> RoutePolicy:
     """Predict each model's loss on the prompt and add what the user's flags put on size and latency."""
-    return RoutePolicy("tryage", PenalisedQuality(KernelQuality(second_stage=False), penalties or {}))
+    return RoutePolicy("tryage", PenalisedQuality(_kernel(features, False), penalties or {}))
 
 
 @method(
@@ -135,10 +149,9 @@ def tryage(penalties: Mapping[str, float] | None = None) -> RoutePolicy:
     needs="black box",
     command=_COMPARE + "orchestra_llm",
 )
-def orchestra_llm(k: int = 10, embedder: Embedder | None = None) -> RoutePolicy:
+def orchestra_llm(k: int = 10, features: PromptKind | PromptFeatures = "words") -> RoutePolicy:
     """Let the nearest solved examples vote on who answers."""
-    features = PromptFeatures(0, 0.1, (embedder,)) if embedder else None
-    return RoutePolicy("orchestra_llm", NeighbourQuality(k, features, by_similarity=True))
+    return RoutePolicy("orchestra_llm", NeighbourQuality(k, _described(features), by_similarity=True))
 
 
 @method(
@@ -147,24 +160,24 @@ def orchestra_llm(k: int = 10, embedder: Embedder | None = None) -> RoutePolicy:
 def route_llm(
     models: Sequence[str],
     kind: Literal["similarity", "matrix", "classifier", "kernel"] = "matrix",
-    features: PromptFeatures | None = None,
+    features: PromptKind | PromptFeatures = "words",
 ) -> GatePolicy:
     """Route between two models by preferences: similarity-weighted Elo, matrix factorisation, a classifier."""
     if kind == "classifier":
-        gate = TableGate(KernelQuality(features, second_stage=False), lambda w, s: np.asarray(w >= s, dtype=np.float64))
+        gate = TableGate(_kernel(features, False), lambda w, s: np.asarray(w >= s, dtype=np.float64))
         return GatePolicy("route_llm classifier", models[0], models[-1], gate)
     scorers: dict[str, QualityScorer] = {
-        "similarity": SimilarityElo(features=features),
-        "matrix": MatrixFactorisation(features=features),
-        "kernel": KernelQuality(features),
+        "similarity": SimilarityElo(features=_described(features)),
+        "matrix": MatrixFactorisation(features=_described(features)),
+        "kernel": _kernel(features),
     }
     return GatePolicy(f"route_llm {kind}", models[0], models[-1], TableGate(scorers[kind]))
 
 
 @method("forc", paper="Sakota 2024, arXiv:2308.06077", group="routing", needs="black box", command=_COMPARE + "forc")
-def forc(by_budget: bool = True) -> RoutePolicy:
+def forc(by_budget: bool = True, features: PromptKind | PromptFeatures = "words") -> RoutePolicy:
     """Regress score and cost of every model on the prompt, then assign by an integer program over the cost."""
-    return RoutePolicy("forc", KernelQuality(second_stage=False), by_budget=by_budget, n_settings=15)
+    return RoutePolicy("forc", _kernel(features, False), by_budget=by_budget, n_settings=15)
 
 
 @method(
@@ -174,9 +187,9 @@ def forc(by_budget: bool = True) -> RoutePolicy:
     needs="black box",
     command=_COMPARE + "kernel_router",
 )
-def kernel_router(features: PromptFeatures | None = None) -> RoutePolicy:
+def kernel_router(features: PromptKind | PromptFeatures = "words") -> RoutePolicy:
     """Predict every model's score from the prompt, then from the predictions, and take the best value at a price."""
-    return RoutePolicy("kernel_router", KernelQuality(features))
+    return RoutePolicy("kernel_router", _kernel(features))
 
 
 @method(

@@ -6,7 +6,9 @@ import copy
 import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,29 @@ from pilotfish.protocols import Progress
 from pilotfish.types import Request
 from pilotfish.vectors import unit_rows
 
-__all__ = ["StateEmbedder"]
+__all__ = ["StateEmbedder", "reading_told"]
 
 _Vectors = NDArray[np.float32]
 # Of the layers: where a language model knows most of what a text means, and not yet what comes next.
 _MIDDLE = 0.6
 _CHARACTERS_PER_TOKEN = 16
+_told: ContextVar[Progress | None] = ContextVar("told", default=None)
+
+
+@contextmanager
+def reading_told(progress: Progress) -> Iterator[None]:
+    """Tell ``progress`` of all that is read within, however deep: what is fitted on texts may read them for an hour.
+
+    Examples
+    --------
+    >>> with reading_told(lambda done, total: print(done, "of", total)):
+    ...     pass
+    """
+    before = _told.set(progress)
+    try:
+        yield
+    finally:
+        _told.reset(before)
 
 
 class StateEmbedder:
@@ -92,7 +111,7 @@ class StateEmbedder:
         ModelError
             When the model cannot be loaded, or the memory does not suffice.
         """
-        texts = checked_texts(texts)
+        texts, progress = checked_texts(texts), progress or _told.get()
         with self._lock:
             self._parts()
             with _threads().limit(limits=os.cpu_count() or 1, user_api="openmp"):
@@ -130,7 +149,7 @@ class StateEmbedder:
 
     def _parts(self) -> tuple[HubTokenizer, Any]:
         if isinstance(self.model, str):
-            self.model = TransformersModel(self.model, dtype="bfloat16")
+            self.model = _by_name(self.model)
         network = self.model._parts()[1]
         if not hasattr(network, "model"):
             raise InputError(
@@ -151,6 +170,12 @@ class StateEmbedder:
                 network.model(torch.tensor([head]), past_key_values=cache)
             self._begun = cache, tail
         return self._begun
+
+
+@functools.lru_cache(maxsize=1)
+def _by_name(name: str) -> TransformersModel:
+    """The model of all who read by its name: each would take a gigabyte."""
+    return TransformersModel(name, dtype="bfloat16")
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from pilotfish.types import Reply, Request
 __all__ = ["Candidate", "Router"]
 
 _CHARACTERS_PER_TOKEN = 3.5
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # 1 had no name of what reads the prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +320,7 @@ class Router:
 
 def _about(path: Path | str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     about: dict[str, Any] = json.loads(arrays["about"].tobytes())
-    if about["version"] != _FORMAT_VERSION:
+    if about["version"] not in (1, _FORMAT_VERSION):
         raise InputError(
             f"The router in {path} has format version {about['version']} and this is version {_FORMAT_VERSION}: "
             "upgrade Pilotfish or fit it anew."

@@ -187,8 +187,8 @@ class OutputAgreement:
         self.models_ = tuple(models)
         embedded = np.asarray(self.embedder.embed(flat), dtype=np.float64)
         self.vectors_ = embedded.reshape(len(prompts), len(models), -1)
-        self.features_ = (self.features or PromptFeatures(n_topics=min(100, len(prompts) - 1))).fit(prompts)
-        self.rows_ = self.features_.transform(prompts)
+        self.features_ = self.features or PromptFeatures(n_topics=min(100, len(prompts) - 1))
+        self.rows_ = self.features_.fit_transform(prompts)
         return self
 
     def predict(self, prompts: Sequence[str]) -> FloatArray:

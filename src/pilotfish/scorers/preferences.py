@@ -115,8 +115,8 @@ class SimilarityElo:
         """Remember the duels of scores (n, m), NaN where a model was not asked."""
         y = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
-        self.features_ = (self.features or PromptFeatures()).fit(prompts)
-        self.rows_ = unit_rows(self.features_.transform(prompts))
+        self.features_ = self.features or PromptFeatures()
+        self.rows_ = unit_rows(self.features_.fit_transform(prompts))
         m = len(models)
         self.wins_ = np.zeros((len(prompts), m * m))
         query, a, b, won = battles(y)
@@ -185,8 +185,8 @@ class MatrixFactorisation:
         if len(models) < 2:
             raise InputError("MatrixFactorisation has one model only: give scores of at least two.")
         self.models_ = tuple(models)
-        self.features_ = (self.features or PromptFeatures()).fit(prompts)
-        q = self.features_.transform(prompts)
+        self.features_ = self.features or PromptFeatures()
+        q = self.features_.fit_transform(prompts)
         duels = battles(y)
         rng = np.random.default_rng(self.seed)
         d = self.n_factors

@@ -7,14 +7,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
-from pilotfish.protocols import Embedder, FloatArray
+from pilotfish.models.embedder import OnnxEmbedder, StaticEmbedder
+from pilotfish.models.states import StateEmbedder
+from pilotfish.protocols import Embedder, FloatArray, PromptKind
+from pilotfish.vectors import unit_rows
 
 __all__ = ["PromptFeatures", "form_of"]
 
@@ -55,6 +59,8 @@ _CUES: tuple[tuple[frozenset[str], tuple[str, ...], re.Pattern[str] | None], ...
         ("blank", ("__",), ""),
     )
 )
+# Of a prompt, by a language model: longer ones take it seconds.
+_MOST_READ = 512
 _CODE_WORDS = frozenset(("def", "class", "return", "assert"))
 
 
@@ -126,7 +132,7 @@ class PromptFeatures:
     form_weight : float
         Weight of the form against the words; the words have length 1.
     embedders : sequence of Embedder
-        Each adds its vectors, of length 1, beside the topics.
+        Each adds its vectors, centred and of length 1, beside the topics.
     max_terms : int
         Most words and word pairs looked at.
     seed : int
@@ -156,9 +162,47 @@ class PromptFeatures:
         self.embedders = embedders
         self.max_terms = max_terms
         self.seed = seed
+        self.kind: PromptKind | None = None
+        self.instruction = ""
+
+    @classmethod
+    def of(cls, kind: PromptKind, instruction: str = "") -> Self:
+        """Make features by what reads the prompts, which is then written by its name with all that was learned.
+
+        Parameters
+        ----------
+        kind : {"words", "static", "encoder", "language"}
+            ``words`` are form and topics; ``static`` adds static token vectors. ``encoder`` has the middle layer of a
+            sentence encoder in the place of both, and ``language`` adds to it what a language model of half a billion
+            parameters has in mind where its answer would begin.
+        instruction : str
+            What the models are told to do with the prompts, for ``language`` to be told too.
+
+        Raises
+        ------
+        InputError
+            When there is no such kind.
+
+        Examples
+        --------
+        >>> PromptFeatures.of("words").fit(["add 1 and 2", "who wrote it?", "who said it?"]).kind
+        'words'
+        """
+        if kind not in get_args(PromptKind):
+            raise InputError(f"kind is {kind!r}: use one of {', '.join(get_args(PromptKind))}.")
+        # Beside a middle layer, which keeps both words and meaning, topics and static vectors made routers worse.
+        n_topics = 200 if kind in ("words", "static") else 0
+        made = cls(n_topics, embedders=_readers(kind, instruction))
+        made.kind, made.instruction = kind, instruction
+        return made
 
     def fit(self, prompts: Sequence[str]) -> Self:
-        """Learn the words, their weights and topics, and the spread of the form. Needs no labels.
+        """Learn the words, their weights and topics, and the spread of the form and of the vectors. Needs no labels."""
+        self.fit_transform(prompts)
+        return self
+
+    def fit_transform(self, prompts: Sequence[str], unlabelled: Sequence[str] = ()) -> FloatArray:
+        """Learn as :meth:`fit` does and describe the prompts; of ``unlabelled`` ones form and words are learned.
 
         Raises
         ------
@@ -167,15 +211,18 @@ class PromptFeatures:
         """
         if len(prompts) < 2:
             raise InputError(f"prompts has {len(prompts)} texts: give at least 2.")
-        form = np.array([form_of(p) for p in prompts])
+        known = [*prompts, *unlabelled]
+        form = np.array([form_of(p) for p in known])
         self.form_mean_ = form.mean(axis=0)
         self.form_scale_ = form.std(axis=0) + 1e-6
         self.terms_: dict[str, int] = {}
         self.idf_ = np.empty(0, dtype=np.float32)
         self.topics_ = np.empty((0, 0), dtype=np.float32)
         if self.n_topics:
-            self._fit_topics(prompts)
-        return self
+            self._fit_topics(known)
+        vectors = self._vectors(prompts)
+        self.means_ = [part.mean(axis=0) for part in vectors]
+        return self._rows(prompts, vectors)
 
     def _fit_topics(self, prompts: Sequence[str]) -> None:
         from sklearn.decomposition import TruncatedSVD
@@ -214,6 +261,12 @@ class PromptFeatures:
         """
         if not hasattr(self, "form_mean_"):
             raise NotFittedError("PromptFeatures was used before fit: call fit(prompts) first.")
+        return self._rows(prompts, self._vectors(prompts))
+
+    def _vectors(self, prompts: Sequence[str]) -> list[FloatArray]:
+        return [np.asarray(embedder.embed(list(prompts)), dtype=np.float64) for embedder in self.embedders]
+
+    def _rows(self, prompts: Sequence[str], vectors: list[FloatArray]) -> FloatArray:
         lowered = [p.lower() for p in prompts]
         words = [_words(text) for text in lowered]
         form = np.array([_form(*row) for row in zip(prompts, lowered, words, strict=True)]).reshape(len(prompts), -1)
@@ -222,8 +275,8 @@ class PromptFeatures:
         meanings = []
         if self.topics_.size:
             meanings.append(np.array([self._topics_of(row) for row in words]).reshape(len(prompts), -1))
-        texts = list(prompts)
-        meanings += [np.asarray(embedder.embed(texts), dtype=np.float64) for embedder in self.embedders]
+        # What all prompts have in common takes up most of a language model's states, and tells none from another.
+        meanings += [unit_rows(part - mean) for part, mean in zip(vectors, self.means_, strict=True)]
         parts += [m / math.sqrt(len(meanings)) for m in meanings]
         return np.hstack(parts)
 
@@ -244,7 +297,7 @@ class PromptFeatures:
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Write what was learned as plain arrays; the embedders are brought by their owner, not stored."""
+        """Write what was learned as plain arrays; embedders without a name are brought by their owner."""
         return {
             "form_mean": self.form_mean_,
             "form_scale": self.form_scale_,
@@ -252,18 +305,39 @@ class PromptFeatures:
             "idf": self.idf_,
             "topics": self.topics_.astype(np.float16),
             "form_weight": np.array(self.form_weight),
+            "kind": np.array(self.kind or ""),
+            "instruction": np.array(self.instruction),
+            **{f"mean.{i}": mean for i, mean in enumerate(self.means_)},
         }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], embedders: Sequence[Embedder] = ()) -> PromptFeatures:
-        """Read what :meth:`to_arrays` wrote."""
-        made = cls(arrays["topics"].shape[-1], float(arrays["form_weight"]), embedders)
+        """Read what :meth:`to_arrays` wrote; ``embedders`` are those that have no name."""
+        kind, instruction = (str(arrays.get(name, "")) for name in ("kind", "instruction"))
+        read_by = _readers(kind, instruction) if kind else embedders
+        made = cls(arrays["topics"].shape[-1], float(arrays["form_weight"]), read_by)
+        made.kind, made.instruction = kind or None, instruction  # type: ignore[assignment]
         made.form_mean_, made.form_scale_ = arrays["form_mean"], arrays["form_scale"]
         made.terms_ = json.loads(arrays["terms"].tobytes().decode())
         made.idf_ = arrays["idf"]
         made.topics_ = arrays["topics"].astype(np.float32)
+        # Vectors were not centred before they had a name.
+        made.means_ = [arrays.get(f"mean.{i}", np.zeros(1)) for i in range(len(read_by))]
         return made
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text)
+
+
+@lru_cache(maxsize=8)
+def _readers(kind: PromptKind, instruction: str) -> tuple[Embedder, ...]:
+    """What reads prompts of a kind; each is loaded once."""
+    if kind == "static":
+        return (StaticEmbedder("wordllama"),)
+    if kind == "encoder":
+        return (OnnxEmbedder("all-minilm-l6-v2", precision="int8", poolings=("mean@3",)),)
+    if kind == "language":
+        states = StateEmbedder(instruction=instruction, max_length=_MOST_READ)
+        return (*_readers("encoder", ""), states)
+    return ()

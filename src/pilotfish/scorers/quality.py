@@ -158,8 +158,8 @@ class KernelQuality:
         """Learn from scores (n, m), NaN where a model was not asked; ``unlabelled`` prompts sharpen the features."""
         y = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
-        self.features_ = (self.features or PromptFeatures()).fit([*prompts, *unlabelled])
-        x = self.features_.transform(prompts)
+        self.features_ = self.features or PromptFeatures()
+        x = self.features_.fit_transform(prompts, unlabelled)
         rng = np.random.default_rng(self.seed)
         chosen = rng.permutation(len(prompts))[: self.n_landmarks]
         self._span(x[np.sort(chosen)].astype(np.float32))
@@ -298,8 +298,8 @@ class NeighbourQuality:
             raise InputError(f"k is {self.k}: give at least 1 neighbour.")
         self.scores_ = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
-        self.features_ = (self.features or PromptFeatures()).fit(prompts)
-        self.rows_ = unit_rows(self.features_.transform(prompts))
+        self.features_ = self.features or PromptFeatures()
+        self.rows_ = unit_rows(self.features_.fit_transform(prompts))
         self.mean_ = np.nanmean(self.scores_, axis=0)
         return self
 

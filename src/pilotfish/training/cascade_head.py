@@ -76,8 +76,8 @@ class CascadeHead:
         self.labels_ = tuple(sorted(set(labels)))
         if len(self.labels_) < 2:
             raise InputError(f"Every label is {self.labels_}: give at least two labels.")
-        self.features_ = (self.features or PromptFeatures()).fit(texts)
-        x = self._rows(texts)
+        self.features_ = self.features or PromptFeatures()
+        x = _with_constant(self.features_.fit_transform(texts))
         y = np.array([self.labels_.index(label) for label in labels])
         large_wrong = np.array([a != b for a, b in zip(large, labels, strict=True)], dtype=np.float64)
         keep = np.ones(y.size)
@@ -110,10 +110,6 @@ class CascadeHead:
         self.weights_ = parameters[: n_features * k].reshape(n_features, k)
         self.gate_ = parameters[n_features * k :]
 
-    def _rows(self, texts: Sequence[str]) -> FloatArray:
-        rows = self.features_.transform(texts) * 5
-        return np.column_stack([rows, np.ones(len(rows))])
-
     def _probabilities(self, x: FloatArray) -> FloatArray:
         z = x @ self.weights_
         p = np.exp(z - z.max(axis=1, keepdims=True))
@@ -123,7 +119,7 @@ class CascadeHead:
         """Label each text and give the confidence, (n,), in [0, 1]."""
         if not hasattr(self, "weights_"):
             raise NotFittedError("CascadeHead was used before fit: call fit(texts, labels, large) first.")
-        x = self._rows(texts)
+        x = _with_constant(self.features_.transform(texts))
         p = self._probabilities(x)
         sure = 1 / (1 + np.exp(-(x @ self.gate_))) if self.gate else p.max(axis=1)
         return [self.labels_[i] for i in p.argmax(axis=1)], np.asarray(sure)
@@ -173,3 +169,7 @@ def cascade_loss(
     loss += penalty * float(parameters @ parameters)
     gradient = np.concatenate([(x.T @ by_z / n).ravel(), by_u]) + 2 * penalty * parameters
     return loss, gradient
+
+
+def _with_constant(rows: FloatArray) -> FloatArray:
+    return np.column_stack([rows * 5, np.ones(len(rows))])
