@@ -33,9 +33,11 @@ _INSTRUCTION = "Answer the multiple-choice question with one letter."
 def main(run: Run) -> None:
     if not have_embedders():
         return
-    for part, labels in (("mmlu", 1500), ("mmlu_all", 0)):
-        if run.wants(part):
-            two_models(run, labels)
+    wanted = [labels for part, labels in (("mmlu", 1500), ("mmlu_all", 0)) if run.wants(part)]
+    if wanted and run.wants_long("reading"):
+        read_states(run, list(dict.fromkeys(mmlu(run).queries)), _INSTRUCTION)
+    for labels in wanted:
+        two_models(run, labels)
     if run.wants("nine"):
         nine_models(run)
     if run.wants("latency"):
@@ -68,7 +70,6 @@ def two_models(run: Run, labels: int) -> None:
     n_landmarks = 1500 if labels else 3000
     kinds: list[PromptKind] = ["words", "static"] if run.quick else ["words", "static", "encoder"]
     if run.wants_long("reading"):
-        read_states(run, list(dict.fromkeys(table.queries)), _INSTRUCTION)
         kinds.append("language")
     routers: dict[str, Callable[[], QualityScorer]] = {
         f"kernel, {kind}": lambda kind=kind: KernelQuality(read_by(kind, _INSTRUCTION), n_landmarks=n_landmarks)

@@ -190,6 +190,7 @@ class PromptFeatures:
         """
         if kind not in get_args(PromptKind):
             raise InputError(f"kind is {kind!r}: use one of {', '.join(get_args(PromptKind))}.")
+        instruction = instruction if kind == "language" else ""  # the others are told nothing, and are loaded once
         # Beside a middle layer, which keeps both words and meaning, topics and static vectors made routers worse.
         n_topics = 200 if kind in ("words", "static") else 0
         made = cls(n_topics, embedders=_readers(kind, instruction))
@@ -212,7 +213,7 @@ class PromptFeatures:
         if len(prompts) < 2:
             raise InputError(f"prompts has {len(prompts)} texts: give at least 2.")
         known = [*prompts, *unlabelled]
-        form = np.array([form_of(p) for p in known])
+        words, form = _read(known)
         self.form_mean_ = form.mean(axis=0)
         self.form_scale_ = form.std(axis=0) + 1e-6
         self.terms_: dict[str, int] = {}
@@ -222,7 +223,7 @@ class PromptFeatures:
             self._fit_topics(known)
         vectors = self._vectors(prompts)
         self.means_ = [part.mean(axis=0) for part in vectors]
-        return self._rows(prompts, vectors)
+        return self._rows(words[: len(prompts)], form[: len(prompts)], vectors)
 
     def _fit_topics(self, prompts: Sequence[str]) -> None:
         from sklearn.decomposition import TruncatedSVD
@@ -261,20 +262,17 @@ class PromptFeatures:
         """
         if not hasattr(self, "form_mean_"):
             raise NotFittedError("PromptFeatures was used before fit: call fit(prompts) first.")
-        return self._rows(prompts, self._vectors(prompts))
+        return self._rows(*_read(prompts), self._vectors(prompts))
 
     def _vectors(self, prompts: Sequence[str]) -> list[FloatArray]:
         return [np.asarray(embedder.embed(list(prompts)), dtype=np.float64) for embedder in self.embedders]
 
-    def _rows(self, prompts: Sequence[str], vectors: list[FloatArray]) -> FloatArray:
-        lowered = [p.lower() for p in prompts]
-        words = [_words(text) for text in lowered]
-        form = np.array([_form(*row) for row in zip(prompts, lowered, words, strict=True)]).reshape(len(prompts), -1)
+    def _rows(self, words: list[list[str]], form: FloatArray, vectors: list[FloatArray]) -> FloatArray:
         form = np.clip((form - self.form_mean_) / self.form_scale_, -4, 4)
         parts = [form * (self.form_weight / math.sqrt(form.shape[1]))]
         meanings = []
         if self.topics_.size:
-            meanings.append(np.array([self._topics_of(row) for row in words]).reshape(len(prompts), -1))
+            meanings.append(np.array([self._topics_of(row) for row in words]).reshape(len(words), -1))
         # What all prompts have in common takes up most of a language model's states, and tells none from another.
         meanings += [unit_rows(part - mean) for part, mean in zip(vectors, self.means_, strict=True)]
         parts += [m / math.sqrt(len(meanings)) for m in meanings]
@@ -324,6 +322,14 @@ class PromptFeatures:
         # Vectors were not centred before they had a name.
         made.means_ = [arrays.get(f"mean.{i}", np.zeros(1)) for i in range(len(read_by))]
         return made
+
+
+def _read(prompts: Sequence[str]) -> tuple[list[list[str]], FloatArray]:
+    """The words of each prompt in lower case, and its form."""
+    lowered = [p.lower() for p in prompts]
+    words = [_words(text) for text in lowered]
+    form = [_form(*row) for row in zip(prompts, lowered, words, strict=True)]
+    return words, np.array(form).reshape(len(prompts), -1)
 
 
 def _words(text: str) -> list[str]:
