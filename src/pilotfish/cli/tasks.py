@@ -206,11 +206,9 @@ def replay(
     task: Annotated[str | None, typer.Option(help="only this task")] = None,
 ) -> None:
     """Show what a takeover would have cost and got right on the logged traffic."""
-    from rich.markup import escape
-    from rich.progress import Progress
     from rich.table import Table
 
-    from pilotfish.cli.output import console
+    from pilotfish.cli.output import bar, console
     from pilotfish.gateway.sources import load_config
     from pilotfish.gateway.takeover import target_of
     from pilotfish.takeover.replay import replay as run
@@ -231,15 +229,14 @@ def replay(
         for name in names:
             model = takeover.state(name).task.model
             n_calls = takeover.log.count(task=name)
-            with Progress(console=console, transient=True) as progress:
-                bar = progress.add_task(escape(name), total=n_calls)
+            with bar(name) as told:
                 made = run(
                     takeover.log.calls(task=name),
                     ClosedSetStudent,
                     settings={"features": features},
                     target=target_of(tried),
                     audit_share=tried.takeover.audit_share,
-                    progress=lambda n, bar=bar, p=progress: p.update(bar, completed=n),  # type: ignore[misc]
+                    progress=lambda n, told=told, total=n_calls: told(n, total),  # type: ignore[misc]
                 )
             gold = [right for right in made.right if right is not None]
             table.add_row(

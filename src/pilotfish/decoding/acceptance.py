@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -151,13 +151,7 @@ class Greedy:
     def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:  # noqa: ARG002
         """Places of the accepted tokens and the next token."""
         best = logits.best().tolist()
-        path: list[int] = []
-        while True:
-            wanted = best[path[-1] + 1 if path else 0]
-            stands = next((i for i in draft.after(path[-1] if path else -1) if draft.tokens[i] == wanted), None)
-            if stands is None:
-                return path, int(wanted)
-            path.append(stands)
+        return _followed(draft, lambda row: int(best[row]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +215,7 @@ class Repeatable:
     def accept(self, logits: Logits, draft: Draft, rng: np.random.Generator) -> tuple[list[int], int]:
         """Places of the accepted tokens and the next token."""
         logs = logits.log_probs()
-        path: list[int] = []
-        while True:
-            place = path[-1] if path else -1
-            drawn = _draw(self.sampling.probabilities(logs[place + 1 : place + 2])[0], rng)
-            stands = next((i for i in draft.after(place) if draft.tokens[i] == drawn), None)
-            if stands is None:
-                return path, drawn
-            path.append(stands)
+        return _followed(draft, lambda row: _draw(self.sampling.probabilities(logs[row : row + 1])[0], rng))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +253,18 @@ class Typical:
             if stands is None:
                 return path, _draw(row, rng)
             path.append(stands)
+
+
+def _followed(draft: Draft, choose: Callable[[int], int]) -> tuple[list[int], int]:
+    """Places along a draft while it holds what the target chooses in each row of its logits, and its last choice."""
+    path: list[int] = []
+    while True:
+        place = path[-1] if path else -1
+        token = choose(place + 1)
+        stands = next((i for i in draft.after(place) if draft.tokens[i] == token), None)
+        if stands is None:
+            return path, token
+        path.append(stands)
 
 
 def choose_acceptance(sampling: Sampling, *, repeatable: bool = False) -> Acceptance:

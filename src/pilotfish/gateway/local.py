@@ -34,6 +34,7 @@ from pilotfish.gateway.upstream import Transport, UpstreamReply
 from pilotfish.gateway.wire import Headers
 from pilotfish.models import catalog
 from pilotfish.protocols import Model
+from pilotfish.traffic.calls import json_object
 from pilotfish.types import Reply, Request
 
 __all__ = ["LocalModels", "LocalReply", "make_models"]
@@ -137,7 +138,7 @@ class LocalModels:
         """Answer a call from a local model; None where it is for none."""
         path = target.partition(b"?")[0]
         if method == "POST":
-            data = _object(body)
+            data = json_object(body)
             name = str(data.get("model"))
             model = self.models.get(name)
             if model is None:
@@ -338,15 +339,6 @@ class _Streamed:
     def _put(self, part: bytes | LocalReply) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body; of a form or a file an empty one."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _entry(name: str) -> dict[str, Any]:

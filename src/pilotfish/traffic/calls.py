@@ -116,7 +116,7 @@ class Call:
     @property
     def messages(self) -> list[Any]:
         """The messages of the request in the OpenAI form; empty when it has none."""
-        messages = _json_object(self.request).get("messages")
+        messages = json_object(self.request).get("messages")
         return messages if isinstance(messages, list) else []
 
     @property
@@ -136,7 +136,7 @@ class Call:
     @property
     def answer(self) -> str:
         """The text of the reply's first choice; empty when there is none."""
-        return answer_text(_json_object(self.reply))
+        return answer_text(json_object(self.reply))
 
     def to_request(self) -> Request:
         """The request as a model takes it.
@@ -146,7 +146,7 @@ class Call:
         InputError
             When the logged body is not a chat completion call.
         """
-        return Request.from_json(_json_object(self.request))
+        return Request.from_json(json_object(self.request))
 
     def replace(self, **changes: Any) -> Call:
         """Return a copy with some fields changed."""
@@ -297,7 +297,8 @@ def _text(message: Mapping[str, Any]) -> str:
     return Message("user", tuple(content)).text
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; of a form, a file or anything else an empty one."""
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
