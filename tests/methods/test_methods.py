@@ -189,6 +189,13 @@ def test_answers_of_two_models_have_no_samples_to_agree_with():
     assert make_policy("consistency_cascade", table, live={"small": Says("small")}).scorers[0].n_calls == 4
 
 
+def test_a_sampler_is_not_paid_for_where_other_models_are_compared_with(three):
+    live = {name: Says(name) for name in three.models}
+    asked, recorded = (make_policy("consistency_cascade", three, live=given).fit(three) for given in (live, None))
+    for setting in recorded.settings(three):
+        assert (asked.run(three, setting).costs(three) == recorded.run(three, setting).costs(three)).all()
+
+
 def test_a_model_without_costs_is_named():
     table = ReplyTable.of(["x", "y"], {"a": [1, 0], "b": [float("nan")] * 2}, {"a": 1.0, "b": float("nan")})
     with pytest.raises(InputError, match="Model 'b' has no cost in the table"):

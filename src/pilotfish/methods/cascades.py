@@ -222,9 +222,8 @@ def consistency_cascade(
             "consistency_cascade has two models and nothing to compare the first one's answers with: give a third, "
             f"samples_of, or a model to sample, such as --model {models[0]}=qwen2.5-coder-0.5b-instruct."
         )
-    return CascadePolicy(
-        "consistency_cascade", (models[0], models[-1]), (Agreement(sampler, n_samples),), samples_of=beside
-    )
+    scorer = Agreement(None if beside else sampler, n_samples)  # a sampler that is not asked is not to be paid for
+    return CascadePolicy("consistency_cascade", (models[0], models[-1]), (scorer,), samples_of=beside)
 
 
 @method(
