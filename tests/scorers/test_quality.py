@@ -260,6 +260,11 @@ def test_ranker_learns_what_better_answers_share():
     rates = ranker.win_rates("What is 50 + 50?", ["50 + 50 = 101", "50 + 50 = 100", "I am not sure"])
     assert rates.argmax() == 1
     assert rates.mean() == pytest.approx(0.5)
+    left = ranker.win_rates("What is 50 + 50?", ["50 + 50 = 101", "50 + 50 = 100"])
+    assert left.argmax() == 1
+    assert left.sum() == pytest.approx(1.0)
+    more = ranker.win_rates("What is 50 + 50?", ["50 + 50 = 101", "I am not sure", "50 + 50 = 101", "50 + 50 = 100"])
+    assert more.argmax() == 3
     with pytest.raises(InputError, match="better and a worse"):
         PairRanker().fit(questions, answers, np.ones((30, 3)))
 

@@ -17,6 +17,8 @@ from pilotfish.vectors import in_parts, unit_rows
 
 __all__ = ["MatrixFactorisation", "PairRanker", "SimilarityElo", "battles", "bradley_terry"]
 
+_MOST_COMPARED = 4
+
 
 def battles(scores: FloatArray, ties: bool = True) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
     """Turn scores (n, m) into duels: query, first model, second model, and 1, 0.5 or 0 for the first.
@@ -266,11 +268,10 @@ class PairRanker:
     def __init__(self, penalty: float = 1.0) -> None:
         self.penalty = penalty
 
-    @staticmethod
-    def _rows(question: str, answers: Sequence[str]) -> NDArray[np.float64]:
+    def _rows(self, question: str, answers: Sequence[str]) -> NDArray[np.float64]:
         return np.array(
             [
-                answer_form(question, answer, [a for k, a in enumerate(answers) if k != i][:4])
+                answer_form(question, answer, [a for k, a in enumerate(answers) if k != i][: self.n_compared_])
                 for i, answer in enumerate(answers)
             ]
         )
@@ -281,6 +282,7 @@ class PairRanker:
 
         if scores.shape[0] != len(questions) or scores.ndim != 2:
             raise InputError(f"scores have shape {scores.shape} for {len(questions)} questions: give one per answer.")
+        self.n_compared_ = min(scores.shape[1] - 1, _MOST_COMPARED)
         rows = np.stack([self._rows(q, a) for q, a in zip(questions, answers, strict=True)])
         self.scale_ = rows.reshape(-1, rows.shape[-1]).std(axis=0) + 1e-9
         query, a, b, won = battles(scores, ties=False)
@@ -297,12 +299,15 @@ class PairRanker:
         return self
 
     def win_rates(self, question: str, answers: Sequence[str]) -> FloatArray:
-        """Mean chance of each answer to beat each other one, (m,); 1 for a single answer."""
+        """Mean chance of each of m answers, as many as learned from or fewer, to beat another, (m,); 1 for one."""
         if not hasattr(self, "weights_"):
             raise NotFittedError("PairRanker was used before fit: call fit(questions, answers, scores) first.")
         if len(answers) == 1:
             return np.ones(1)
-        worth = (self._rows(question, answers) / self.scale_) @ self.weights_
+        rows = self._rows(question, answers)
+        # What compares with an answer that is missing stands last, and would tell none of the others apart.
+        n_known = rows.shape[1]
+        worth = (rows / self.scale_[:n_known]) @ self.weights_[:n_known]
         chance = 1 / (1 + np.exp(-(worth[:, None] - worth[None])))
         m = len(answers)
         return np.asarray((chance.sum(axis=1) - 0.5) / max(m - 1, 1))
