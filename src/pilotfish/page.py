@@ -266,13 +266,16 @@ th{font-weight:600;color:var(--soft);text-align:left;font-size:13px}th,td{paddin
 border-bottom:1px solid var(--line)}td.num{white-space:nowrap}
 td:last-child:not(.num){overflow-wrap:anywhere}
 tr:last-child td{border-bottom:0}.num{text-align:right;padding-left:12px;
-font-variant-numeric:tabular-nums}figure{margin:8px 0 0}svg{width:100%;height:auto;max-width:820px;display:block}
+font-variant-numeric:tabular-nums}figure{margin:8px 0 0}
+svg{width:100%;height:auto;max-width:820px;display:block;overflow:visible}
 svg text{fill:var(--soft);font-size:11.5px;font-family:inherit}svg text.axis{font-size:12.5px}
 svg .grid{stroke:var(--line);stroke-width:1}svg .mark{stroke:var(--soft);stroke-dasharray:3 3}
 svg text.mark{stroke:none;fill:var(--ink)}.legend{display:flex;flex-wrap:wrap;gap:4px 18px;color:var(--soft);
 font-size:13px;padding-left:58px}.legend svg{display:inline-block;width:26px;height:10px;
 margin-right:6px}.empty{color:var(--soft)}
 mark{background:rgba(217,115,13,.22);color:inherit;border-radius:3px;padding:1px 2px}
-.two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
-.two svg{overflow:visible}.two svg text{font-size:15px}.two svg text.axis{font-size:16px}.two .legend{padding-left:36px}
+.two{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(min(380px,100%),1fr))}
+.two svg text{font-size:15px}.two svg text.axis{font-size:16px}.two .legend{padding-left:36px}
+@media(max-width:600px){svg text,.two svg text,.two svg text.axis{font-size:17px}
+figure .legend,.two .legend{padding-left:0}}
 """

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pilotfish import page as pages
 from pilotfish.errors import InputError, ModelError, NotFittedError
 from pilotfish.methods.build import make_policy
 from pilotfish.methods.cascades import guaranteed_takeover
@@ -153,6 +154,13 @@ def test_the_first_chart_draws_what_is_best_at_some_cost(three):
     page = compare(three, [poor, learned], budget=0.006).to_html()
     first, rest = page.split("Each policy</h2>")
     assert ("learned:" in first, "poor:" in first, "poor:" in rest) == (True, False, True)
+
+
+def test_charts_of_a_page_fit_a_phone_and_keep_their_last_tick():
+    style = pages.page("Report", "one").split("</style>")[0].replace("\n", "")
+    assert "minmax(min(380px,100%),1fr)" in style
+    assert "display:block;overflow:visible}" in style
+    assert "@media(max-width:600px){svg text," in style
 
 
 def test_compare_reports_and_draws(table):
