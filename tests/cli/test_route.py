@@ -322,6 +322,18 @@ def test_policies_that_read_replies_say_so_where_none_are_recorded(tmp_path):
             run("compare", "-t", str(path), "-b", "20usd/1k", "-p", policy)
 
 
+def test_an_answer_that_is_missing_leaves_no_policy_out_and_a_reply_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "width", 200)
+    path = tmp_path / "t.jsonl"
+    rows = list(make_table(60).rows())
+    for kept, cascade, told in ((rows[1:], True, False), ([_kept(rows[0], reply=None), *rows[1:]], False, True)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        said = run("compare", "-t", str(path), "-b", "20usd/1k", "--html", str(tmp_path / "r.html")).output
+        assert ("calibrated_cascade" in said) is cascade
+        for text in (said, (tmp_path / "r.html").read_text()):
+            assert ("Policies that read replies are left out: 1 scored answers have no reply" in text) is told
+
+
 def test_labels_that_leak_are_told_of_by_fit_as_by_compare(tmp_path):
     rng = np.random.default_rng(0)
     right = rng.integers(0, 2, (900, 2))

@@ -224,11 +224,12 @@ def compare(
 ) -> None:
     """Measure policies on recorded replies: what each would have cost and how good it would have been."""
     import json
+    from dataclasses import replace
 
     from rich.table import Table as Grid
 
     from pilotfish.cli.output import bar, console, write_text
-    from pilotfish.methods.build import make_policy, parse_budget, policies_without_models
+    from pilotfish.methods.build import make_policy, parse_budget, policies_without_models, warned_of_replies
     from pilotfish.models.states import reading_told
     from pilotfish.route.compare import compare as run
     from pilotfish.traffic.table import ReplyTable
@@ -241,6 +242,8 @@ def compare(
     policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
     with bar("comparing policies") as progress, reading_told(progress):
         report = run(read, policies, parse_budget(budget), level=level, seed=seed)
+    if not names:
+        report = replace(report, warnings=(*warned_of_replies(read), *report.warnings))
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")
     for name in ("score", "95 % interval", "cost", "gap recovered", "certified kept"):
         grid.add_column(name, justify="right")

@@ -29,7 +29,16 @@ from pilotfish.scorers.costs import CostModel
 from pilotfish.traffic.table import ReplyTable, refuse_no_choice
 from pilotfish.types import Reply, Request
 
-__all__ = ["Route", "by_cost", "check_route", "make_policy", "models_of", "parse_budget", "policies_without_models"]
+__all__ = [
+    "Route",
+    "by_cost",
+    "check_route",
+    "make_policy",
+    "models_of",
+    "parse_budget",
+    "policies_without_models",
+    "warned_of_replies",
+]
 
 _BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
 _FEW = 100
@@ -136,7 +145,8 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
     where some query has a better and a worse answer.
     """
     found: list[Policy] = []
-    complete = bool(table.replies) and all(text is not None for row in table.replies for text in row)
+    table = table.complete()
+    complete = not _unrecorded(table)
     for card in cards():
         if card.group not in ("cascades", "routing"):
             continue
@@ -154,6 +164,18 @@ def policies_without_models(table: ReplyTable) -> list[Policy]:
             continue
         found.append(policy)
     return found
+
+
+def warned_of_replies(table: ReplyTable) -> list[str]:
+    """What a reader should know of the policies that :func:`policies_without_models` leaves out of a table."""
+    n = _unrecorded(table.complete())
+    return [f"Policies that read replies are left out: {n:,} scored answers have no reply recorded."] if n else []
+
+
+def _unrecorded(table: ReplyTable) -> int:
+    if not table.replies:
+        return table.scores.size
+    return sum(text is None for row in table.replies for text in row)
 
 
 def _answered_by_labels(table: ReplyTable) -> bool:
