@@ -23,6 +23,7 @@ from pilotfish.route.explain import explain
 from pilotfish.route.policies import (
     AlwaysPolicy,
     CascadePolicy,
+    Choices,
     GatePolicy,
     OraclePolicy,
     RandomPolicy,
@@ -246,6 +247,32 @@ def test_what_is_certified_is_told_apart_from_the_setting_at_the_budget(three):
         r"spends at most \$0.00\d+ per query, above this budget\.$",
         report.recommendation,
     )
+
+
+def test_a_certificate_that_keeps_nothing_from_the_best_model_is_no_advice(three):
+    few = three.subset(range(120))
+    said = compare(few, [RoutePolicy("kernel", KernelQuality())], budget=0.006).recommendation
+    assert "None of its settings that keeps queries from large could be certified to lose at most 0.02" in said
+    assert "keeps 0%" not in said
+    n = np.arange(60)
+    poor = ReplyTable.of([f"number {i}" for i in n], {"cheap": n < 2, "dear": n > 1}, {"cheap": 0.1, "dear": 1.0})
+    best = compare(poor, [], budget=1.0).recommendation
+    assert best.startswith("Use best single (dear)")
+    assert "certified" not in best
+
+
+def test_a_curve_that_reaches_the_best_model_at_its_own_cost_is_not_praised_for_it():
+    class AllButOne(AlwaysPolicy):
+        def run(self, table, setting):
+            answered = np.full(table.n_queries, table.column("dear"))
+            answered[np.flatnonzero(table.scores[:, 0])[0]] = table.column("cheap")
+            return Choices.direct(answered, 2)
+
+    n = np.arange(1500)
+    table = ReplyTable.of([f"number {i}" for i in n], {"cheap": n % 2, "dear": n > 0}, {"cheap": 0.1, "dear": 1.0})
+    said = compare(table, [AllButOne("dear", "all but one")], budget=1.0).recommendation
+    assert said.startswith("Use all but one")
+    assert "reaches the quality" not in said
 
 
 @pytest.mark.parametrize(

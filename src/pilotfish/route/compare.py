@@ -327,10 +327,12 @@ def _recommend(
     if pick.baseline:
         said.append("It is a baseline: these replies show no learned policy to be worth its trouble at this budget.")
     share = pick.cost_at_best / single_cost if single_cost > 0 else float("nan")
-    if share < 1:
+    if share < 0.995:
         said.append(f"Its curve reaches the quality of {best_name} at {share:.0%} of its cost.")
+    if pick.curve.costs.size == 1 and np.array_equal(pick.scores, test.scores[:, best]):
+        return " ".join(said)  # against itself the best model loses nothing, and keeps nothing from itself
     proof = pick.certificate
-    if proof is not None and proof.setting is not None:
+    if proof is not None and proof.setting is not None and proof.weak_share >= 0.005:
         above = ", above this budget" if proof.spend_upper > budget else ""
         said.append(
             f"Of its settings the cheapest that is certified, at risk {proof.delta:g}, to lose at most {level:g} "
@@ -339,7 +341,8 @@ def _recommend(
         )
     else:
         said.append(
-            f"A loss of at most {level:g} could not be certified on these queries: collect more before switching on."
+            f"None of its settings that keeps queries from {best_name} could be certified to lose at most {level:g} "
+            "against it: record more queries before switching on, or allow a greater loss."
         )
     return " ".join(said)
 
