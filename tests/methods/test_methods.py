@@ -353,11 +353,13 @@ def test_a_model_is_asked_for_the_confidence_that_decides(three, confident):
         ("frugal_gpt", {"length": 1}, "length is 1: give at least 2"),
         ("zooter", {"temperature": 0}, "temperature 0: give"),
         ("zooter", {"smoothing": 2.0}, "smoothing is 2"),
+        ("automix", {"n_samples": 0}, "n_samples is 0: give at least 1"),
+        ("consistency_cascade", {"n_samples": -1}, "n_samples is -1: give at least 1"),
     ],
 )
 def test_options_are_read_as_the_method_takes_them(three, slug, options, said):
     with pytest.raises(InputError, match=said):
-        make_policy(slug, three, options=options)
+        make_policy(slug, three, live={"small": Sees("small")}, options=options)
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,15 @@ def automix(models: Sequence[str], verifier: Model, n_samples: int = 4, planned:
     With one round of checks the plan's accept-minus-route value is the mean gain of stopping at each number of passed
     checks, which isotonic regression on the gain estimates.
     """
+    _refuse_no_samples(n_samples)
     checked: Scorer[Exchange] = SelfVerification(verifier, n_samples)
     scorer = CalibratedConfidence(checked) if planned else checked
     return CascadePolicy("automix", (models[0], models[-1]), (scorer,), gain=planned)
+
+
+def _refuse_no_samples(n_samples: int) -> None:
+    if n_samples < 1:
+        raise InputError(f"n_samples is {n_samples}: give at least 1.")
 
 
 @method(
@@ -216,6 +222,7 @@ def consistency_cascade(
     models: Sequence[str], samples_of: Sequence[str] = (), sampler: Model | None = None, n_samples: int = 4
 ) -> CascadePolicy:
     """Go on where samples of the small model, or small models, disagree."""
+    _refuse_no_samples(n_samples)
     beside = tuple(samples_of or models[1:-1])
     if not beside and sampler is None:
         raise InputError(
