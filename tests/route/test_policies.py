@@ -261,6 +261,18 @@ def test_a_certificate_that_keeps_nothing_from_the_best_model_is_no_advice(three
     assert "certified" not in best
 
 
+def test_policies_are_certified_where_the_dearest_model_is_not_the_best():
+    rng = np.random.default_rng(0)
+    asked = [f"add {i} and 3 now" if i % 2 else f"who wrote the old book {i}" for i in range(2500)]
+    right = {"cheap": np.where(np.arange(2500) % 2, 0.2, 0.9), "good": 0.9, "dear": 0.5}
+    scores = {name: (rng.random(2500) < share).astype(float) for name, share in right.items()}
+    table = ReplyTable.of(asked, scores, {"cheap": 0.1, "good": 0.3, "dear": 1.0})
+    report = compare(table, [RoutePolicy("kernel", KernelQuality())], budget=0.3, level=0.08)
+    assert report.best == "good"
+    assert report.row("kernel").certificate.weak_share > 0.2
+    assert report.row("kernel").certificate.spend_upper < 0.4
+
+
 def test_a_curve_that_reaches_the_best_model_at_its_own_cost_is_not_praised_for_it():
     class AllButOne(AlwaysPolicy):
         def run(self, table, setting):
