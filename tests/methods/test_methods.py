@@ -8,9 +8,10 @@ import pytest
 
 from pilotfish.errors import InputError
 from pilotfish.methods import cards, find, method
-from pilotfish.methods.build import Route, check_route, make_policy, parse_budget, policies_without_models
+from pilotfish.methods.build import Route, check_route, make_policy, policies_without_models
 from pilotfish.methods.cascades import cascade_aware_training, guaranteed_takeover, selective_query
 from pilotfish.methods.routing import hybrid_llm, routing_benchmark
+from pilotfish.route.budget import parse_budget
 from pilotfish.route.compare import compare
 from pilotfish.route.policies import RoutePolicy
 from pilotfish.scorers.quality import KernelQuality
@@ -178,7 +179,8 @@ def test_trained_heads_and_reports_are_made_by_name(three):
     fit, calibrate = three.split((0.5, 0.5), seed=0)
     policy = RoutePolicy("kernel", KernelQuality()).fit(fit)
     assert guaranteed_takeover(policy, calibrate, "large", 0.3).setting is not None
-    report = routing_benchmark(three, [make_policy("tag_router", three)], 0.006)
+    report, worded = (routing_benchmark(three, [make_policy("tag_router", three)], b) for b in (0.006, "6usd/1k"))
+    assert worded.to_json() == report.to_json()
     assert report.rows[0].name == "tag_router"
 
 

@@ -142,7 +142,7 @@ def fit(
 ) -> None:
     """Fit a policy on a table, choose its setting for a budget, and save it for serving."""
     from pilotfish.cli.output import bar, console
-    from pilotfish.methods.build import Route, parse_budget
+    from pilotfish.methods.build import Route
     from pilotfish.models.states import reading_told
     from pilotfish.route.router import Router
     from pilotfish.traffic.table import ReplyTable
@@ -151,7 +151,7 @@ def fit(
     out = out if policy == "kernel_router" or out.suffix != ".npz" else out.with_suffix("")
     if any(place.exists() and place.samefile(table) for place in (out, out / "table.jsonl")):
         raise InputError(f"--out is {out}, where the table itself would be written over: give another place.")
-    settings = {"policy": policy, "budget": parse_budget(budget), "seed": seed, "options": options(option)}
+    settings = {"policy": policy, "budget": budget, "seed": seed, "options": options(option)}
     if level is not None:
         settings["level"] = level
     models: dict[str, Any] = {**{name: _Absent(name, {}) for name in read.models}, **_live(model, read.models)}
@@ -229,7 +229,7 @@ def compare(
     from rich.table import Table as Grid
 
     from pilotfish.cli.output import bar, console, write_text
-    from pilotfish.methods.build import make_policy, parse_budget, policies_without_models, warned_of_replies
+    from pilotfish.methods.build import make_policy, policies_without_models, warned_of_replies
     from pilotfish.models.states import reading_told
     from pilotfish.route.compare import compare as run
     from pilotfish.traffic.table import ReplyTable
@@ -241,7 +241,7 @@ def compare(
     own, live = options(option), _live(model, read.models)
     policies = [make_policy(name, read, live=live, options=own) for name in names] or policies_without_models(read)
     with bar("comparing policies") as progress, reading_told(progress):
-        report = run(read, policies, parse_budget(budget), level=level, seed=seed)
+        report = run(read, policies, budget, level=level, seed=seed)
     if not names:
         report = replace(report, warnings=(*warned_of_replies(read), *report.warnings))
     grid = Grid("policy", box=None, pad_edge=False, header_style="bold")

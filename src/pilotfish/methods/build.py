@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pilotfish.files import replacing
 from pilotfish.methods import cards, find
 from pilotfish.methods.options import missing, read_options
 from pilotfish.protocols import Model
+from pilotfish.route.budget import parse_budget
 from pilotfish.route.certify import certify
 from pilotfish.route.compare import curve_of, leaks, warned_of_leaks, warned_of_table
 from pilotfish.route.compound import RankPolicy
@@ -35,39 +35,12 @@ __all__ = [
     "check_route",
     "make_policy",
     "models_of",
-    "parse_budget",
     "policies_without_models",
     "warned_of_replies",
 ]
 
-_BUDGET = re.compile(r"^\s*\$?\s*([0-9.eE+-]+)\s*(usd)?\s*(?:/\s*([0-9.]+)\s*(k|m)?)?\s*$", re.IGNORECASE)
 _FEW = 100
 _LIVE = ("weak", "verifier", "sampler")
-
-
-def parse_budget(text: str) -> float:
-    """Read a budget as dollars per query: ``0.002``, ``2usd/1k``, ``$5/1k``.
-
-    Raises
-    ------
-    InputError
-        When it is something else, or not above 0.
-
-    Examples
-    --------
-    >>> parse_budget("2usd/1k"), parse_budget("0.5")
-    (0.002, 0.5)
-    """
-    found = _BUDGET.match(text)
-    try:
-        value = float(found.group(1)) if found else float("nan")
-        per = float(found.group(3) or 1) if found else 1.0
-    except ValueError:
-        value, per = float("nan"), 1.0
-    scale = {"k": 1e3, "m": 1e6}.get((found.group(4) or "").lower() if found else "", 1.0)
-    if not (np.isfinite(value) and value > 0 and per > 0):
-        raise InputError(f"budget is {text!r}: give dollars per queries, such as 2usd/1k.")
-    return value / (per * scale)
 
 
 def by_cost(table: ReplyTable) -> tuple[str, ...]:
@@ -478,8 +451,7 @@ def _planned(settings: Mapping[str, Any], table: ReplyTable, models: Mapping[str
     names = tuple(settings.get("models", ()))
     table = table.of_models(names) if names else table
     policy = make_policy(str(settings["policy"]), table, models=names, live=models, options=settings.get("options", {}))
-    budget = settings["budget"]
-    budget = parse_budget(budget) if isinstance(budget, str) else float(budget)
+    budget = parse_budget(settings["budget"])
     complete = table.complete()
     # A head is an answerer of its own, which costs nothing: it stands beside one model, and below any budget.
     if not isinstance(policy, HeadPolicy):

@@ -199,6 +199,6 @@ def kernel_router(features: PromptKind | PromptFeatures = "words") -> RoutePolic
     needs="black box",
     command="pilotfish route compare --table t.jsonl --budget 2usd/1k --html report.html",
 )
-def routing_benchmark(table: ReplyTable, policies: Sequence[Policy], budget: float) -> Report:
+def routing_benchmark(table: ReplyTable, policies: Sequence[Policy], budget: float | str) -> Report:
     """Compare policies by convex hulls, AIQ and the gap they recover, beside honest baselines."""
     return compare(table, policies, budget)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pilotfish.errors import InputError
 from pilotfish.protocols import FloatArray
+from pilotfish.route.budget import parse_budget
 from pilotfish.route.certify import Certificate, certify
 from pilotfish.route.curves import Curve, average_quality, hull
 from pilotfish.route.deploy import in_service
@@ -160,7 +161,7 @@ def baselines(table: ReplyTable) -> list[Policy]:
 def compare(
     table: ReplyTable,
     policies: Sequence[Policy],
-    budget: float,
+    budget: float | str,
     *,
     calibrate: ReplyTable | None = None,
     test: ReplyTable | None = None,
@@ -177,8 +178,8 @@ def compare(
         some model has no score for are left out, and counted in the warnings.
     policies : sequence of Policy
         What to compare; their names must differ.
-    budget : float
-        Dollars per query.
+    budget : float or str
+        Dollars per query, or text such as ``2usd/1k``.
     calibrate, test : ReplyTable, optional
         Give both or none; they may share no query with each other or with ``table``, and hold its models in any order.
     level, delta : float
@@ -192,6 +193,7 @@ def compare(
         When there is nothing to choose (one model only, fewer than 4 queries, every score the same, a budget below the
         cheapest model), tables share queries or lack a model, or names repeat.
     """
+    budget = parse_budget(budget)
     if (calibrate is None) != (test is None):
         raise InputError("calibrate and test: give both tables or neither.")
     names = [policy.name for policy in policies]
