@@ -215,6 +215,19 @@ def test_a_cheaper_policy_is_advised_only_where_the_same_queries_do_not_tell_it_
     assert row.scores.mean() == pytest.approx(row.quality)
 
 
+def test_a_single_model_that_is_surely_worse_is_not_advised_in_the_place_of_one_that_may_not_be():
+    n = np.arange(400)
+    seen = {"best": n >= 40, "varied": ((n < 36) | (n >= 92)), "steady": n >= 54}
+    costs = {"best": 10.0, "varied": 5.0, "steady": 4.9}
+    fit = ReplyTable.of([f"fit {i}" for i in n], {"best": n < 9, "varied": n < 9, "steady": n >= 0}, costs)
+    calibrate, test = (ReplyTable.of([f"{part} {i}" for i in n], seen, costs) for part in ("calibrate", "test"))
+    policies = [AlwaysPolicy("best"), AlwaysPolicy("varied")]
+    report = compare(fit, policies, budget=20.0, calibrate=calibrate, test=test)
+    assert report.row("best single (steady)").quality > report.row("always varied").quality
+    assert report.recommendation.startswith("Use always varied: 0.860")
+    assert re.search(r"the difference may be none \(95 % interval -0", report.recommendation)
+
+
 def test_what_does_as_well_with_nothing_learned_is_advised():
     scores = np.arange(120) % 2
     queries = [f"number {i}" for i in range(120)]

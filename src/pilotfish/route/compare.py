@@ -319,12 +319,12 @@ def _recommend(
     if not runnable:
         return f"No policy keeps to ${budget:.3g} per query on the calibration queries: raise the budget."
     winner = max(runnable, key=lambda r: r.quality)
-    # Both answered the same queries: their difference is far surer than either mean.
-    cheaper = [r for r in runnable if r.cost < winner.cost * 0.98]
-    rivals = [r for r in cheaper if difference_interval(winner.scores - r.scores).low <= 0]
+    # All answered the same queries: a difference of two is far surer than either mean.
+    as_good = [r for r in runnable if difference_interval(winner.scores - r.scores).low <= 0]
+    rivals = [r for r in as_good if r.cost < winner.cost * 0.98]
     pick = min(rivals, key=lambda r: r.cost, default=winner)
     # A single model that does as well is preferred to any policy.
-    single = [r for r in runnable if r.baseline and r.curve.costs.size == 1]
+    single = [r for r in as_good if r.baseline and r.curve.costs.size == 1]
     alike = [r for r in single if r.cost <= pick.cost and r.quality >= pick.quality]
     pick = min(alike, key=lambda r: (r.cost, -r.quality), default=pick)
     single_cost, single_quality = float(test.costs[:, best].mean()), float(test.scores[:, best].mean())
