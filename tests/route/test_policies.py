@@ -478,7 +478,8 @@ def test_gates_and_blenders_do_without_a_model_that_fails(table, says):
     assert [reply.model for reply in replies] == ["strong", "fake"]
     assert "weak model failed (ModelError), strong model" in replies[0].reason
     ranker = PairRanker().fit(["q"] * 4, [["= 1 sure", "= 2 perhaps"]] * 4, np.array([[1.0, 0.0]] * 4))
-    assert [r.model for r in Blender([broken, says("b")], ranker).generate([Request.of("a")])] == ["b"]
+    [left] = Blender([broken, says("b")], ranker, names=("one", "other")).generate([Request.of("a")])
+    assert (left.model, left.reason) == ("b", "ranked first of 1 (other, win rate 1.00)")
     with pytest.raises(ModelError, match="Gone"):
         Blender([broken, broken], ranker).generate([Request.of("a")])
 

@@ -330,7 +330,7 @@ class Blender:
     top : int
         Answers the fuser sees.
     names : sequence of str
-        What explanations call the models; left out, they are numbered.
+        What explanations and reasons call the models; left out, they are numbered.
 
     References
     ----------
@@ -360,19 +360,19 @@ class Blender:
         columns = [ask(model, requests) for model in self.models]
         out = []
         for i, request in enumerate(requests):
-            replies = [answered[i] for answered, _ in columns if i in answered]
-            if not replies:
+            given = [(name, got[i]) for name, (got, _) in zip(self.names, columns, strict=True) if i in got]
+            if not given:
                 raise columns[0][1][i]
+            names, replies = zip(*given, strict=True)
             spent = sum((r.usage for r in replies), Usage())
             if any(r.extra.get("tool_calls") for r in replies):
-                last = replies[-1]
-                reason = f"a call of tools is not ranked: the last model ({last.model or 'unnamed'})"
-                out.append(last.replace(usage=spent, reason=reason))
+                reason = f"a call of tools is not ranked: the last model ({names[-1]})"
+                out.append(replies[-1].replace(usage=spent, reason=reason))
                 continue
             rates = self.ranker.win_rates(request.prompt, [r.text for r in replies])
             order = np.argsort(-rates, kind="stable")
             first = replies[int(order[0])]
-            reason = f"ranked first of {len(replies)} ({first.model or 'unnamed'}, win rate {rates[order[0]]:.2f})"
+            reason = f"ranked first of {len(replies)} ({names[order[0]]}, win rate {rates[order[0]]:.2f})"
             if self.fuser is not None:
                 shown = "\n\n".join(f"Answer {k + 1}: {replies[int(j)].text}" for k, j in enumerate(order[: self.top]))
                 asked = f"{request.prompt}\n\n{shown}\n\nWrite the one best answer, using what is right in these."
