@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pilotfish.errors import InputError
-from pilotfish.models.states import StateEmbedder, reading_told
+from pilotfish.models.states import StateEmbedder, _by_name, reading_told
 from pilotfish.models.transformers import TransformersModel
 from tests.models.fixtures import pulled
 
@@ -115,3 +115,11 @@ def test_a_real_model_puts_texts_together_that_are_about_the_same() -> None:
     vectors -= vectors.mean(axis=0)
     near = (vectors @ vectors.T - 10 * np.eye(4)).argmax(axis=1)
     assert near.tolist() == [1, 0, 3, 2]
+
+
+@pytest.mark.parametrize(("multiplies", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_name_is_read_in_the_numbers_that_the_processor_multiplies(monkeypatch, multiplies, dtype):
+    monkeypatch.setattr("pilotfish.models.states.multiplies_bfloat16", lambda: multiplies)
+    _by_name.cache_clear()
+    assert _by_name("smollm2-135m-instruct").dtype == dtype
+    _by_name.cache_clear()

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from pilotfish.errors import InputError
 from pilotfish.models.embedder import batches, checked_texts
+from pilotfish.models.packed import multiplies_bfloat16
 from pilotfish.models.sessions import memory_told, n_common
 from pilotfish.models.tokenizers import HubTokenizer
 from pilotfish.models.transformers import TransformersModel
@@ -60,7 +61,7 @@ class StateEmbedder:
     Parameters
     ----------
     model : TransformersModel or str
-        The model, or its name; a name is read in bfloat16, which most processors since 2021 multiply themselves.
+        The model, or its name; a name is read in bfloat16 where the processor multiplies it, else in float32.
     instruction : str
         The system's message; none where it is empty.
     max_length : int
@@ -175,7 +176,7 @@ class StateEmbedder:
 @functools.lru_cache(maxsize=1)
 def _by_name(name: str) -> TransformersModel:
     """The model of all who read by its name: each would take a gigabyte."""
-    return TransformersModel(name, dtype="bfloat16")
+    return TransformersModel(name, dtype="bfloat16" if multiplies_bfloat16() else "float32")
 
 
 @functools.cache
