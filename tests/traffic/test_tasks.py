@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -105,6 +107,35 @@ def test_an_alignment_matches_both_texts(a: str, b: str) -> None:
     if made is not None:
         assert made.match(head + a) is not None
         assert made.match(head + b) is not None
+
+
+def words(n: int, seed: int, n_known: int = 3000) -> str:
+    draw = random.Random(seed)
+    return " ".join(f"w{draw.randrange(n_known)}" for _ in range(n))
+
+
+def test_long_prompts_are_told_apart_in_no_time() -> None:
+    index = TaskIndex()
+    began = time.perf_counter()
+    for i in range(20):
+        index.assign(call(f"Answer from this context: {words(2800, i)}", None), {})
+    assert time.perf_counter() - began < 5
+    assert not index.tasks
+
+
+def test_long_prompts_with_several_gaps_are_one_task() -> None:
+    index = TaskIndex()
+    first, second = words(900, 0), words(900, 1)
+    bodies = [
+        call(
+            f"On day {words(2, i)} sort. {first} Kind: {words(9, i + 20)}. {second} Message: {words(30, i + 40)}", None
+        )
+        for i in range(4)
+    ]
+    for body in bodies:
+        index.assign(body, {})
+    assert len(index.tasks) == 1
+    assert text_of(index, bodies[3]) == f"{words(2, 3)}\n{words(9, 23)}\n{words(30, 43)}"
 
 
 def with_examples(
