@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from pilotfish import page
-from pilotfish.takeover.service import large_answer
+from pilotfish.takeover.lessons import large_answer
 from pilotfish.takeover.state import TaskState, folder_of
 from pilotfish.traffic.calls import Call, Event
 from pilotfish.traffic.log import TrafficLog

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -112,6 +113,64 @@ def test_unfamiliar_calls_escalate(make: Callable[..., Takeover]) -> None:
     verdict = takeover.answer("desk", Call.of("Где карта", "").to_request())
     assert verdict.reply is None
     assert "unlike" in verdict.reason
+
+
+def test_a_task_handed_back_while_it_is_learned_gets_no_student_of_the_calls_before(
+    make: Callable[..., Takeover], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takeover, other = make(), make()
+    feed(takeover, stream(600))
+    takeover.learn("desk")
+    takeover.promote("desk")
+    fit = WordStudent.fit
+
+    def handed_back(self: WordStudent, *given: Any) -> WordStudent:
+        other.roll_back("desk", "the answers have changed")
+        return fit(self, *given)
+
+    monkeypatch.setattr(WordStudent, "fit", handed_back)
+    with pytest.raises(TaskError, match="handed back while it was learned \\(the answers have changed\\)"):
+        takeover.learn("desk")
+    state = takeover.state("desk")
+    assert (state.phase, state.n_attempts, state.reason) == ("rolled_back", 0, "the answers have changed")
+    assert state.certificate is None
+
+
+def instructed(system: str, seed: int = 0) -> list[Call]:
+    return [
+        c.replace(request=Call.of(c.prompt, "", system=system, model="m").request, task=None)
+        for c in stream(600, seed=seed)
+    ]
+
+
+def test_a_process_that_was_not_the_first_to_see_a_changed_instruction_lets_the_next_student_answer(
+    make: Callable[..., Takeover],
+) -> None:
+    first, second = make(), make()
+
+    def pass_by(calls: list[Call], last: int) -> None:
+        for call in calls:
+            tasks = {takeover.task_of(orjson.loads(call.request), {}) for takeover in (first, second)}
+            first.log.append(call.replace(task=tasks.pop()))
+        first.log.flush()
+        for takeover in (first, second):
+            for call in takeover.log.calls(after=last):
+                takeover.observe(call)
+            takeover.flush()
+            second.states()
+
+    pass_by(instructed("You are the front desk of a shop. Answer with exactly one intent of the list."), 0)
+    (name,) = first.states()
+    first.learn(name)
+    first.promote(name)
+    second.states()
+    pass_by(instructed("You are the front desk of a shop. Answer with one intent or two of the list.", 1), 600)
+    assert first.state(name).phase == "rolled_back"
+    first.learn(name)
+    first.promote(name)
+    second.states()
+    request = next(second.log.calls(newest_first=True)).to_request()
+    assert second.answer(name, request).reason != "the instruction has changed"
 
 
 def test_a_changed_instruction_hands_the_task_back(make: Callable[..., Takeover]) -> None:

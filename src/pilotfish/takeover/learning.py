@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import orjson
 
 from pilotfish.bounds import binomial_p_value, binomial_upper
 from pilotfish.errors import InputError
@@ -75,6 +79,24 @@ class Learned:
     n_calibrate: int
     seconds: float
     confusions: tuple[tuple[str, str, int], ...]
+
+    def save(self, folder: Path) -> None:
+        """Write the student and what was proved about it, as one step, in the place of what was there."""
+        half = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        self.student.save(half)
+        about = {
+            "certificate": self.certificate.to_json(),
+            "frontier": {name: getattr(self.frontier, name) for name in self.frontier.__slots__},
+            "confusions": self.confusions,
+            "n_fit": self.n_fit,
+            "n_calibrate": self.n_calibrate,
+            "seconds": self.seconds,
+        }
+        (half / "learned.json").write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+        shutil.rmtree(folder, ignore_errors=True)
+        half.rename(folder)
 
 
 def learn(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedError, UnknownTaskError
 from pilotfish.files import locked
 from pilotfish.protocols import Progress
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.learning import LEAST_LESSONS, Learned, Lesson, learn
+from pilotfish.takeover.lessons import large_answer, lessons_of
 from pilotfish.takeover.state import TaskState, folder_of
 from pilotfish.takeover.watch import Watch
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict
@@ -29,7 +26,7 @@ from pilotfish.traffic.tasks import Task, TaskIndex, kind_of, normalise
 from pilotfish.training.students import Student
 from pilotfish.types import Reply, Request, Usage
 
-__all__ = ["Takeover", "is_random", "large_answer"]
+__all__ = ["Takeover"]
 
 _REFRESH_SECONDS = 0.05
 _FLUSH_SECONDS = 0.25
@@ -45,18 +42,6 @@ _MOST_COMPARED = 0.5
 _UNFAMILIAR = "unlike the calls learned from"
 
 _Event = tuple[str, bool]
-
-
-def large_answer(call: Call) -> str | None:
-    """What the large model said to a call, whoever answered it; None when it was not asked or failed."""
-    if call.audit is not None:
-        return call.audit
-    return call.answer if call.answered_by == UPSTREAM and call.status == 200 and call.complete else None
-
-
-def is_random(call: Call) -> bool:
-    """Whether the large model's answer was asked for whatever the student thought of the call."""
-    return call.sampled or call.prediction is None
 
 
 class Takeover:
@@ -187,9 +172,12 @@ class Takeover:
                 state = self._states[name]
             elif task is not None and task != state.task and not state.task.frozen:
                 self._update(name, lambda s: s.replace(task=task) if not s.task.frozen else s)
-            if name in self._changed and state.has_student:
-                self._roll_back(name, "the instruction has changed since the student learned it", call.seq)
-                return
+            if name in self._changed:
+                if state.has_student:
+                    self._roll_back(name, "the instruction has changed since the student learned it", call.seq)
+                    return
+                # Another process was the first to hand it back: the next student learns the new instruction.
+                self._changed.discard(name)
             events = self._compared(call, state)
             self._events.setdefault(name, []).extend(events)
             urgent = ("audit", True) in events
@@ -288,7 +276,7 @@ class Takeover:
         TaskLockedError
             When another process is learning the task.
         TaskError
-            When the task's answers are not of a kind that can be learned.
+            When the task's answers are not of a kind that can be learned, or it was handed back meanwhile.
         """
         with self._learning(task, target) as state:
             lessons = self.lessons(task)
@@ -313,7 +301,7 @@ class Takeover:
             )  # fmt: skip
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
-            self._save(task, version, learned)
+            learned.save(folder_of(self.folder, task) / version)
             watch = Watch.for_certificate(
                 learned.certificate,
                 unknown_labels_upper=learned.unknown_labels_upper,
@@ -322,7 +310,10 @@ class Takeover:
             )
 
             def changed(s: TaskState) -> TaskState:
-                s = s.replace(n_versions=s.n_versions + 1, n_attempts=s.n_attempts + opened)
+                s = s.replace(n_versions=s.n_versions + 1)
+                if s.since != state.since:
+                    return s
+                s = s.replace(n_attempts=s.n_attempts + opened)
                 s = s.replace(learn_at=max(s.learn_at, int(max(s.n_seen, len(lessons)) * _GROWTH)))
                 held, new = s.certificate, learned.certificate
                 serving = s.phase == "live" and held is not None
@@ -340,25 +331,19 @@ class Takeover:
                 )
 
             made = self._update(task, changed)
-            self.log.event(
-                task, "learned", {"version": version, "in_force": made.version, "reason": learned.certificate.reason}
+            why = learned.certificate.reason
+            self.log.event(task, "learned", {"version": version, "in_force": made.version, "reason": why})
+        if made.since != state.since:
+            raise TaskError(
+                f"task is {task!r}, which was handed back while it was learned ({made.reason}): learn it again from "
+                "the calls that follow."
             )
-            return learned
+        return learned
 
     def lessons(self, task: str) -> list[Lesson]:
         """The calls of a task that can be learned from."""
         state = self.state(task)
-        made = []
-        for call in self.log.calls(task=task, after=state.since):
-            said = large_answer(call)
-            if said is None or not said.strip():
-                continue
-            try:
-                text = state.task.text_of(call.to_request())
-            except InputError:
-                continue
-            made.append(Lesson(text, said, call.gold, is_random(call), call.cost, None))
-        return made
+        return lessons_of(self.log.calls(task=task, after=state.since), state.task)
 
     def promote(self, task: str) -> TaskState:
         """Let a certified student answer.
@@ -468,24 +453,6 @@ class Takeover:
             kept = (version, self.student.load(folder_of(self.folder, task) / version))
             self._students[task] = kept
         return kept[1]
-
-    def _save(self, task: str, version: str, learned: Learned) -> None:
-        final = folder_of(self.folder, task) / version
-        half = final.with_name(f".{version}.{os.getpid()}")
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        learned.student.save(half)
-        about = {
-            "certificate": learned.certificate.to_json(),
-            "frontier": {name: getattr(learned.frontier, name) for name in learned.frontier.__slots__},
-            "confusions": learned.confusions,
-            "n_fit": learned.n_fit,
-            "n_calibrate": learned.n_calibrate,
-            "seconds": learned.seconds,
-        }
-        (half / "learned.json").write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
-        shutil.rmtree(final, ignore_errors=True)
-        half.rename(final)
 
 
 def _watched(state: TaskState, events: Sequence[_Event]) -> TaskState:
