@@ -20,8 +20,11 @@ def large_answer(call: Call) -> str | None:
 
 
 def is_random(call: Call) -> bool:
-    """Whether the large model's answer was asked for whatever the student thought of the call."""
-    return call.sampled or call.prediction is None
+    """Whether the large model's answer was asked for whatever the student thought of the call.
+
+    A student that was asked in vain has a confidence and no prediction: it may have been slow because it was in doubt.
+    """
+    return call.sampled or (call.prediction is None and call.confidence is None)
 
 
 def lessons_of(calls: Iterable[Call], task: Task) -> list[Lesson]:
