@@ -93,6 +93,18 @@ def test_spend_ceiling_is_part_of_the_certificate() -> None:
     assert "ceiling" in refused.reason
 
 
+def test_spending_is_bounded_whatever_share_of_the_calls_is_dear() -> None:
+    rng = np.random.default_rng(0)
+    n_broken = 0
+    for _ in range(300):
+        confidence, wrong = calls(300, seed=int(rng.integers(1 << 30)))
+        dear = rng.random(300) < 0.01
+        made = certify(confidence, wrong, Target("system", 0.9), costs=np.where(dear, 1.0, 0.001), most_cost=1.0)
+        assert made.spend_upper is not None
+        n_broken += made.spend_upper < (1 - made.coverage) * 0.01
+    assert n_broken <= 300 * 0.05
+
+
 def test_groups_get_their_own_bounds() -> None:
     confidence, wrong = calls(2000)
     groups = ["a", "b"] * 1000

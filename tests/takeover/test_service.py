@@ -355,10 +355,24 @@ def test_promises_count_what_confidence_expects_to_lose() -> None:
 def test_young_tasks_are_compared_more_often_while_learning_goes_on(make: Callable[..., Takeover]) -> None:
     made = certify(np.linspace(1, 0, 1000), np.arange(1000) >= 500, Target("system", 0.97))
     state = TaskState(Task("desk", "header"), n_seen=2000, certificate=made)
-    young = make(auto=lambda _: None)._share_compared(state)
+    young = make()._share_compared(state, True)
     assert 0.1 < young == pytest.approx((1 - made.coverage) * 800 / 2000)
-    assert make(auto=lambda _: None)._share_compared(state.replace(n_seen=100_000)) == 0.05
-    assert make()._share_compared(state) == 0.05
+    assert make()._share_compared(state.replace(n_seen=100_000), True) == 0.05
+    assert make()._share_compared(state, False) == 0.05
+
+
+def test_a_ceiling_of_spending_counts_audits_and_calls_without_a_price(make: Callable[..., Takeover]) -> None:
+    takeover = make(audit_share=0.5)
+    feed(takeover, [call.replace(cost=0.0) for call in stream(600)])
+    ceiling = Target("system", 0.9, max_spend=0.0008)
+    unknown = takeover.learn("desk", ceiling).certificate
+    assert not unknown.ok
+    assert "the mean spend per call is unknown" in unknown.reason
+    feed(takeover, stream(1200, seed=1))
+    made = takeover.learn("desk", ceiling).certificate
+    assert made.ok
+    assert made.spend_upper is not None
+    assert (1 - 0.5 * made.coverage) * 0.001 < made.spend_upper
 
 
 def test_permuted_labels_are_handed_back_and_learned_anew() -> None:

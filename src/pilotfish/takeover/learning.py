@@ -107,6 +107,7 @@ def learn(
     seed: int = 0,
     by_class: bool = False,
     worth: float | None = None,
+    compared: float = 0.0,
     instruction: str = "",
     progress: Progress | None = None,
 ) -> Learned:
@@ -127,6 +128,8 @@ def learn(
     worth : float, optional
         Where the student's own confidence promises to answer no more than this share, the held-out answers are not
         looked at, and none of the risk is spent: the certificate is of 0 calls.
+    compared : float
+        Share of the local answers that the large model will be asked for as well.
     instruction : str
         What the large model is told to do with the calls.
     progress : callable, optional
@@ -171,6 +174,8 @@ def learn(
     said = [normalise(label) for label in predicted.labels]
     truth = [normalise(x.answer) for x in test]
     disagrees = np.array([a != b for a, b in zip(said, truth, strict=True)], dtype=np.float64)
+    # A call without a price is one whose price is not known: it may have been as dear as any.
+    most_cost = max(x.cost for x in lessons)
     groups = truth if by_class else [x.group or "" for x in test]
     certificate = certify(
         confidence,
@@ -178,7 +183,9 @@ def learn(
         target,
         wrong=_wrong(said, test) if by_gold else None,
         large_wrong=_wrong(truth, test) if by_gold else None,
-        costs=[x.cost for x in test],
+        costs=[x.cost or most_cost for x in test] if most_cost else None,
+        most_cost=most_cost,
+        compared=compared,
         groups=groups if any(groups) else None,
     )
     if not opened:

@@ -132,7 +132,7 @@ class Takeover:
         predicted = student.predict([state.task.text_of(request)])
         label, confidence = predicted.labels[0], float(predicted.confidence[0])
         familiar = bool(predicted.familiar[0])
-        sampled = state.phase == "shadow" or self._random.random() < self._share_compared(state)
+        sampled = state.phase == "shadow" or self._random.random() < self._share_compared(state, self.auto is not None)
         eligible = familiar and confidence >= state.certificate.threshold
         local = False
         if state.phase == "shadow":
@@ -152,10 +152,11 @@ class Takeover:
             reply = Reply(label, f"student:{state.version}", Usage(), confidence, reason=reason)
         return Verdict(task, reply, label, confidence, sampled, reason)
 
-    def _share_compared(self, state: TaskState) -> float:
-        if self.auto is None or state.certificate is None:
+    def _share_compared(self, state: TaskState, by_itself: bool) -> float:
+        """Share of the local answers that is compared; where learning goes on by itself more while a task is young."""
+        if not by_itself:
             return self.audit_share
-        to_gain = 1 - state.certificate.coverage
+        to_gain = 1 - state.certificate.coverage if state.certificate is not None else 1.0
         return max(self.audit_share, min(_MOST_COMPARED, to_gain * _COMPARED_PER_DOUBLING / max(1, state.n_seen)))
 
     def observe(self, call: Call) -> None:
@@ -293,11 +294,13 @@ class Takeover:
                 held = state.certificate if state.phase == "live" else None
                 in_force = held.coverage if held is not None and held.is_for(state.target) else 0.0
                 worth = max(_LEAST_WORTH, _PROMISED * in_force)
+            # What the next student answers is not known yet: as many may be compared as if it were nothing.
+            compared = self._share_compared(state.replace(certificate=None), patient)
             fresh = partial(self.student, **self.settings)
             told = state.task.instruction or self._system(task)
             learned = learn(
-                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth, instruction=told,
-                progress=progress,
+                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth,
+                compared=compared, instruction=told, progress=progress,
             )  # fmt: skip
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
