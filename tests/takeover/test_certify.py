@@ -33,6 +33,15 @@ def test_too_few_calls_say_how_many_more() -> None:
     assert "49 more calls" in made.reason
 
 
+@pytest.mark.parametrize("measure", ["system", "answers", "correctness"])
+def test_a_call_that_looks_unfamiliar_keeps_no_good_student_from_the_others(measure: str) -> None:
+    confidence, right = np.ones(600), np.zeros(600)
+    confidence[:3] = -math.inf
+    made = certify(confidence, right, Target(measure, 0.97), wrong=right, large_wrong=right)  # type: ignore[arg-type]
+    assert (made.ok, made.coverage) == (True, 597 / 600)
+    assert not certify(np.full(600, -math.inf), right, Target("system", 0.97)).ok
+
+
 def test_a_hopeless_student_is_told_so() -> None:
     made = certify(np.linspace(0, 1, 500), np.ones(500), Target("answers", 0.97))
     assert not made.ok

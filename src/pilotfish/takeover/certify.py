@@ -193,7 +193,7 @@ def certify(
     Parameters
     ----------
     confidence : array (n,)
-        The student's confidence on held-out calls, higher is surer.
+        The student's confidence on held-out calls, higher is surer; minus infinity where it may not answer.
     disagrees : array (n,)
         1 where the student's answer differs from the large model's, else 0.
     target : Target
@@ -277,8 +277,9 @@ def _correctness_trials(
 ) -> Iterator[tuple[float, float, float]]:
     """Threshold, losses and trials of each share of calls, most local first."""
     order = np.sort(scores)[::-1]
+    n_familiar = int((scores > -math.inf).sum())
     for share in _SHARES:
-        n_local = round(share * scores.size)
+        n_local = min(round(share * scores.size), n_familiar)
         if n_local < 1:
             continue
         threshold = float(order[n_local - 1])
