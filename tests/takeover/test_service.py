@@ -249,7 +249,7 @@ def test_a_task_with_too_few_calls_is_told_so_whatever_its_answers_look_like(mak
     assert takeover.state("desk").kind == ""
 
 
-@pytest.mark.parametrize("name", ["../outside", "/outside", "..", "a/../../outside", "a%2Fb", "..\\outside"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "..", "a/../../outside", "a%2Fb", "..\\outside", "é" * 199])
 def test_no_name_of_a_task_leads_out_of_the_folder_of_students(
     make: Callable[..., Takeover], tmp_path: Path, name: str
 ) -> None:
@@ -265,6 +265,7 @@ def test_no_name_of_a_task_leads_out_of_the_folder_of_students(
     assert takeover.answer(name, stream(1)[0].to_request()).reply is not None
     (kept,) = (tmp_path / "students").iterdir()
     assert (kept / "v1" / "learned.json").is_file()
+    assert (tmp_path / "students").stat().st_mode & 0o077 == 0
     assert {path.name for path in tmp_path.iterdir()} <= {"students", "traffic.db", "traffic.db-wal", "traffic.db-shm"}
 
 
@@ -276,6 +277,18 @@ def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callabl
     assert not takeover.state("desk").learning
     with takeover._learning("desk", None), pytest.raises(TaskLockedError, match="another process"):
         make().learn("desk")
+
+
+def test_a_student_that_cannot_be_written_is_told_of(make: Callable[..., Takeover], tmp_path: Path) -> None:
+    takeover = make()
+    feed(takeover, stream(300))
+    (tmp_path / "students" / "desk").mkdir(parents=True)
+    (tmp_path / "students" / "desk" / "v1").write_text("no folder")
+    with pytest.raises(OSError):
+        takeover.learn("desk")
+    state = takeover.state("desk")
+    assert "v1" in state.reason
+    assert state.learn_at >= 1.5 * state.n_seen
 
 
 def test_a_process_killed_while_it_learns_keeps_nobody_from_learning(make: Callable[..., Takeover]) -> None:

@@ -67,6 +67,22 @@ def test_header_and_alias_come_first() -> None:
     assert index.assign(call("hi", model="support"), {}).task == "support"  # type: ignore[union-attr]
 
 
+def test_clients_make_no_endless_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilotfish.traffic.tasks.MOST_TASKS", 3)
+    index = TaskIndex()
+    made = [index.assign(call("hi"), {"x-pilotfish-task": f"user {i}"}) for i in range(5)]
+    assert [a and a.task for a in made] == ["user 0", "user 1", "user 2", None, None]
+    assert index.assign(call("hi"), {"x-pilotfish-task": "user 1"}).task == "user 1"  # type: ignore[union-attr]
+    assert [index.assign(call("hi"), {}) for _ in range(3)] == [None] * 3
+    assert len(index.tasks) == 3
+
+
+def test_a_name_too_long_for_one_is_no_name() -> None:
+    index = TaskIndex()
+    made = [index.assign(call("hi"), {"x-pilotfish-task": "n" * 201}) for _ in range(2)]
+    assert made == [None, index.assign(call("hi"), {})]
+
+
 def test_a_changed_instruction_of_a_learned_task_is_told() -> None:
     index = TaskIndex()
     for text in ("hi", "hello"):

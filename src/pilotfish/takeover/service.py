@@ -96,6 +96,7 @@ class Takeover:
         self.settings = settings or {}
         self.index = TaskIndex(aliases=aliases)
         self._random = random.Random(seed)  # noqa: S311 - draws of audits are no secret
+        self._documents: dict[str, dict[str, Any]] = {}
         self._states: dict[str, TaskState] = {}
         self._students: dict[str, tuple[str, Student]] = {}
         self._changed: set[str] = set()
@@ -387,10 +388,10 @@ class Takeover:
         if not force and not self.log.changed():
             return
         with self._lock:
-            self._states = {name: TaskState.from_json(data) for name, data in self.log.states().items()}
-            for name, state in self._states.items():
-                if self.index.tasks.get(name) != state.task:
-                    self.index.put(state.task)
+            before, self._documents = self._documents, self.log.states()
+            for name, data in self._documents.items():
+                if data is not before.get(name):
+                    self._know(name, TaskState.from_json(data))
 
     def _update(self, name: str, change: Callable[[TaskState], TaskState]) -> TaskState:
         def changed(data: dict[str, Any]) -> dict[str, Any]:
@@ -402,10 +403,13 @@ class Takeover:
             return change(state).to_json()
 
         made = TaskState.from_json(self.log.update_state(name, changed))
-        self._states[name] = made
-        if self.index.tasks.get(name) != made.task:
-            self.index.put(made.task)
+        self._know(name, made)
         return made
+
+    def _know(self, name: str, state: TaskState) -> None:
+        self._states[name] = state
+        if self.index.tasks.get(name) != state.task:
+            self.index.put(state.task)
 
     def _roll_back(self, name: str, reason: str, seq: int | None) -> TaskState:
         since = seq if seq is not None else self._last_seq()
@@ -432,6 +436,8 @@ class Takeover:
     @contextmanager
     def _learning(self, name: str, target: Target | None) -> Iterator[TaskState]:
         self.state(name)
+        # Like the log: students remember words of the calls.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._lock_file(name)) as free:
             if not free:
                 raise TaskLockedError(f"task is {name!r}, which another process is learning: wait for it to finish.")
@@ -439,7 +445,7 @@ class Takeover:
             state = self._update(name, lambda s: s.replace(learning=began, target=target or s.target))
             try:
                 yield state
-            except PilotfishError as error:
+            except (PilotfishError, OSError) as error:
                 # The next attempt waits for more calls, or a task that cannot be learned would be tried at every call.
                 why = str(error)
                 self._update(name, lambda s: s.replace(learn_at=int(max(s.n_seen, s.learn_at) * _GROWTH), reason=why))

@@ -19,6 +19,8 @@ __all__ = ["Assignment", "Kind", "Task", "TaskIndex", "Template", "kind_of", "no
 
 Kind = Literal["closed_set", "json", "text"]
 HEADER = "x-pilotfish-task"
+MOST_TASKS = 1000
+MOST_CHARACTERS = 200
 
 
 def kind_of(answers: Sequence[str]) -> Kind:
@@ -135,7 +137,8 @@ class Assignment:
 class TaskIndex:
     """Assign each call to a task, and make tasks of calls that turn out to belong together.
 
-    The first call with an unseen instruction waits in a small pool; the second one that is alike makes the task.
+    The first call with an unseen instruction waits in a small pool; the second one that is alike makes the task. Since
+    clients choose names and instructions there are at most 1,000 tasks, and names of more than 200 characters are none.
 
     Parameters
     ----------
@@ -184,7 +187,7 @@ class TaskIndex:
     def _by_instruction(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Assignment | None:
         model = str(body.get("model") or "")
         named = headers.get(HEADER)
-        if named:
+        if named and len(named) <= MOST_CHARACTERS:
             return self._known(Task(named, "header", model))
         if model in self.aliases:
             return self._known(Task(model, "alias", model))
@@ -217,8 +220,11 @@ class TaskIndex:
             self.tasks[task.name] = replace(task, examples=known[:n])
         return assigned
 
-    def _known(self, task: Task) -> Assignment:
-        self.tasks.setdefault(task.name, task)
+    def _known(self, task: Task) -> Assignment | None:
+        if task.name not in self.tasks:
+            if len(self.tasks) >= MOST_TASKS:
+                return None
+            self.tasks[task.name] = task
         return Assignment(task.name)
 
     def _place(self, key: tuple[str, str, str]) -> Assignment | None:
@@ -235,6 +241,8 @@ class TaskIndex:
                 return Assignment(task.name, changed=True)
             self.put(replace(task, template=alike))
             return Assignment(task.name)
+        if len(self.tasks) >= MOST_TASKS:
+            return None
         for other in list(self._pool):
             if other[:2] != (model, source):
                 continue
