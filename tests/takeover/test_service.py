@@ -105,6 +105,19 @@ def test_two_processes_see_the_same_states(make: Callable[..., Takeover]) -> Non
     assert one.answer("desk", request).reply is None
 
 
+def test_two_processes_that_see_one_breach_hand_the_task_back_once(make: Callable[..., Takeover]) -> None:
+    one, other = make(), make()
+    feed(one, stream(600))
+    one.learn("desk")
+    one.promote("desk")
+    other.states()
+    one._roll_back("desk", "the audits of one", 700)
+    other._roll_back("desk", "the audits of the other", 690)
+    assert [e.detail["at"] for e in one.log.events("desk") if e.kind == "rolled_back"] == [700]
+    state = one.states()["desk"]
+    assert (state.since, state.reason) == (700, "the audits of one")
+
+
 def test_unfamiliar_calls_escalate(make: Callable[..., Takeover]) -> None:
     takeover = make()
     feed(takeover, stream(600))

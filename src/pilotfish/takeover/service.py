@@ -372,9 +372,7 @@ class Takeover:
 
     def roll_back(self, task: str, reason: str = "by request") -> TaskState:
         """Hand the task back to the large model; one that no student serves stays as it is."""
-        state = self.state(task)
-        if not state.has_student:
-            return state
+        self.state(task)
         return self._roll_back(task, reason, self._last_seq())
 
     # Inside.
@@ -413,15 +411,20 @@ class Takeover:
 
     def _roll_back(self, name: str, reason: str, seq: int | None) -> TaskState:
         since = seq if seq is not None else self._last_seq()
+        served = False
 
         def changed(s: TaskState) -> TaskState:
-            return s.rolled_back(reason, since).replace(task=replace(s.task, frozen=False))
+            nonlocal served
+            served = s.has_student
+            # Several processes see the same breach: the first one's position stands.
+            return s.rolled_back(reason, since).replace(task=replace(s.task, frozen=False)) if served else s
 
         made = self._update(name, changed)
         self._events.pop(name, None)
         self._changed.discard(name)
         self._asked.pop(name, None)
-        self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
+        if served:
+            self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
         return made
 
     def _system(self, name: str) -> str:
