@@ -42,6 +42,14 @@ def test_a_call_that_looks_unfamiliar_keeps_no_good_student_from_the_others(meas
     assert not certify(np.full(600, -math.inf), right, Target("system", 0.97)).ok
 
 
+def test_a_student_as_right_as_the_large_model_is_told_to_name_a_level() -> None:
+    right = np.zeros(600)
+    made = certify(np.ones(600), right, Target("correctness", None), wrong=right, large_wrong=right)
+    assert not made.ok
+    assert "give a level" in made.reason
+    assert certify(np.ones(600), right, Target("correctness", 0.95), wrong=right, large_wrong=right).ok
+
+
 def test_a_hopeless_student_is_told_so() -> None:
     made = certify(np.linspace(0, 1, 500), np.ones(500), Target("answers", 0.97))
     assert not made.ok

@@ -348,7 +348,12 @@ def _group_bounds(
 def _explained(made: Certificate) -> Certificate:
     ceiling = made.target.max_spend
     if not made.ok:
-        more = f"about {made.n_more} more calls are needed" if made.n_more else "the student is not accurate enough yet"
+        if made.n_more:
+            more = f"about {made.n_more} more calls are needed"
+        elif made.target.level is None:
+            more = "it is not right more often than the large model; give a level, such as 0.95, that is enough"
+        else:
+            more = "the student is not accurate enough yet"
         reason = f"Nothing could be certified from {made.n} held-out calls ({made.target}): {more}."
     elif ceiling is not None and (made.spend_upper is None or made.spend_upper > ceiling):
         spend = "is unknown" if made.spend_upper is None else f"may reach ${made.spend_upper:.3g}"
