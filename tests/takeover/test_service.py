@@ -378,6 +378,20 @@ def test_promises_count_what_confidence_expects_to_lose() -> None:
     assert promised(sure, target) == pytest.approx((500 + 2 * (allowed - 1)) / 1000)
 
 
+def test_replies_that_say_nothing_count_as_different_and_are_not_learned(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    calls = stream(1200, noise=0.0)
+    silent = orjson.dumps({"choices": [{"message": {"content": None, "tool_calls": []}}]})
+    tools = orjson.dumps({"choices": [{"message": {"content": None, "tool_calls": [{"id": "1"}]}}]})
+    feed(takeover, [c.replace(reply={0: silent, 1: tools}.get(i % 12, c.reply)) for i, c in enumerate(calls)])
+    assert len(takeover.lessons("desk")) == 1100
+    learned = takeover.learn("desk", Target("system", 0.85))
+    assert 0.05 < learned.certificate.loss < 0.13
+    assert "" not in learned.student.known
+    assert learned.certificate.ok
+    assert not takeover.learn("desk", Target("answers", 0.97)).certificate.ok
+
+
 def test_young_tasks_are_compared_more_often_while_learning_goes_on(make: Callable[..., Takeover]) -> None:
     made = certify(np.linspace(1, 0, 1000), np.arange(1000) >= 500, Target("system", 0.97))
     state = TaskState(Task("desk", "header"), n_seen=2000, certificate=made)

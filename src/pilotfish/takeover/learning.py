@@ -37,7 +37,7 @@ class Lesson:
     text : str
         What varies in the call.
     answer : str
-        The large model's answer.
+        The large model's answer; one that says nothing is not learned.
     gold : str or None
         The right answer, where known.
     random : bool
@@ -152,7 +152,7 @@ def learn(
             "are needed to learn from."
         )
     counts = Counter(normalise(lesson.answer) for lesson in lessons)
-    known = {label for label, n in counts.items() if n >= _LEAST_PER_LABEL}
+    known = {label for label, n in counts.items() if label and n >= _LEAST_PER_LABEL}
     if len(known) < 2:
         raise InputError("The task's calls all have the same answer: wait for calls with other answers.")
     held = _held_out(lessons, target, seed)

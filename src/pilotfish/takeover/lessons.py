@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pilotfish.errors import InputError
 from pilotfish.takeover.learning import Lesson
-from pilotfish.traffic.calls import UPSTREAM, Call
+from pilotfish.traffic.calls import UPSTREAM, Call, json_object
 from pilotfish.traffic.tasks import Task
 
 __all__ = ["is_random", "large_answer", "lessons_of"]
@@ -28,11 +28,14 @@ def is_random(call: Call) -> bool:
 
 
 def lessons_of(calls: Iterable[Call], task: Task) -> list[Lesson]:
-    """The calls of a task that can be learned from."""
+    """The calls of a task that can be learned from, or checked on: of replies that say nothing no answer is learned.
+
+    A refusal without a word differs from whatever a student would have said. Calls of tools are no student's business.
+    """
     made = []
     for call in calls:
         said = large_answer(call)
-        if said is None or not said.strip():
+        if said is None or (not said.strip() and _calls_tools(call)):
             continue
         try:
             text = task.text_of(call.to_request())
@@ -40,3 +43,10 @@ def lessons_of(calls: Iterable[Call], task: Task) -> list[Lesson]:
             continue
         made.append(Lesson(text, said, call.gold, is_random(call), call.cost, None))
     return made
+
+
+def _calls_tools(call: Call) -> bool:
+    match json_object(call.reply):
+        case {"choices": [{"message": {"tool_calls": [_, *_]}}, *_]}:
+            return True
+    return False

@@ -283,7 +283,7 @@ class Takeover:
         with self._learning(task, target) as state:
             lessons = self.lessons(task)
             enough = len(lessons) >= LEAST_LESSONS
-            kind = kind_of([lesson.answer for lesson in lessons]) if enough else state.kind
+            kind = kind_of([x.answer for x in lessons if x.answer.strip()]) if enough else state.kind
             self._update(task, lambda s: s.replace(kind=kind))
             if enough and kind != "closed_set":
                 raise TaskError(
