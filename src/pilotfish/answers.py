@@ -14,5 +14,8 @@ def normalise(answer: str) -> str:
     --------
     >>> normalise(' "Card_Arrival." ')
     'card arrival'
+    >>> normalise("**")
+    '**'
     """
-    return " ".join(answer.replace("_", " ").strip(_EDGE).casefold().split())
+    words = answer.replace("_", " ").strip(_EDGE).casefold().split()
+    return " ".join(words or answer.split())

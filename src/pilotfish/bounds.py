@@ -271,7 +271,7 @@ def monotone_threshold(scores: ArrayLike, losses: ArrayLike, level: float, delta
     Parameters
     ----------
     scores : array (n,)
-        Higher is more trustworthy.
+        Higher is more trustworthy; an item of minus infinity is never chosen.
     losses : array (n,)
         1 where choosing the item would be wrong, else 0.
     level : float
@@ -301,7 +301,7 @@ def monotone_threshold(scores: ArrayLike, losses: ArrayLike, level: float, delta
     s, wrong = s[order], np.cumsum(x[order])
     last_of_tie = np.append(s[1:] < s[:-1], True)
     fits = binomial_upper(wrong, s.size, delta) <= _level(level)
-    certified = np.flatnonzero(fits & last_of_tie)
+    certified = np.flatnonzero(fits & last_of_tie & (s > -math.inf))
     if certified.size == 0:
         return math.inf
     return float(s[certified[-1]])

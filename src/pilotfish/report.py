@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from pilotfish import page
-from pilotfish.takeover.service import large_answer
+from pilotfish.takeover.lessons import large_answer
 from pilotfish.takeover.state import TaskState, folder_of
 from pilotfish.traffic.calls import Call, Event
 from pilotfish.traffic.log import TrafficLog
@@ -65,6 +65,11 @@ class Summary:
     def local_share(self) -> float:
         """Share of the calls a student answered."""
         return self.n_local / self.n_calls if self.n_calls else 0.0
+
+    @property
+    def priced(self) -> bool:
+        """Whether anything says what the calls cost."""
+        return self.cost > 0
 
 
 def summarise(calls: Sequence[Call]) -> Summary:
@@ -128,7 +133,8 @@ def report(log: TrafficLog, states: dict[str, TaskState], folder: Path) -> str:
         Where students are kept.
     """
     events = log.events()
-    summaries = {name: summarise(list(log.calls(task=name))) for name in states}
+    # Without the prompts, which are most of a log, all calls of a task fit into memory.
+    summaries = {name: summarise([c.replace(request=b"") for c in log.calls(task=name)]) for name in states}
     names = sorted(states, key=lambda name: -summaries[name].n_calls)
     other = sum(t.n_calls for t in log.totals() if t.task is None or t.task not in states)
     sections = [_overview(summaries, other)]
@@ -159,6 +165,13 @@ def _overview(summaries: dict[str, Summary], n_other: int) -> str:
     saved = sum(s.saved for s in summaries.values())
     share = n_local / n_calls if n_calls else 0.0
     agreed = f"{1 - n_wrong / n_audited:.1%}" if n_audited else "none yet"
+    if any(s.priced for s in summaries.values()):
+        money = [
+            ("spent", page.dollars(cost), "audits and all that routes asked included"),
+            ("saved", page.dollars(saved), f"{_part(saved, saved + cost)} of the bill without Pilotfish"),
+        ]
+    else:
+        money = [("spent", "not known", "no section [prices.NAME] says what calls cost")]
     return page.section(
         "All traffic",
         page.cards(
@@ -166,8 +179,7 @@ def _overview(summaries: dict[str, Summary], n_other: int) -> str:
                 ("calls in tasks", f"{n_calls:,}", f"{n_other:,} other calls passed through"),
                 ("answered locally", f"{share:.1%}", f"{n_local:,} calls"),
                 ("audits that agreed", agreed, f"{n_audited:,} local answers audited"),
-                ("spent", page.dollars(cost), "audits and all that routes asked included"),
-                ("saved", page.dollars(saved), f"{_part(saved, saved + cost)} of the bill without Pilotfish"),
+                *money,
             ]
         ),
     )
@@ -187,8 +199,8 @@ def _task_table(names: Sequence[str], states: dict[str, TaskState], summaries: d
                 f"{made.local_share:.1%}",
                 f"{certificate.coverage:.1%}" if certificate and certificate.ok else "none",
                 f"{certificate.loss_upper:.2%}" if certificate and certificate.ok else "",
-                page.dollars(made.cost),
-                page.dollars(made.saved),
+                page.dollars(made.cost) if made.priced else "",
+                page.dollars(made.saved) if made.priced else "",
             ]
         )
     headers = ["task", "phase", "answers", "calls", "local", "certified coverage", "loss at most", "spent", "saved"]

@@ -101,6 +101,10 @@ def test_replay_with_another_policy(folder: Path) -> None:
 
 def test_spending_is_not_known_without_prices(folder: Path) -> None:
     run("import", "calls.csv", "--task", "desk", "--model", "large")
+    run("report", "-o", "report.html")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "$0" not in page
+    assert "not known" in page
     for command in ("status", "replay"):
         said = run(command)
         assert "$" not in said

@@ -347,6 +347,15 @@ def test_no_http_at_all(start):
     assert run.chat().status == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/../admin", "/v1/%2e%2E/admin", "/v1/models/..", "/v1/./models"])
+def test_no_path_leads_out_of_the_endpoint(start, upstream, path):
+    run = start()
+    got = run.call("GET", path)
+    assert (got.status, got.data["error"]["code"]) == (404, "unknown_url")
+    assert run.call("GET", "/v1/models/a..b").status == 200
+    assert len(upstream.received) == 1
+
+
 def test_paths_that_are_not_there(start):
     run = start()
     message = _is_openai_error(run.call("GET", "/chat/completions"), 404, "unknown_url")

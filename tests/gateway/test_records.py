@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from pilotfish.errors import LogFullError
+from pilotfish.gateway.app import PRUNE_SECONDS
 from pilotfish.traffic import TrafficLog
 from pilotfish.traffic import writer as writer_module
 from tests.gateway.rig import CHAT, STREAM_HEAD, answer, chunk, events, wait_for, whole
@@ -222,6 +223,16 @@ def test_a_broken_log_and_a_stream(start, upstream, broken):
     broken["broken"] = True
     assert run.chat(stream=True).body == b"".join(parts)
     broken["broken"] = False
+
+
+def test_a_log_of_at_most_so_many_calls_is_kept_to_it_while_calls_come(start, upstream, monkeypatch):
+    assert PRUNE_SECONDS <= 60
+    monkeypatch.setattr("pilotfish.gateway.app.PRUNE_SECONDS", 0.05)
+    run = start(log={"max_rows": 3})
+    newest = [run.chat(f"call {i}").header("x-pilotfish-call") for i in range(9)][-3:]
+    with TrafficLog(run.config.log.path, read_only=True) as log:
+        wait_for(lambda: log.count() == 3)
+        assert [call.id for call in log.calls()] == newest
 
 
 def test_retention(start, upstream, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 
 from pilotfish.demo.run import free_port
 from pilotfish.traffic import TrafficLog
-from tests.gateway.rig import CHAT, STREAM_HEAD, chunk, events
+from tests.gateway.rig import CHAT, STREAM_HEAD, chunk, events, wait_for
 from tests.route.conftest import make_table
 
 CODE = """\
@@ -149,6 +149,15 @@ def test_a_stop_does_not_wait_for_a_route_that_is_being_fitted(tmp_path, upstrea
         process.send_signal(how)
         process.wait(5)
     assert "Traceback" not in process.out
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path, upstream):
+    with serving(tmp_path, upstream, workers=2) as (port, process):
+        _get(port, "/healthz")
+        process.kill()
+        process.wait(5)
+        with pytest.raises(OSError):
+            wait_for(lambda: not _get(port, "/healthz"))
 
 
 def test_workers_share_the_port_and_the_log(tmp_path, upstream):

@@ -9,6 +9,7 @@ import time
 import orjson
 import pytest
 
+from pilotfish.takeover.lessons import is_random
 from pilotfish.traffic import Verdict
 from pilotfish.types import Reply, Usage
 from tests.gateway.rig import CHAT, answer, wait_for, whole
@@ -155,7 +156,9 @@ def test_tasks_without_a_student_are_recorded_only(start, upstream):
     run = start(fake)
     assert run.chat(headers=[("X-Pilotfish-Task", "other")]).body == answer()
     assert fake.asked == []
-    assert run.calls()[0].task == "other"
+    call = run.calls()[0]
+    assert call.task == "other"
+    assert is_random(call)
 
 
 @pytest.mark.parametrize("fail", ["task_of", "active", "answer", "observe"])
@@ -184,7 +187,9 @@ def test_a_slow_student_escalates_and_a_stuck_one_is_left_alone(start, upstream,
     assert reasons[-1] in ("student is busy", "student took over 0.1 s")
     fake.wait.set()
     wait_for(lambda: run.chat().header("x-pilotfish-answered-by") == "student:3")
-    assert all(call.status == 200 for call in run.calls(5))
+    calls = run.calls(5)
+    assert all(call.status == 200 for call in calls)
+    assert not any(is_random(call) for call in calls if call.prediction is None)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +207,7 @@ def test_a_slow_student_escalates_and_a_stuck_one_is_left_alone(start, upstream,
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "y", "tool_call_id": "1"}]},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "user", "content": "x"}]},
+        {"messages": [{"role": ["user"], "content": "x"}]},
     ],
 )
 def test_only_plain_text_is_answered_locally(start, upstream, fields):
@@ -212,6 +218,7 @@ def test_only_plain_text_is_answered_locally(start, upstream, fields):
     assert got.header("x-pilotfish-answered-by") == "upstream"
     assert got.header("x-pilotfish-reason")
     assert fake.asked == []
+    assert not is_random(run.calls()[0])
 
 
 def test_what_changes_nothing_is_answered_locally(start, upstream):

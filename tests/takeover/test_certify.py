@@ -33,6 +33,23 @@ def test_too_few_calls_say_how_many_more() -> None:
     assert "49 more calls" in made.reason
 
 
+@pytest.mark.parametrize("measure", ["system", "answers", "correctness"])
+def test_a_call_that_looks_unfamiliar_keeps_no_good_student_from_the_others(measure: str) -> None:
+    confidence, right = np.ones(600), np.zeros(600)
+    confidence[:3] = -math.inf
+    made = certify(confidence, right, Target(measure, 0.97), wrong=right, large_wrong=right)  # type: ignore[arg-type]
+    assert (made.ok, made.coverage) == (True, 597 / 600)
+    assert not certify(np.full(600, -math.inf), right, Target("system", 0.97)).ok
+
+
+def test_a_student_as_right_as_the_large_model_is_told_to_name_a_level() -> None:
+    right = np.zeros(600)
+    made = certify(np.ones(600), right, Target("correctness", None), wrong=right, large_wrong=right)
+    assert not made.ok
+    assert "give a level" in made.reason
+    assert certify(np.ones(600), right, Target("correctness", 0.95), wrong=right, large_wrong=right).ok
+
+
 def test_a_hopeless_student_is_told_so() -> None:
     made = certify(np.linspace(0, 1, 500), np.ones(500), Target("answers", 0.97))
     assert not made.ok
@@ -91,6 +108,18 @@ def test_spend_ceiling_is_part_of_the_certificate() -> None:
     refused = certify(confidence, wrong, Target("system", 0.95, max_spend=1e-5), costs=costs)
     assert not refused.ok
     assert "ceiling" in refused.reason
+
+
+def test_spending_is_bounded_whatever_share_of_the_calls_is_dear() -> None:
+    rng = np.random.default_rng(0)
+    n_broken = 0
+    for _ in range(300):
+        confidence, wrong = calls(300, seed=int(rng.integers(1 << 30)))
+        dear = rng.random(300) < 0.01
+        made = certify(confidence, wrong, Target("system", 0.9), costs=np.where(dear, 1.0, 0.001), most_cost=1.0)
+        assert made.spend_upper is not None
+        n_broken += made.spend_upper < (1 - made.coverage) * 0.01
+    assert n_broken <= 300 * 0.05
 
 
 def test_groups_get_their_own_bounds() -> None:

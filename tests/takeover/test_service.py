@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -104,6 +105,19 @@ def test_two_processes_see_the_same_states(make: Callable[..., Takeover]) -> Non
     assert one.answer("desk", request).reply is None
 
 
+def test_two_processes_that_see_one_breach_hand_the_task_back_once(make: Callable[..., Takeover]) -> None:
+    one, other = make(), make()
+    feed(one, stream(600))
+    one.learn("desk")
+    one.promote("desk")
+    other.states()
+    one._roll_back("desk", "the audits of one", 700)
+    other._roll_back("desk", "the audits of the other", 690)
+    assert [e.detail["at"] for e in one.log.events("desk") if e.kind == "rolled_back"] == [700]
+    state = one.states()["desk"]
+    assert (state.since, state.reason) == (700, "the audits of one")
+
+
 def test_unfamiliar_calls_escalate(make: Callable[..., Takeover]) -> None:
     takeover = make()
     feed(takeover, stream(600))
@@ -112,6 +126,64 @@ def test_unfamiliar_calls_escalate(make: Callable[..., Takeover]) -> None:
     verdict = takeover.answer("desk", Call.of("Где карта", "").to_request())
     assert verdict.reply is None
     assert "unlike" in verdict.reason
+
+
+def test_a_task_handed_back_while_it_is_learned_gets_no_student_of_the_calls_before(
+    make: Callable[..., Takeover], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takeover, other = make(), make()
+    feed(takeover, stream(600))
+    takeover.learn("desk")
+    takeover.promote("desk")
+    fit = WordStudent.fit
+
+    def handed_back(self: WordStudent, *given: Any) -> WordStudent:
+        other.roll_back("desk", "the answers have changed")
+        return fit(self, *given)
+
+    monkeypatch.setattr(WordStudent, "fit", handed_back)
+    with pytest.raises(TaskError, match="handed back while it was learned \\(the answers have changed\\)"):
+        takeover.learn("desk")
+    state = takeover.state("desk")
+    assert (state.phase, state.n_attempts, state.reason) == ("rolled_back", 0, "the answers have changed")
+    assert state.certificate is None
+
+
+def instructed(system: str, seed: int = 0) -> list[Call]:
+    return [
+        c.replace(request=Call.of(c.prompt, "", system=system, model="m").request, task=None)
+        for c in stream(600, seed=seed)
+    ]
+
+
+def test_a_process_that_was_not_the_first_to_see_a_changed_instruction_lets_the_next_student_answer(
+    make: Callable[..., Takeover],
+) -> None:
+    first, second = make(), make()
+
+    def pass_by(calls: list[Call], last: int) -> None:
+        for call in calls:
+            tasks = {takeover.task_of(orjson.loads(call.request), {}) for takeover in (first, second)}
+            first.log.append(call.replace(task=tasks.pop()))
+        first.log.flush()
+        for takeover in (first, second):
+            for call in takeover.log.calls(after=last):
+                takeover.observe(call)
+            takeover.flush()
+            second.states()
+
+    pass_by(instructed("You are the front desk of a shop. Answer with exactly one intent of the list."), 0)
+    (name,) = first.states()
+    first.learn(name)
+    first.promote(name)
+    second.states()
+    pass_by(instructed("You are the front desk of a shop. Answer with one intent or two of the list.", 1), 600)
+    assert first.state(name).phase == "rolled_back"
+    first.learn(name)
+    first.promote(name)
+    second.states()
+    request = next(second.log.calls(newest_first=True)).to_request()
+    assert second.answer(name, request).reason != "the instruction has changed"
 
 
 def test_a_changed_instruction_hands_the_task_back(make: Callable[..., Takeover]) -> None:
@@ -190,7 +262,7 @@ def test_a_task_with_too_few_calls_is_told_so_whatever_its_answers_look_like(mak
     assert takeover.state("desk").kind == ""
 
 
-@pytest.mark.parametrize("name", ["../outside", "/outside", "..", "a/../../outside", "a%2Fb", "..\\outside"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "..", "a/../../outside", "a%2Fb", "..\\outside", "é" * 199])
 def test_no_name_of_a_task_leads_out_of_the_folder_of_students(
     make: Callable[..., Takeover], tmp_path: Path, name: str
 ) -> None:
@@ -206,6 +278,7 @@ def test_no_name_of_a_task_leads_out_of_the_folder_of_students(
     assert takeover.answer(name, stream(1)[0].to_request()).reply is not None
     (kept,) = (tmp_path / "students").iterdir()
     assert (kept / "v1" / "learned.json").is_file()
+    assert (tmp_path / "students").stat().st_mode & 0o077 == 0
     assert {path.name for path in tmp_path.iterdir()} <= {"students", "traffic.db", "traffic.db-wal", "traffic.db-shm"}
 
 
@@ -217,6 +290,18 @@ def test_learning_is_locked_and_the_lock_is_let_go_after_a_failure(make: Callabl
     assert not takeover.state("desk").learning
     with takeover._learning("desk", None), pytest.raises(TaskLockedError, match="another process"):
         make().learn("desk")
+
+
+def test_a_student_that_cannot_be_written_is_told_of(make: Callable[..., Takeover], tmp_path: Path) -> None:
+    takeover = make()
+    feed(takeover, stream(300))
+    (tmp_path / "students" / "desk").mkdir(parents=True)
+    (tmp_path / "students" / "desk" / "v1").write_text("no folder")
+    with pytest.raises(OSError):
+        takeover.learn("desk")
+    state = takeover.state("desk")
+    assert "v1" in state.reason
+    assert state.learn_at >= 1.5 * state.n_seen
 
 
 def test_a_process_killed_while_it_learns_keeps_nobody_from_learning(make: Callable[..., Takeover]) -> None:
@@ -293,13 +378,41 @@ def test_promises_count_what_confidence_expects_to_lose() -> None:
     assert promised(sure, target) == pytest.approx((500 + 2 * (allowed - 1)) / 1000)
 
 
+def test_replies_that_say_nothing_count_as_different_and_are_not_learned(make: Callable[..., Takeover]) -> None:
+    takeover = make()
+    calls = stream(1200, noise=0.0)
+    silent = orjson.dumps({"choices": [{"message": {"content": None, "tool_calls": []}}]})
+    tools = orjson.dumps({"choices": [{"message": {"content": None, "tool_calls": [{"id": "1"}]}}]})
+    feed(takeover, [c.replace(reply={0: silent, 1: tools}.get(i % 12, c.reply)) for i, c in enumerate(calls)])
+    assert len(takeover.lessons("desk")) == 1100
+    learned = takeover.learn("desk", Target("system", 0.85))
+    assert 0.05 < learned.certificate.loss < 0.13
+    assert "" not in learned.student.known
+    assert learned.certificate.ok
+    assert not takeover.learn("desk", Target("answers", 0.97)).certificate.ok
+
+
 def test_young_tasks_are_compared_more_often_while_learning_goes_on(make: Callable[..., Takeover]) -> None:
     made = certify(np.linspace(1, 0, 1000), np.arange(1000) >= 500, Target("system", 0.97))
     state = TaskState(Task("desk", "header"), n_seen=2000, certificate=made)
-    young = make(auto=lambda _: None)._share_compared(state)
+    young = make()._share_compared(state, True)
     assert 0.1 < young == pytest.approx((1 - made.coverage) * 800 / 2000)
-    assert make(auto=lambda _: None)._share_compared(state.replace(n_seen=100_000)) == 0.05
-    assert make()._share_compared(state) == 0.05
+    assert make()._share_compared(state.replace(n_seen=100_000), True) == 0.05
+    assert make()._share_compared(state, False) == 0.05
+
+
+def test_a_ceiling_of_spending_counts_audits_and_calls_without_a_price(make: Callable[..., Takeover]) -> None:
+    takeover = make(audit_share=0.5)
+    feed(takeover, [call.replace(cost=0.0) for call in stream(600)])
+    ceiling = Target("system", 0.9, max_spend=0.0008)
+    unknown = takeover.learn("desk", ceiling).certificate
+    assert not unknown.ok
+    assert "the mean spend per call is unknown" in unknown.reason
+    feed(takeover, stream(1200, seed=1))
+    made = takeover.learn("desk", ceiling).certificate
+    assert made.ok
+    assert made.spend_upper is not None
+    assert (1 - 0.5 * made.coverage) * 0.001 < made.spend_upper
 
 
 def test_permuted_labels_are_handed_back_and_learned_anew() -> None:

@@ -233,6 +233,17 @@ def test_table(log, tmp_path):
     assert (two.gold, two.system, two.model, two.task) == (None, "Name the intent.", "gpt", "intents")
 
 
+def test_answers_and_labels_need_not_be_texts(log, tmp_path):
+    path = tmp_path / "scores.jsonl"
+    values = [3, 0, 0.5, True, False, {"intent": "card"}]
+    path.write_bytes(
+        b"\n".join(json.dumps({"input": "a", "output": v, "label": v, "n": i}).encode() for i, v in enumerate(values))
+    )
+    assert import_file(log, path).n_new == 6
+    written = ["3", "0", "0.5", "true", "false", '{"intent":"card"}']
+    assert [(call.answer, call.gold) for call in log.calls()] == list(zip(written, written, strict=True))
+
+
 def test_bad_lines_are_told_and_the_rest_comes_in(log, tmp_path):
     path = tmp_path / "bad.jsonl"
     good = json.dumps({"input": "a", "output": "b"})

@@ -230,6 +230,9 @@ def test_states_change_as_one_step(log):
     with pytest.raises(ZeroDivisionError):
         log.update_state("t", lambda state: {"n": 1 // 0})
     assert log.states() == {"t": {"n": 2}}
+    assert log.states()["t"] is log.states()["t"]
+    log.update_state("t", lambda state: {**state, "n": 3})
+    assert log.states() == {"t": {"n": 3}}
 
 
 def test_changed_sees_states_of_others_and_no_calls(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -65,6 +67,22 @@ def test_header_and_alias_come_first() -> None:
     assert index.assign(call("hi", model="support"), {}).task == "support"  # type: ignore[union-attr]
 
 
+def test_clients_make_no_endless_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilotfish.traffic.tasks.MOST_TASKS", 3)
+    index = TaskIndex()
+    made = [index.assign(call("hi"), {"x-pilotfish-task": f"user {i}"}) for i in range(5)]
+    assert [a and a.task for a in made] == ["user 0", "user 1", "user 2", None, None]
+    assert index.assign(call("hi"), {"x-pilotfish-task": "user 1"}).task == "user 1"  # type: ignore[union-attr]
+    assert [index.assign(call("hi"), {}) for _ in range(3)] == [None] * 3
+    assert len(index.tasks) == 3
+
+
+def test_a_name_too_long_for_one_is_no_name() -> None:
+    index = TaskIndex()
+    made = [index.assign(call("hi"), {"x-pilotfish-task": "n" * 201}) for _ in range(2)]
+    assert made == [None, index.assign(call("hi"), {})]
+
+
 def test_a_changed_instruction_of_a_learned_task_is_told() -> None:
     index = TaskIndex()
     for text in ("hi", "hello"):
@@ -105,6 +123,35 @@ def test_an_alignment_matches_both_texts(a: str, b: str) -> None:
     if made is not None:
         assert made.match(head + a) is not None
         assert made.match(head + b) is not None
+
+
+def words(n: int, seed: int, n_known: int = 3000) -> str:
+    draw = random.Random(seed)
+    return " ".join(f"w{draw.randrange(n_known)}" for _ in range(n))
+
+
+def test_long_prompts_are_told_apart_in_no_time() -> None:
+    index = TaskIndex()
+    began = time.perf_counter()
+    for i in range(20):
+        index.assign(call(f"Answer from this context: {words(2800, i)}", None), {})
+    assert time.perf_counter() - began < 5
+    assert not index.tasks
+
+
+def test_long_prompts_with_several_gaps_are_one_task() -> None:
+    index = TaskIndex()
+    first, second = words(900, 0), words(900, 1)
+    bodies = [
+        call(
+            f"On day {words(2, i)} sort. {first} Kind: {words(9, i + 20)}. {second} Message: {words(30, i + 40)}", None
+        )
+        for i in range(4)
+    ]
+    for body in bodies:
+        index.assign(body, {})
+    assert len(index.tasks) == 1
+    assert text_of(index, bodies[3]) == f"{words(2, 3)}\n{words(9, 23)}\n{words(30, 43)}"
 
 
 def with_examples(

@@ -66,8 +66,12 @@ class Admission:
         Raises
         ------
         Refused
-            When the key is wrong, or the body too long or of the wrong form; with the error to send.
+            When the path leads out of the endpoint, the key is wrong, or the body too long or of the wrong form; with
+            the error to send.
         """
+        if "/." in exchange.endpoint and not {".", ".."}.isdisjoint(exchange.endpoint.split("/")):
+            # The endpoint would take it for a path outside its /v1, and answer with the large model's key.
+            raise Refused(404, "The path leads out of /v1: give it without '.' and '..'.", INVALID, "unknown_url")
         authorization = b""
         for name, value in exchange.raw_headers:
             if name == b"authorization":

@@ -29,7 +29,7 @@ from pilotfish.traffic import Answerer, PatternMasker, TrafficLog
 
 __all__ = ["Gateway"]
 
-PRUNE_SECONDS = 3600.0
+PRUNE_SECONDS = 60.0
 DAY = 86_400.0
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 

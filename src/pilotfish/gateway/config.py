@@ -147,7 +147,7 @@ class LogConfig(_Section):
     retain_days : float or None
         Delete older calls.
     max_rows : int or None
-        Keep at most so many calls.
+        Keep at most so many calls, looked at once a minute.
     """
 
     path: Path = Path("pilotfish.db")

@@ -17,7 +17,7 @@ from pilotfish.gateway.exchange import Exchange, cost_of, decompressor
 from pilotfish.gateway.local import LocalReply
 from pilotfish.gateway.metrics import Metrics
 from pilotfish.gateway.shapes import completion, completion_stream, error_body, usage_of, why_not_local
-from pilotfish.gateway.students import Students
+from pilotfish.gateway.students import Students, silent
 from pilotfish.gateway.upstream import Upstream, UpstreamReply
 from pilotfish.gateway.wire import Headers
 from pilotfish.protocols import Model
@@ -129,15 +129,12 @@ class Proxy:
         if task is None or not students.active(task):
             return
         why_not = why_not_local(exchange.data)
-        if why_not is not None:
-            exchange.reason = why_not
-            return
-        try:
-            request = Request.from_json(exchange.data, headers)
-        except InputError:
-            exchange.reason = "not understood"
-            return
-        verdict = await students.answer(task, request)
+        if why_not is None:
+            try:
+                request = Request.from_json(exchange.data, headers)
+            except InputError:
+                why_not = "not understood"
+        verdict = silent(task, why_not) if why_not is not None else await students.answer(task, request)
         exchange.verdict = verdict
         exchange.reason = verdict.reason
         exchange.local = verdict.reply is not None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +91,20 @@ def worker() -> Gateway:
     _prepare_process()
     folder = Path(os.environ[FOLDER_VARIABLE])
     config = taken_over((folder / CONFIG_NAME).read_bytes())
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent, folder / CONFIG_NAME), daemon=True).start()
     counts = folder / "metrics"
     counts.mkdir(exist_ok=True)
     made = partial(make_takeover, config, learns=True)
     return Gateway(config, made, metrics_folder=counts, worker=str(os.getpid()))
+
+
+def _end_after(parent: BaseProcess, config: Path) -> None:
+    """End when the parent was killed: whoever starts the gateway again finds the port taken else, and nobody's."""
+    parent.join()
+    config.unlink(missing_ok=True)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def settings(config: GatewayConfig) -> dict[str, Any]:

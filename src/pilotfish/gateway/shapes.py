@@ -89,7 +89,7 @@ def why_not_local(body: Mapping[str, Any]) -> str | None:
         if neutral is None or not any(value == item and type(value) is type(item) for item in neutral):
             return f"asks for {name}"[:80]
     for message in body["messages"]:
-        if message.get("role") not in _PLAIN_ROLES:
+        if str(message.get("role")) not in _PLAIN_ROLES:
             return "has a message of another role"
         if not message.keys() <= {"role", "content", "name"}:
             return "has a message with more than text"

@@ -15,7 +15,7 @@ from pilotfish.traffic import Answerer, Call, TrafficLog, Verdict
 from pilotfish.traffic.calls import answer_text
 from pilotfish.types import Request
 
-__all__ = ["Students"]
+__all__ = ["Students", "silent"]
 
 MAX_WAITING = 64
 MAX_AUDITS = 64
@@ -89,7 +89,7 @@ class Students:
         """Ask the student; whatever goes wrong becomes a verdict that escalates."""
         if self._n_waiting >= MAX_WAITING:
             self.metrics.add("student_failures_total")
-            return Verdict(task, reason="student is busy")
+            return silent(task, "student is busy")
         self._n_waiting += 1
         future = self._thread.submit(self.answerer.answer, task, request)
         waiting = asyncio.wrap_future(future)
@@ -99,10 +99,10 @@ class Students:
         except TimeoutError:
             future.cancel()
             self.metrics.add("student_failures_total")
-            return Verdict(task, reason=f"student took over {self.timeout:g} s")
+            return silent(task, f"student took over {self.timeout:g} s")
         except Exception as error:  # noqa: BLE001
             self._failed("A student")
-            return Verdict(task, reason=f"student failed: {type(error).__name__}")
+            return silent(task, f"student failed: {type(error).__name__}")
 
     def written(self, calls: Sequence[Call]) -> None:
         """Take over calls that are in the log; called in the log's thread."""
@@ -165,6 +165,11 @@ class Students:
     def _failed(self, what: str) -> None:
         self.metrics.add("student_failures_total")
         _logger.exception("%s failed; the call goes on without it.", what)
+
+
+def silent(task: str, reason: str) -> Verdict:
+    """The verdict on a call of which a student in service had nothing to say: no such call is drawn at random."""
+    return Verdict(task, confidence=0.0, reason=reason)
 
 
 def _settle(future: asyncio.Future[Call], call: Call) -> None:

@@ -184,6 +184,8 @@ def certify(
     wrong: ArrayLike | None = None,
     large_wrong: ArrayLike | None = None,
     costs: ArrayLike | None = None,
+    most_cost: float | None = None,
+    compared: float = 0.0,
     groups: Sequence[str] | None = None,
 ) -> Certificate:
     """Find the lowest confidence at which the student may answer and still keep the target.
@@ -191,7 +193,7 @@ def certify(
     Parameters
     ----------
     confidence : array (n,)
-        The student's confidence on held-out calls, higher is surer.
+        The student's confidence on held-out calls, higher is surer; minus infinity where it may not answer.
     disagrees : array (n,)
         1 where the student's answer differs from the large model's, else 0.
     target : Target
@@ -200,6 +202,10 @@ def certify(
         1 where the student's, and the large model's, answer differs from gold; needed for ``correctness``.
     costs : array (n,), optional
         What the large model's call cost, US dollars.
+    most_cost : float, optional
+        The most that any call may cost, whether or not one of these did; the dearest of these unless given.
+    compared : float
+        Share of the local answers that the large model is asked for as well, and is paid for.
     groups : sequence of str, optional
         A group per call; each gets its own bound.
 
@@ -246,7 +252,7 @@ def certify(
         loss_upper=float(binomial_upper(loss, loss_n, target.delta)) if loss_n else 1.0,
         local_disagreement_upper=float(binomial_upper(differs[local].sum(), n_local, target.delta)),
         escalated_disagreement_upper=float(binomial_upper(differs[~local].sum(), n - n_local, 0.001)),
-        spend_upper=_spend_upper(local, costs, target),
+        spend_upper=_spend_upper(local, costs, most_cost, compared, target),
         n_more=None if n_local else _n_more(scores, x, x_large, target),
         groups=_group_bounds(local, x, groups, target),
     )
@@ -271,8 +277,9 @@ def _correctness_trials(
 ) -> Iterator[tuple[float, float, float]]:
     """Threshold, losses and trials of each share of calls, most local first."""
     order = np.sort(scores)[::-1]
+    n_familiar = int((scores > -math.inf).sum())
     for share in _SHARES:
-        n_local = round(share * scores.size)
+        n_local = min(round(share * scores.size), n_familiar)
         if n_local < 1:
             continue
         threshold = float(order[n_local - 1])
@@ -288,11 +295,14 @@ def _correctness_risk(target: Target) -> float:
     return 0.5 if target.level is None else target.risk
 
 
-def _spend_upper(local: np.ndarray, costs: ArrayLike | None, target: Target) -> float | None:
+def _spend_upper(
+    local: np.ndarray, costs: ArrayLike | None, most_cost: float | None, compared: float, target: Target
+) -> float | None:
     if costs is None or local.size == 0:
         return None
-    spent = np.where(local, 0.0, np.asarray(costs, dtype=np.float64))
-    most = float(np.max(np.asarray(costs, dtype=np.float64)))
+    paid = np.asarray(costs, dtype=np.float64)
+    most = max(float(np.max(paid)), most_cost or 0.0)
+    spent = np.where(local, compared * paid, paid)
     return betting_upper(spent / most, target.delta) * most if most > 0 else 0.0
 
 
@@ -338,7 +348,12 @@ def _group_bounds(
 def _explained(made: Certificate) -> Certificate:
     ceiling = made.target.max_spend
     if not made.ok:
-        more = f"about {made.n_more} more calls are needed" if made.n_more else "the student is not accurate enough yet"
+        if made.n_more:
+            more = f"about {made.n_more} more calls are needed"
+        elif made.target.level is None:
+            more = "it is not right more often than the large model; give a level, such as 0.95, that is enough"
+        else:
+            more = "the student is not accurate enough yet"
         reason = f"Nothing could be certified from {made.n} held-out calls ({made.target}): {more}."
     elif ceiling is not None and (made.spend_upper is None or made.spend_upper > ceiling):
         spend = "is unknown" if made.spend_upper is None else f"may reach ${made.spend_upper:.3g}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import orjson
 
 from pilotfish.bounds import binomial_p_value, binomial_upper
 from pilotfish.errors import InputError
@@ -33,7 +37,7 @@ class Lesson:
     text : str
         What varies in the call.
     answer : str
-        The large model's answer.
+        The large model's answer; one that says nothing is not learned.
     gold : str or None
         The right answer, where known.
     random : bool
@@ -76,6 +80,24 @@ class Learned:
     seconds: float
     confusions: tuple[tuple[str, str, int], ...]
 
+    def save(self, folder: Path) -> None:
+        """Write the student and what was proved about it, as one step, in the place of what was there."""
+        half = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        self.student.save(half)
+        about = {
+            "certificate": self.certificate.to_json(),
+            "frontier": {name: getattr(self.frontier, name) for name in self.frontier.__slots__},
+            "confusions": self.confusions,
+            "n_fit": self.n_fit,
+            "n_calibrate": self.n_calibrate,
+            "seconds": self.seconds,
+        }
+        (half / "learned.json").write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+        shutil.rmtree(folder, ignore_errors=True)
+        half.rename(folder)
+
 
 def learn(
     lessons: Sequence[Lesson],
@@ -85,6 +107,7 @@ def learn(
     seed: int = 0,
     by_class: bool = False,
     worth: float | None = None,
+    compared: float = 0.0,
     instruction: str = "",
     progress: Progress | None = None,
 ) -> Learned:
@@ -105,6 +128,8 @@ def learn(
     worth : float, optional
         Where the student's own confidence promises to answer no more than this share, the held-out answers are not
         looked at, and none of the risk is spent: the certificate is of 0 calls.
+    compared : float
+        Share of the local answers that the large model will be asked for as well.
     instruction : str
         What the large model is told to do with the calls.
     progress : callable, optional
@@ -127,7 +152,7 @@ def learn(
             "are needed to learn from."
         )
     counts = Counter(normalise(lesson.answer) for lesson in lessons)
-    known = {label for label, n in counts.items() if n >= _LEAST_PER_LABEL}
+    known = {label for label, n in counts.items() if label and n >= _LEAST_PER_LABEL}
     if len(known) < 2:
         raise InputError("The task's calls all have the same answer: wait for calls with other answers.")
     held = _held_out(lessons, target, seed)
@@ -149,6 +174,8 @@ def learn(
     said = [normalise(label) for label in predicted.labels]
     truth = [normalise(x.answer) for x in test]
     disagrees = np.array([a != b for a, b in zip(said, truth, strict=True)], dtype=np.float64)
+    # A call without a price is one whose price is not known: it may have been as dear as any.
+    most_cost = max(x.cost for x in lessons)
     groups = truth if by_class else [x.group or "" for x in test]
     certificate = certify(
         confidence,
@@ -156,7 +183,9 @@ def learn(
         target,
         wrong=_wrong(said, test) if by_gold else None,
         large_wrong=_wrong(truth, test) if by_gold else None,
-        costs=[x.cost for x in test],
+        costs=[x.cost or most_cost for x in test] if most_cost else None,
+        most_cost=most_cost,
+        compared=compared,
         groups=groups if any(groups) else None,
     )
     if not opened:

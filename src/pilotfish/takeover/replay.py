@@ -12,7 +12,8 @@ import orjson
 
 from pilotfish.errors import InputError, TaskError
 from pilotfish.takeover.certify import Target
-from pilotfish.takeover.service import Takeover, large_answer
+from pilotfish.takeover.lessons import large_answer
+from pilotfish.takeover.service import Takeover
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict, completion_body
 from pilotfish.traffic.log import TrafficLog
 from pilotfish.traffic.tasks import normalise

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pilotfish.errors import InputError, PilotfishError, TaskError, TaskLockedError, UnknownTaskError
 from pilotfish.files import locked
 from pilotfish.protocols import Progress
 from pilotfish.takeover.certify import Target
 from pilotfish.takeover.learning import LEAST_LESSONS, Learned, Lesson, learn
+from pilotfish.takeover.lessons import large_answer, lessons_of
 from pilotfish.takeover.state import TaskState, folder_of
 from pilotfish.takeover.watch import Watch
 from pilotfish.traffic.calls import UPSTREAM, Call, Verdict
@@ -29,7 +26,7 @@ from pilotfish.traffic.tasks import Task, TaskIndex, kind_of, normalise
 from pilotfish.training.students import Student
 from pilotfish.types import Reply, Request, Usage
 
-__all__ = ["Takeover", "is_random", "large_answer"]
+__all__ = ["Takeover"]
 
 _REFRESH_SECONDS = 0.05
 _FLUSH_SECONDS = 0.25
@@ -45,18 +42,6 @@ _MOST_COMPARED = 0.5
 _UNFAMILIAR = "unlike the calls learned from"
 
 _Event = tuple[str, bool]
-
-
-def large_answer(call: Call) -> str | None:
-    """What the large model said to a call, whoever answered it; None when it was not asked or failed."""
-    if call.audit is not None:
-        return call.audit
-    return call.answer if call.answered_by == UPSTREAM and call.status == 200 and call.complete else None
-
-
-def is_random(call: Call) -> bool:
-    """Whether the large model's answer was asked for whatever the student thought of the call."""
-    return call.sampled or call.prediction is None
 
 
 class Takeover:
@@ -111,6 +96,7 @@ class Takeover:
         self.settings = settings or {}
         self.index = TaskIndex(aliases=aliases)
         self._random = random.Random(seed)  # noqa: S311 - draws of audits are no secret
+        self._documents: dict[str, dict[str, Any]] = {}
         self._states: dict[str, TaskState] = {}
         self._students: dict[str, tuple[str, Student]] = {}
         self._changed: set[str] = set()
@@ -147,7 +133,7 @@ class Takeover:
         predicted = student.predict([state.task.text_of(request)])
         label, confidence = predicted.labels[0], float(predicted.confidence[0])
         familiar = bool(predicted.familiar[0])
-        sampled = state.phase == "shadow" or self._random.random() < self._share_compared(state)
+        sampled = state.phase == "shadow" or self._random.random() < self._share_compared(state, self.auto is not None)
         eligible = familiar and confidence >= state.certificate.threshold
         local = False
         if state.phase == "shadow":
@@ -167,10 +153,11 @@ class Takeover:
             reply = Reply(label, f"student:{state.version}", Usage(), confidence, reason=reason)
         return Verdict(task, reply, label, confidence, sampled, reason)
 
-    def _share_compared(self, state: TaskState) -> float:
-        if self.auto is None or state.certificate is None:
+    def _share_compared(self, state: TaskState, by_itself: bool) -> float:
+        """Share of the local answers that is compared; where learning goes on by itself more while a task is young."""
+        if not by_itself:
             return self.audit_share
-        to_gain = 1 - state.certificate.coverage
+        to_gain = 1 - state.certificate.coverage if state.certificate is not None else 1.0
         return max(self.audit_share, min(_MOST_COMPARED, to_gain * _COMPARED_PER_DOUBLING / max(1, state.n_seen)))
 
     def observe(self, call: Call) -> None:
@@ -187,9 +174,12 @@ class Takeover:
                 state = self._states[name]
             elif task is not None and task != state.task and not state.task.frozen:
                 self._update(name, lambda s: s.replace(task=task) if not s.task.frozen else s)
-            if name in self._changed and state.has_student:
-                self._roll_back(name, "the instruction has changed since the student learned it", call.seq)
-                return
+            if name in self._changed:
+                if state.has_student:
+                    self._roll_back(name, "the instruction has changed since the student learned it", call.seq)
+                    return
+                # Another process was the first to hand it back: the next student learns the new instruction.
+                self._changed.discard(name)
             events = self._compared(call, state)
             self._events.setdefault(name, []).extend(events)
             urgent = ("audit", True) in events
@@ -288,12 +278,12 @@ class Takeover:
         TaskLockedError
             When another process is learning the task.
         TaskError
-            When the task's answers are not of a kind that can be learned.
+            When the task's answers are not of a kind that can be learned, or it was handed back meanwhile.
         """
         with self._learning(task, target) as state:
             lessons = self.lessons(task)
             enough = len(lessons) >= LEAST_LESSONS
-            kind = kind_of([lesson.answer for lesson in lessons]) if enough else state.kind
+            kind = kind_of([x.answer for x in lessons if x.answer.strip()]) if enough else state.kind
             self._update(task, lambda s: s.replace(kind=kind))
             if enough and kind != "closed_set":
                 raise TaskError(
@@ -305,15 +295,17 @@ class Takeover:
                 held = state.certificate if state.phase == "live" else None
                 in_force = held.coverage if held is not None and held.is_for(state.target) else 0.0
                 worth = max(_LEAST_WORTH, _PROMISED * in_force)
+            # What the next student answers is not known yet: as many may be compared as if it were nothing.
+            compared = self._share_compared(state.replace(certificate=None), patient)
             fresh = partial(self.student, **self.settings)
             told = state.task.instruction or self._system(task)
             learned = learn(
-                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth, instruction=told,
-                progress=progress,
+                lessons, asked, fresh, seed=state.n_versions, by_class=by_class, worth=worth,
+                compared=compared, instruction=told, progress=progress,
             )  # fmt: skip
             opened = learned.certificate.n > 0
             version = f"v{state.n_versions + 1}"
-            self._save(task, version, learned)
+            learned.save(folder_of(self.folder, task) / version)
             watch = Watch.for_certificate(
                 learned.certificate,
                 unknown_labels_upper=learned.unknown_labels_upper,
@@ -322,7 +314,10 @@ class Takeover:
             )
 
             def changed(s: TaskState) -> TaskState:
-                s = s.replace(n_versions=s.n_versions + 1, n_attempts=s.n_attempts + opened)
+                s = s.replace(n_versions=s.n_versions + 1)
+                if s.since != state.since:
+                    return s
+                s = s.replace(n_attempts=s.n_attempts + opened)
                 s = s.replace(learn_at=max(s.learn_at, int(max(s.n_seen, len(lessons)) * _GROWTH)))
                 held, new = s.certificate, learned.certificate
                 serving = s.phase == "live" and held is not None
@@ -340,25 +335,19 @@ class Takeover:
                 )
 
             made = self._update(task, changed)
-            self.log.event(
-                task, "learned", {"version": version, "in_force": made.version, "reason": learned.certificate.reason}
+            why = learned.certificate.reason
+            self.log.event(task, "learned", {"version": version, "in_force": made.version, "reason": why})
+        if made.since != state.since:
+            raise TaskError(
+                f"task is {task!r}, which was handed back while it was learned ({made.reason}): learn it again from "
+                "the calls that follow."
             )
-            return learned
+        return learned
 
     def lessons(self, task: str) -> list[Lesson]:
         """The calls of a task that can be learned from."""
         state = self.state(task)
-        made = []
-        for call in self.log.calls(task=task, after=state.since):
-            said = large_answer(call)
-            if said is None or not said.strip():
-                continue
-            try:
-                text = state.task.text_of(call.to_request())
-            except InputError:
-                continue
-            made.append(Lesson(text, said, call.gold, is_random(call), call.cost, None))
-        return made
+        return lessons_of(self.log.calls(task=task, after=state.since), state.task)
 
     def promote(self, task: str) -> TaskState:
         """Let a certified student answer.
@@ -383,9 +372,7 @@ class Takeover:
 
     def roll_back(self, task: str, reason: str = "by request") -> TaskState:
         """Hand the task back to the large model; one that no student serves stays as it is."""
-        state = self.state(task)
-        if not state.has_student:
-            return state
+        self.state(task)
         return self._roll_back(task, reason, self._last_seq())
 
     # Inside.
@@ -399,10 +386,10 @@ class Takeover:
         if not force and not self.log.changed():
             return
         with self._lock:
-            self._states = {name: TaskState.from_json(data) for name, data in self.log.states().items()}
-            for name, state in self._states.items():
-                if self.index.tasks.get(name) != state.task:
-                    self.index.put(state.task)
+            before, self._documents = self._documents, self.log.states()
+            for name, data in self._documents.items():
+                if data is not before.get(name):
+                    self._know(name, TaskState.from_json(data))
 
     def _update(self, name: str, change: Callable[[TaskState], TaskState]) -> TaskState:
         def changed(data: dict[str, Any]) -> dict[str, Any]:
@@ -414,22 +401,30 @@ class Takeover:
             return change(state).to_json()
 
         made = TaskState.from_json(self.log.update_state(name, changed))
-        self._states[name] = made
-        if self.index.tasks.get(name) != made.task:
-            self.index.put(made.task)
+        self._know(name, made)
         return made
+
+    def _know(self, name: str, state: TaskState) -> None:
+        self._states[name] = state
+        if self.index.tasks.get(name) != state.task:
+            self.index.put(state.task)
 
     def _roll_back(self, name: str, reason: str, seq: int | None) -> TaskState:
         since = seq if seq is not None else self._last_seq()
+        served = False
 
         def changed(s: TaskState) -> TaskState:
-            return s.rolled_back(reason, since).replace(task=replace(s.task, frozen=False))
+            nonlocal served
+            served = s.has_student
+            # Several processes see the same breach: the first one's position stands.
+            return s.rolled_back(reason, since).replace(task=replace(s.task, frozen=False)) if served else s
 
         made = self._update(name, changed)
         self._events.pop(name, None)
         self._changed.discard(name)
         self._asked.pop(name, None)
-        self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
+        if served:
+            self.log.event(name, "rolled_back", {"version": made.version, "reason": reason, "at": since})
         return made
 
     def _system(self, name: str) -> str:
@@ -444,6 +439,8 @@ class Takeover:
     @contextmanager
     def _learning(self, name: str, target: Target | None) -> Iterator[TaskState]:
         self.state(name)
+        # Like the log: students remember words of the calls.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._lock_file(name)) as free:
             if not free:
                 raise TaskLockedError(f"task is {name!r}, which another process is learning: wait for it to finish.")
@@ -451,7 +448,7 @@ class Takeover:
             state = self._update(name, lambda s: s.replace(learning=began, target=target or s.target))
             try:
                 yield state
-            except PilotfishError as error:
+            except (PilotfishError, OSError) as error:
                 # The next attempt waits for more calls, or a task that cannot be learned would be tried at every call.
                 why = str(error)
                 self._update(name, lambda s: s.replace(learn_at=int(max(s.n_seen, s.learn_at) * _GROWTH), reason=why))
@@ -468,24 +465,6 @@ class Takeover:
             kept = (version, self.student.load(folder_of(self.folder, task) / version))
             self._students[task] = kept
         return kept[1]
-
-    def _save(self, task: str, version: str, learned: Learned) -> None:
-        final = folder_of(self.folder, task) / version
-        half = final.with_name(f".{version}.{os.getpid()}")
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        learned.student.save(half)
-        about = {
-            "certificate": learned.certificate.to_json(),
-            "frontier": {name: getattr(learned.frontier, name) for name in learned.frontier.__slots__},
-            "confusions": learned.confusions,
-            "n_fit": learned.n_fit,
-            "n_calibrate": learned.n_calibrate,
-            "seconds": learned.seconds,
-        }
-        (half / "learned.json").write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
-        shutil.rmtree(final, ignore_errors=True)
-        half.rename(final)
 
 
 def _watched(state: TaskState, events: Sequence[_Event]) -> TaskState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,8 @@ __all__ = ["Phase", "TaskState", "folder_of"]
 
 Phase = Literal["observing", "shadow", "live", "rolled_back"]
 _FIRST_ATTEMPT = 250
+# A file system takes 255 bytes.
+_LONGEST_NAME = 240
 
 
 def folder_of(students: Path, task: str) -> Path:
@@ -26,7 +29,10 @@ def folder_of(students: Path, task: str) -> Path:
     >>> folder_of(Path("students"), "desk").as_posix(), folder_of(Path("students"), "../desk").as_posix()
     ('students/desk', 'students/%2E.%2Fdesk')
     """
-    return students / re.sub(r"^\.|[%/\\:\0]", lambda found: f"%{ord(found[0]):02X}", task)
+    name = re.sub(r"^\.|[%/\\:\0]", lambda found: f"%{ord(found[0]):02X}", task)
+    if len(name.encode()) > _LONGEST_NAME:
+        name = f"{name[:40]}-{hashlib.sha256(task.encode()).hexdigest()}"
+    return students / name
 
 
 @dataclass(frozen=True, slots=True)

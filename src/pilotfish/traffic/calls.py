@@ -47,7 +47,7 @@ class Call:
     prediction : str or None
         The student's answer, also where it was not used.
     confidence : float or None
-        The student's probability in [0, 1] that its answer is right.
+        The student's probability in [0, 1] that its answer is right; 0 where one in service gave no answer.
     reason : str
         Why this model answered, or what went wrong.
     audit : str or None
@@ -195,7 +195,7 @@ class Verdict:
     prediction : str or None
         The student's answer, also where it is not sent.
     confidence : float or None
-        Probability in [0, 1] that the prediction is right.
+        Probability in [0, 1] that the prediction is right; 0 where a student in service gave none.
     audit : bool
         Whether the call was drawn at random to be put to the large model, in the background if it is answered locally.
     reason : str

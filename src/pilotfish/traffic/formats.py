@@ -149,7 +149,7 @@ def _table(record: Record) -> Imported | None:
     question, answer = record["input"], record.get("output")
     if not isinstance(question, str) or not question.strip():
         raise InputError("field 'input' is empty: give the prompt")
-    if not isinstance(answer, str):
+    if answer is None:
         raise InputError("field 'output' is missing: give the answer")
     system = record.get("system")
     messages = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
@@ -242,7 +242,8 @@ def _named(record: Record, *names: str) -> tuple[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    return str(value) if value not in (None, "") else None
+    """A text, or what else was given as answers hold it; None for none."""
+    return value or None if isinstance(value, str | None) else orjson.dumps(value).decode()
 
 
 def _number(record: Record, *names: str) -> float | None:

@@ -99,6 +99,7 @@ class TrafficLog:
         self._watch: sqlite3.Connection | None = None
         self._watch_lock = threading.Lock()
         self._seen = (-1, -1)
+        self._documents: dict[str, tuple[str, dict[str, Any]]] = {}
         if read_only:
             if not self.path.is_file():
                 raise LogError(f"There is no traffic log at {self.path}: give the path of one.")
@@ -315,8 +316,13 @@ class TrafficLog:
         return _document(rows[0][0]) if rows else {}
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Read the documents of all tasks, by task."""
-        return {task: _document(text) for task, text in self._rows("SELECT task, document FROM states ORDER BY task")}
+        """Read the documents of all tasks, by task; one that has not changed is the very object of the time before."""
+        before, found = self._documents, {}
+        for task, text in self._rows("SELECT task, document FROM states ORDER BY task"):
+            known = before.get(task)
+            found[task] = known if known is not None and known[0] == text else (text, _document(text))
+        self._documents = found
+        return {task: document for task, (_, document) in found.items()}
 
     def update_state(self, task: str, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
         """Change a task's document as one step over all processes.

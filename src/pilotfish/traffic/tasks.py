@@ -7,23 +7,20 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from typing import Any, Literal
 
 import orjson
 
 from pilotfish.answers import normalise
+from pilotfish.traffic.templates import LEAST_WORDS, Template
 from pilotfish.types import Request
 
 __all__ = ["Assignment", "Kind", "Task", "TaskIndex", "Template", "kind_of", "normalise"]
 
 Kind = Literal["closed_set", "json", "text"]
 HEADER = "x-pilotfish-task"
-
-_TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
-_LEAST_WORDS = 4
-_LEAST_ALIKE = 0.6
-_LONGEST = 20_000
+MOST_TASKS = 1000
+MOST_CHARACTERS = 200
 
 
 def kind_of(answers: Sequence[str]) -> Kind:
@@ -54,94 +51,6 @@ def _is_object(answer: str) -> bool:
         return isinstance(orjson.loads(text), dict)
     except orjson.JSONDecodeError:
         return False
-
-
-@dataclass(frozen=True)
-class Template:
-    """Literal pieces of text with gaps between them.
-
-    Parameters
-    ----------
-    pieces : tuple of str
-        The literals in order; a gap lies between any two, and an empty first or last piece means the text begins or
-        ends with a gap. A single piece is a text without gaps.
-
-    Examples
-    --------
-    >>> made = Template.align(
-    ...     "Classify this message please. Message: hi there",
-    ...     "Classify this message please. Message: bye",
-    ... )
-    >>> made.pieces
-    ('Classify this message please. Message: ', '')
-    >>> made.match("Classify this message please. Message: where is it?")
-    ('where is it?',)
-    """
-
-    pieces: tuple[str, ...]
-
-    @property
-    def n_words(self) -> int:
-        """Number of literal words."""
-        return sum(len(re.findall(r"\w+", piece)) for piece in self.pieces)
-
-    def match(self, text: str) -> tuple[str, ...] | None:
-        """The text in each gap, or None when the literals are not all there in order; linear in the text's length."""
-        first, *rest = self.pieces
-        if not rest:
-            return () if text == first else None
-        *middle, last = rest
-        end = len(text) - len(last)
-        if not text.startswith(first) or not text.endswith(last) or end < len(first):
-            return None
-        gaps, at = [], len(first)
-        for piece in middle:
-            found = text.find(piece, at, end)
-            if found < 0:
-                return None
-            gaps.append(text[at:found])
-            at = found + len(piece)
-        return (*gaps, text[at:end])
-
-    @classmethod
-    def align(cls, a: str, b: str) -> Template | None:
-        """The template two texts share, or None when they are not alike.
-
-        Alike means: they begin or end with the same token, and their shared runs hold at least four words and 60 % of
-        the shorter text's tokens. Texts of more than 20,000 characters are compared by equality alone.
-        """
-        if len(a) > _LONGEST or len(b) > _LONGEST:
-            return None
-        left, right = _TOKEN.findall(a), _TOKEN.findall(b)
-        if not left or not right or (left[0] != right[0] and left[-1] != right[-1]):
-            return None
-        if len(set(left) & set(right)) < _LEAST_ALIKE / 2 * min(len(set(left)), len(set(right))):
-            return None
-        blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
-        runs = [left[block.a : block.a + block.size] for block in blocks]
-        spans = [(block.a, block.a + block.size, block.b, block.b + block.size) for block in blocks]
-        kept = [
-            (run, span)
-            for run, span in zip(runs, spans, strict=True)
-            if sum(token[0].isalnum() for token in run) >= 3
-            or span[0] == 0 == span[2]
-            or span[1:4:2] == _ends(left, right)
-        ]
-        kept = [(run, span) for run, span in kept if run]
-        n_shared = sum(len(run) for run, _ in kept)
-        if n_shared < _LEAST_ALIKE * min(len(left), len(right)):
-            return None
-        pieces = ["".join(run) for run, _ in kept]
-        if kept and (kept[0][1][0] != 0 or kept[0][1][2] != 0):
-            pieces.insert(0, "")
-        if kept and kept[-1][1][1:4:2] != _ends(left, right):
-            pieces.append("")
-        made = cls(tuple(pieces))
-        return made if made.n_words >= _LEAST_WORDS else None
-
-
-def _ends(left: list[str], right: list[str]) -> tuple[int, int]:
-    return len(left), len(right)
 
 
 @dataclass(frozen=True)
@@ -228,7 +137,8 @@ class Assignment:
 class TaskIndex:
     """Assign each call to a task, and make tasks of calls that turn out to belong together.
 
-    The first call with an unseen instruction waits in a small pool; the second one that is alike makes the task.
+    The first call with an unseen instruction waits in a small pool; the second one that is alike makes the task. Since
+    clients choose names and instructions there are at most 1,000 tasks, and names of more than 200 characters are none.
 
     Parameters
     ----------
@@ -277,7 +187,7 @@ class TaskIndex:
     def _by_instruction(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Assignment | None:
         model = str(body.get("model") or "")
         named = headers.get(HEADER)
-        if named:
+        if named and len(named) <= MOST_CHARACTERS:
             return self._known(Task(named, "header", model))
         if model in self.aliases:
             return self._known(Task(model, "alias", model))
@@ -310,8 +220,11 @@ class TaskIndex:
             self.tasks[task.name] = replace(task, examples=known[:n])
         return assigned
 
-    def _known(self, task: Task) -> Assignment:
-        self.tasks.setdefault(task.name, task)
+    def _known(self, task: Task) -> Assignment | None:
+        if task.name not in self.tasks:
+            if len(self.tasks) >= MOST_TASKS:
+                return None
+            self.tasks[task.name] = task
         return Assignment(task.name)
 
     def _place(self, key: tuple[str, str, str]) -> Assignment | None:
@@ -328,11 +241,13 @@ class TaskIndex:
                 return Assignment(task.name, changed=True)
             self.put(replace(task, template=alike))
             return Assignment(task.name)
+        if len(self.tasks) >= MOST_TASKS:
+            return None
         for other in list(self._pool):
             if other[:2] != (model, source):
                 continue
             alike = Template((text,)) if other[2] == text else Template.align(other[2], text)
-            if alike is None or alike.n_words < _LEAST_WORDS:
+            if alike is None or alike.n_words < LEAST_WORDS:
                 continue
             del self._pool[other]
             task = Task(_name(model, alike), "system" if source == "system" else "prompt", model, alike)
