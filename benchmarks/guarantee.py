@@ -10,7 +10,7 @@ from benchmarks.outcomes import interval, mmlu
 from benchmarks.routers.readers import have_embedders, read_by
 from pilotfish.bounds import empirical_bernstein_upper
 from pilotfish.route.certify import loss_p_value
-from pilotfish.scorers.quality import KernelQuality
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.traffic.table import ReplyTable
 
 _DELTA = 0.05

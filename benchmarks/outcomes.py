@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.figures import Run
 from pilotfish.traffic.table import ReplyTable
@@ -49,19 +50,26 @@ def gsm8k(run: Run) -> ReplyTable:
     return ReplyTable.of(prompts, scores, costs, replies=replies)
 
 
-def llmrouter9(run: Run, part: str) -> tuple[ReplyTable, list[str]]:
-    """Scores of nine models, and the task of each query; a query costs its length times the model's price."""
+def first_scores(table: ReplyTable, n: int) -> NDArray[np.float64]:
+    """The table's scores of its first n queries; of the others none are known."""
+    scores = table.scores.copy()
+    scores[n:] = np.nan
+    return scores
+
+
+def llmrouter9(run: Run, part: str) -> ReplyTable:
+    """Scores of nine models, groups are tasks; a query costs its length times the model's price."""
     rows = list(run.rows(f"llmrouter9/{part}.jsonl.gz"))
     about = json.loads((run.data / "llmrouter9/default_llm.json").read_text())
     models = sorted(rows[0]["scores"])
     prompts = [row["query"] for row in rows]
     price = {model: about[model]["input_price"] for model in models}
-    table = ReplyTable.of(
+    return ReplyTable.of(
         prompts,
         {model: [float(row["scores"][model]) for row in rows] for model in models},
         {m: [price[m] * len(p) / _CHARACTERS_PER_TOKEN / 1e6 for p in prompts] for m in models},
+        groups=[row["task_name"] for row in rows],
     )
-    return table, [row["task_name"] for row in rows]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

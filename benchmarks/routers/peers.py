@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.figures import Run, bootstrap
-from benchmarks.outcomes import STRONG, WEAK, interval, llmrouter9, mmlu
+from benchmarks.outcomes import STRONG, WEAK, first_scores, interval, llmrouter9, mmlu
 from benchmarks.routers.timing import long_prompts, milliseconds
 from benchmarks.serving.peers import interpreter, version
 from pilotfish.protocols import Embedder
 from pilotfish.route.curves import apgr
 from pilotfish.route.policies import RoutePolicy
 from pilotfish.rules import value_minus_price
-from pilotfish.scorers.quality import KernelQuality, QualityScorer
+from pilotfish.scorers.kernel import KernelQuality
+from pilotfish.scorers.quality import QualityScorer
 from pilotfish.traffic.table import ReplyTable
 
 __all__ = ["beside_llmrouter", "beside_routellm"]
@@ -71,8 +72,8 @@ def asked(peer: str, job: dict[str, Any], arrays: Arrays) -> dict[str, Any] | No
 def beside_llmrouter(run: Run, make_policy: Callable[[], RoutePolicy], embedder: Embedder) -> None:
     """Nine models: what each of its routers scores and spends, beside Pilotfish at the same mean cost."""
     rows = list(run.rows("llmrouter9/train.jsonl.gz"))
-    train, _ = llmrouter9(run, "train")
-    test, _ = llmrouter9(run, "test")
+    train = llmrouter9(run, "train")
+    test = llmrouter9(run, "test")
     about = json.loads((run.data / "llmrouter9/default_llm.json").read_text(encoding="utf-8"))
     llms = {name: entry for name, entry in about.items() if name in train.models}
     held = set(test.queries)
@@ -199,7 +200,7 @@ def beside_routellm(
             embedder.embed(taught.queries),
             embedder.embed(test.queries),
         )
-        router = make_router().fit(taught.queries, taught.scores, [WEAK, STRONG], unlabelled=fit.queries[N_LABELS:])
+        router = make_router().fit(fit.queries, first_scores(fit, N_LABELS), [WEAK, STRONG])
         predicted = router.predict(test.queries)
         ours.append(apgr(predicted[:, 1] - predicted[:, 0], *test.scores.T))
         tests.append(test)

@@ -14,7 +14,7 @@ from pilotfish.methods.routing import hybrid_llm, routing_benchmark
 from pilotfish.route.budget import parse_budget
 from pilotfish.route.compare import compare
 from pilotfish.route.policies import RoutePolicy
-from pilotfish.scorers.quality import KernelQuality
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Reply, Request, TokenLogProb
 from tests.route.conftest import Says, make_table

@@ -35,8 +35,9 @@ from pilotfish.rules import Threshold
 from pilotfish.scorers.agreement import Agreement
 from pilotfish.scorers.answers import AnswerQuality
 from pilotfish.scorers.costs import CostModel, PerCost
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.scorers.preferences import PairRanker
-from pilotfish.scorers.quality import KernelQuality, NeighbourQuality, PenalisedQuality
+from pilotfish.scorers.quality import NeighbourQuality, PenalisedQuality
 from pilotfish.statistics import mean_interval
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Reply, Request

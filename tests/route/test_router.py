@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pilotfish.errors import ContextLengthError, InputError, UpstreamError
 from pilotfish.models.fake import FakeModel
+from pilotfish.route.compound import TableGate
+from pilotfish.route.policies import RoutePolicy
 from pilotfish.route.router import Candidate, Router
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.scorers.preferences import MatrixFactorisation, SimilarityElo
 from pilotfish.scorers.prompts import PromptFeatures
-from pilotfish.scorers.quality import KernelQuality, NeighbourQuality
+from pilotfish.scorers.quality import MeanQuality, NeighbourQuality, PenalisedQuality, RetargetedQuality
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Message, Request
 from tests.models.fixtures import pulled
@@ -171,3 +175,27 @@ def test_what_cannot_be_saved_or_routed_is_refused(table, says, tmp_path):
     scorer = KernelQuality().fit(table.queries, table.scores, table.models)
     with pytest.raises(InputError, match="models has no 'large'"):
         Router({"small": models["small"]}, scorer, router.cost, 0.0)
+
+
+def test_groups_of_a_table_reach_the_scorer_of_every_policy_and_are_kept(table, says, tmp_path):
+    kernel, kinds = KernelQuality(), tuple("sums" if q.startswith("add") else "books" for q in table.queries)
+    grouped = replace(table, groups=kinds)
+    wrapped = (
+        kernel,
+        MeanQuality([kernel]),
+        PenalisedQuality(kernel, {}),
+        RetargetedQuality(kernel, lambda _, scores, __: scores),
+    )
+    fits = [lambda own=own: RoutePolicy("r", own).fit(grouped) for own in wrapped]
+    for target in (None, np.maximum):
+        fits.append(lambda target=target: TableGate(kernel, target).fit_table(grouped, "small", "large"))
+    for fit in fits:
+        kernel.groups_ = None
+        fit()
+        assert kernel.groups_.names_ == ("books", "sums")
+    models = {"small": says("small"), "large": says("large")}
+    router = Router.fit(models, grouped)
+    router.save(tmp_path / "r.npz")
+    again = Router.load(tmp_path / "r.npz", models)
+    assert again.scorer.groups_.names_ == ("books", "sums")
+    np.testing.assert_allclose(again.predict(table.queries)[0], router.predict(table.queries)[0], atol=5e-3)

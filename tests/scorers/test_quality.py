@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
 from pilotfish.errors import InputError, NotFittedError
+from pilotfish.scorers.kernel import KernelQuality, _gauss, _ridge
 from pilotfish.scorers.preferences import (
     MatrixFactorisation,
     PairRanker,
@@ -24,12 +25,9 @@ from pilotfish.scorers.prompts import PromptFeatures, _readers, form_of
 from pilotfish.scorers.quality import (
     Column,
     Gap,
-    KernelQuality,
     MeanQuality,
     NeighbourQuality,
     TermQuality,
-    _gauss,
-    _ridge,
 )
 from pilotfish.scorers.tags import KeywordTagger, ModelTagger, TagQuality
 from pilotfish.types import Reply

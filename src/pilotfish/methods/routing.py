@@ -14,10 +14,10 @@ from pilotfish.route.compare import Report, compare
 from pilotfish.route.compound import OptionGate, RankPolicy, TableGate
 from pilotfish.route.policies import GatePolicy, Policy, RoutePolicy
 from pilotfish.scorers.agreement import OutputAgreement
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.scorers.preferences import MatrixFactorisation, PairRanker, SimilarityElo
 from pilotfish.scorers.prompts import PromptFeatures
 from pilotfish.scorers.quality import (
-    KernelQuality,
     NeighbourQuality,
     PenalisedQuality,
     QualityScorer,

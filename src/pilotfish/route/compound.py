@@ -94,10 +94,10 @@ class TableGate:
         """Learn from the queries both models were scored on."""
         both = table.of_models([weak, strong]).complete()
         if self.target is None:
-            self.scorer.fit(both.queries, both.scores, both.models)
+            self.scorer.fit(both.queries, both.scores, both.models, both.groups)
         else:
             learned = self.target(both.scores[:, 0], both.scores[:, 1])
-            self.scorer.fit(both.queries, learned[:, None], [weak])
+            self.scorer.fit(both.queries, learned[:, None], [weak], both.groups)
         return self
 
     def score(self, items: Sequence[Request]) -> FloatArray:

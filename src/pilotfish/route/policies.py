@@ -198,7 +198,7 @@ class RoutePolicy:
                 raise InputError("No query has a recorded reply of every model, which are compared here: record them.")
             outputs(kept.queries, kept.replies, kept.models)
         else:
-            self.scorer.fit(table.queries, table.scores, table.models)
+            self.scorer.fit(table.queries, table.scores, table.models, table.groups)
         self.cost_ = CostModel().fit(table.queries, table.costs)
         return self
 

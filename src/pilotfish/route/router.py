@@ -17,7 +17,8 @@ from pilotfish.files import read_arrays, write_arrays
 from pilotfish.protocols import FloatArray, IntArray, Model
 from pilotfish.rules import value_minus_price
 from pilotfish.scorers.costs import CostModel
-from pilotfish.scorers.quality import KernelQuality, QualityScorer
+from pilotfish.scorers.kernel import KernelQuality
+from pilotfish.scorers.quality import QualityScorer
 from pilotfish.scorers.spending import charged, counted, shared
 from pilotfish.traffic.table import ReplyTable
 from pilotfish.types import Reply, Request
@@ -128,7 +129,7 @@ class Router:
         candidates: Sequence[Candidate] = (),
     ) -> Router:
         """Fit scorer and costs on a table of recorded replies."""
-        fitted = (scorer or KernelQuality()).fit(table.queries, table.scores, table.models)
+        fitted = (scorer or KernelQuality()).fit(table.queries, table.scores, table.models, table.groups)
         return cls(models, fitted, CostModel().fit(table.queries, table.costs), price, candidates)
 
     @property

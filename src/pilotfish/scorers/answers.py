@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray, Scorer
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.scorers.prompts import form_of
-from pilotfish.scorers.quality import KernelQuality
 from pilotfish.types import Exchange
 
 __all__ = [

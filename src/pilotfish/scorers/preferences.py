@@ -113,7 +113,13 @@ class SimilarityElo:
         self.features = features
         self.prior = prior
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self,
+        prompts: Sequence[str],
+        scores: FloatArray,
+        models: Sequence[str],
+        groups: Sequence[str] = (),  # noqa: ARG002
+    ) -> Self:
         """Remember the duels of scores (n, m), NaN where a model was not asked."""
         y = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
@@ -181,7 +187,13 @@ class MatrixFactorisation:
         self.features = features
         self.seed = seed
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self,
+        prompts: Sequence[str],
+        scores: FloatArray,
+        models: Sequence[str],
+        groups: Sequence[str] = (),  # noqa: ARG002
+    ) -> Self:
         """Learn from the duels of scores (n, m), NaN where a model was not asked."""
         y = checked_scores(prompts, scores, models)
         if len(models) < 2:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pilotfish.errors import InputError, NotFittedError
 from pilotfish.protocols import FloatArray
@@ -17,7 +16,6 @@ from pilotfish.vectors import in_parts, unit_rows
 __all__ = [
     "Column",
     "Gap",
-    "KernelQuality",
     "MeanQuality",
     "NeighbourQuality",
     "PenalisedQuality",
@@ -26,8 +24,6 @@ __all__ = [
     "TermQuality",
     "checked_scores",
 ]
-
-_Points = NDArray[Any]
 
 
 class QualityScorer(Protocol):
@@ -38,8 +34,10 @@ class QualityScorer(Protocol):
 
     models_: tuple[str, ...]
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
-        """Learn from scores (n, m), NaN where a model was not asked."""
+    def fit(
+        self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str], groups: Sequence[str] = ()
+    ) -> Self:
+        """Learn from scores (n, m), NaN where a model was not asked, and from the names of the prompts' groups."""
         ...
 
     def predict(self, prompts: Sequence[str]) -> FloatArray:
@@ -103,173 +101,6 @@ def checked_scores(prompts: Sequence[str], scores: FloatArray, models: Sequence[
     return scores
 
 
-class KernelQuality:
-    """Regress every model's score on the prompt with a kernel, then again on what was predicted for all the models.
-
-    The first stage is kernel ridge regression on :class:`PromptFeatures` with a Gaussian kernel on at most
-    ``n_landmarks`` prompts (Nystroem). Its penalty is the one of least leave-one-out error. The second stage regresses
-    the scores on the leave-one-out predictions of the first: where all models are expected to fail, or all to succeed,
-    a dear one gains nothing, and that shape is learned from all prompts at once.
-
-    Parameters
-    ----------
-    features : PromptFeatures, optional
-        Describes prompts; the default reads form and topics.
-    gamma : float
-        Width of the kernel: exp(-gamma * squared distance).
-    n_landmarks : int
-        Most prompts the kernel is spanned by.
-    second_stage : bool
-        Whether to regress on the predictions.
-    seed : int
-        Seed of the choice of landmarks.
-
-    Examples
-    --------
-    >>> prompts = [f"add {i} and {i}" for i in range(20)] + [f"who wrote book {i}" for i in range(20)]
-    >>> scores = np.array([[0.0, 1.0]] * 20 + [[1.0, 1.0]] * 20)
-    >>> scorer = KernelQuality().fit(prompts, scores, ["small", "large"])
-    >>> scorer.predict(["add 7 and 8", "who wrote it"]).round()
-    array([[0., 1.],
-           [1., 1.]])
-
-    References
-    ----------
-    Saunders et al. 1998 (kernel ridge regression); Williams and Seeger 2001 (Nystroem); Wolpert 1992 (stacking).
-    """
-
-    def __init__(
-        self,
-        features: PromptFeatures | None = None,
-        gamma: float = 1.0,
-        n_landmarks: int = 1500,
-        second_stage: bool = True,
-        seed: int = 0,
-    ) -> None:
-        self.features = features
-        self.gamma = gamma
-        self.n_landmarks = n_landmarks
-        self.second_stage = second_stage
-        self.seed = seed
-
-    def fit(
-        self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str], unlabelled: Sequence[str] = ()
-    ) -> Self:
-        """Learn from scores (n, m), NaN where a model was not asked; ``unlabelled`` prompts sharpen the features."""
-        y = checked_scores(prompts, scores, models)
-        self.models_ = tuple(models)
-        self.features_ = self.features or PromptFeatures()
-        x = self.features_.fit_transform(prompts, unlabelled)
-        rng = np.random.default_rng(self.seed)
-        chosen = rng.permutation(len(prompts))[: self.n_landmarks]
-        self._span(x[np.sort(chosen)].astype(np.float32))
-        self.mean_ = np.nanmean(y, axis=0)
-        self.range_ = np.stack([np.nanmin(y, axis=0), np.nanmax(y, axis=0)])
-        self.weights_, held_out = _ridge(self._kernel(x), self._kernel(self.landmarks_), y - self.mean_)
-        self.centre_, self.whiten_ = np.zeros(len(models)), np.zeros((len(models), 0))
-        self.anchors_, self.bend_ = np.zeros((0, 0), dtype=np.float32), np.zeros((0, len(models)))
-        if self.second_stage and len(models) > 1:
-            self._fit_second(held_out, y - self.mean_, rng)
-        return self
-
-    def _fit_second(self, held_out: FloatArray, y: FloatArray, rng: np.random.Generator) -> None:
-        self.centre_ = held_out.mean(axis=0)
-        variances, axes = np.linalg.eigh(np.cov(held_out.T) + 1e-9 * np.eye(held_out.shape[1]))
-        kept = np.argsort(-variances)[:4]
-        self.whiten_ = axes[:, kept] / np.sqrt(variances[kept])
-        z = self._bent(held_out)
-        self.anchors_ = z[np.sort(rng.permutation(z.shape[0])[:500])].astype(np.float32)
-        self.bend_, _ = _ridge(_second(z, self.anchors_), _second(self.anchors_, self.anchors_), y)
-
-    def _bent(self, first: FloatArray) -> FloatArray:
-        return np.asarray(np.clip((first - self.centre_) @ self.whiten_, -4, 4))
-
-    def _span(self, landmarks: NDArray[np.float32]) -> None:
-        # Squared once: to do so on every call would take most of a prediction's time.
-        self.landmarks_ = landmarks
-        self.squares_ = (landmarks.astype(np.float64) ** 2).sum(axis=1)
-
-    def _kernel(self, x: _Points) -> FloatArray:
-        return _gauss(x, self.landmarks_, self.gamma, self.squares_)
-
-    def predict(self, prompts: Sequence[str]) -> FloatArray:
-        """Predict scores (n, m), higher is better, in the unit of the scores learned from."""
-        if not hasattr(self, "weights_"):
-            raise NotFittedError("KernelQuality was used before fit: call fit(prompts, scores, models) first.")
-        first = self._kernel(self.features_.transform(prompts)) @ self.weights_
-        if self.bend_.shape[0]:
-            first = _second(self._bent(first), self.anchors_) @ self.bend_
-        return np.asarray(np.clip(self.mean_ + first, *self.range_))
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Write what was learned as plain arrays."""
-        own = {
-            name: getattr(self, f"{name}_")
-            for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend")
-        }
-        own["landmarks"] = self.landmarks_
-        own["gamma"], own["models"] = np.array(self.gamma), np.array(self.models_)
-        return own | {f"features.{name}": array for name, array in self.features_.to_arrays().items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]], features: PromptFeatures | None = None) -> KernelQuality:
-        """Read what :meth:`to_arrays` wrote; ``features`` brings the embedders, where there were any."""
-        made = cls(features, gamma=float(arrays["gamma"]))
-        made._span(arrays["landmarks"])
-        for name in ("mean", "range", "weights", "centre", "whiten", "anchors", "bend"):
-            setattr(made, f"{name}_", arrays[name])
-        made.models_ = tuple(str(m) for m in arrays["models"])
-        parts = {name.removeprefix("features."): a for name, a in arrays.items() if name.startswith("features.")}
-        made.features_ = PromptFeatures.from_arrays(parts, features.embedders if features else ())
-        return made
-
-
-_PENALTIES = np.geomspace(0.3, 300, 16)
-
-
-def _ridge(k: FloatArray, gram: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Solve kernel ridge in the span of the landmarks; return weights on them and leave-one-out predictions."""
-    from scipy.linalg import cholesky, solve_triangular
-
-    root = cholesky(gram + 1e-4 * np.eye(gram.shape[0]), lower=True)
-    phi = solve_triangular(root, k.T, lower=True).T
-    weights, held_out = np.zeros((gram.shape[0], y.shape[1])), np.zeros_like(y)
-    asked = np.isfinite(y)
-    for pattern in np.unique(asked, axis=1).T:
-        columns = np.flatnonzero((asked == pattern[:, None]).all(axis=0))
-        rows = np.flatnonzero(pattern)
-        values, axes = np.linalg.eigh(phi[rows].T @ phi[rows])
-        turned = phi @ axes
-        projected = turned[rows].T @ y[np.ix_(rows, columns)]
-        squares = turned[rows] ** 2
-        best = (np.inf, 1.0)
-        for penalty in _PENALTIES:
-            shrunk = 1 / (np.maximum(values, 0) + penalty)
-            residual = y[np.ix_(rows, columns)] - turned[rows] @ (shrunk[:, None] * projected)
-            error = float(((residual / (1 - squares @ shrunk)[:, None]) ** 2).mean())
-            best = min(best, (error, float(penalty)))
-        shrunk = 1 / (np.maximum(values, 0) + best[1])
-        solution = shrunk[:, None] * projected
-        fitted = turned @ solution
-        held_out[:, columns] = fitted
-        y_rows = y[np.ix_(rows, columns)]
-        held_out[np.ix_(rows, columns)] = y_rows - (y_rows - fitted[rows]) / (1 - squares @ shrunk)[:, None]
-        weights[:, columns] = solve_triangular(root, axes @ solution, lower=True, trans="T")
-    return weights, held_out
-
-
-def _gauss(x: _Points, others: _Points, gamma: float, squares: FloatArray | None = None) -> FloatArray:
-    """Gaussian kernel of points with others, multiplied in the precision of the others."""
-    own = (others.astype(np.float64) ** 2).sum(axis=1) if squares is None else squares
-    distances = (x**2).sum(axis=1)[:, None] + own - 2 * (x.astype(others.dtype) @ others.T)
-    return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
-
-
-def _second(z: FloatArray | NDArray[np.float32], anchors: NDArray[np.float32]) -> FloatArray:
-    kernel = _gauss(z, anchors.astype(np.float64), 0.1)
-    return kernel + 0.3 * np.asarray(z @ anchors.T, dtype=np.float64)
-
-
 class NeighbourQuality:
     """Mean score of the nearest solved prompts, by cosine of their features; the baseline every router must beat.
 
@@ -292,7 +123,13 @@ class NeighbourQuality:
         self.features = features
         self.by_similarity = by_similarity
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self,
+        prompts: Sequence[str],
+        scores: FloatArray,
+        models: Sequence[str],
+        groups: Sequence[str] = (),  # noqa: ARG002
+    ) -> Self:
         """Remember the prompts and scores (n, m), NaN where a model was not asked."""
         if self.k < 1:
             raise InputError(f"k is {self.k}: give at least 1 neighbour.")
@@ -345,7 +182,13 @@ class TermQuality:
     def __init__(self, penalty: float = 10.0) -> None:
         self.penalty = penalty
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self,
+        prompts: Sequence[str],
+        scores: FloatArray,
+        models: Sequence[str],
+        groups: Sequence[str] = (),  # noqa: ARG002
+    ) -> Self:
         """Learn from scores (n, m), NaN where a model was not asked."""
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
@@ -391,12 +234,14 @@ class MeanQuality:
     def __init__(self, scorers: Sequence[QualityScorer]) -> None:
         self.scorers = tuple(scorers)
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str], groups: Sequence[str] = ()
+    ) -> Self:
         """Fit every scorer on scores (n, m), NaN where a model was not asked."""
         if not self.scorers:
             raise InputError("scorers is empty: give at least one quality scorer.")
         for scorer in self.scorers:
-            scorer.fit(prompts, scores, models)
+            scorer.fit(prompts, scores, models, groups)
         self.models_ = tuple(models)
         return self
 
@@ -428,7 +273,9 @@ class PenalisedQuality:
         self.scorer = scorer
         self.penalties = dict(penalties)
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str], groups: Sequence[str] = ()
+    ) -> Self:
         """Fit the scorer on scores (n, m), NaN where a model was not asked.
 
         Raises
@@ -439,7 +286,7 @@ class PenalisedQuality:
         for name in self.penalties:
             if name not in models:
                 raise InputError(f"penalties names {name!r}, which is no model here: give {', '.join(models)}.")
-        self.scorer.fit(prompts, scores, models)
+        self.scorer.fit(prompts, scores, models, groups)
         self.models_ = tuple(models)
         return self
 
@@ -478,9 +325,11 @@ class RetargetedQuality:
         self.scorer = scorer
         self.target = target
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str], groups: Sequence[str] = ()
+    ) -> Self:
         """Fit the scorer on what is made of scores (n, m), NaN where a model was not asked."""
-        self.scorer.fit(prompts, self.target(prompts, scores, models), models)
+        self.scorer.fit(prompts, self.target(prompts, scores, models), models, groups)
         self.models_ = tuple(models)
         return self
 

@@ -93,7 +93,13 @@ class TagQuality:
         self.tagger = tagger
         self.shrinkage = shrinkage
 
-    def fit(self, prompts: Sequence[str], scores: FloatArray, models: Sequence[str]) -> Self:
+    def fit(
+        self,
+        prompts: Sequence[str],
+        scores: FloatArray,
+        models: Sequence[str],
+        groups: Sequence[str] = (),  # noqa: ARG002
+    ) -> Self:
         """Learn from scores (n, m), NaN where a model was not asked."""
         y = checked_scores(prompts, scores, models)
         self.models_ = tuple(models)
