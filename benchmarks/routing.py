@@ -122,7 +122,7 @@ def _measures(score: NDArray[np.float64], weak: NDArray[np.float64], strong: NDA
 def _mmlu_figures(
     run: Run, labels: int, found: dict[str, list[tuple[float, float, float]]], router: str, suffix: str
 ) -> None:
-    rows, without = np.array(found[router + _TOLD]), np.mean(found[router], axis=0)
+    rows, told = np.array(found[router]), np.mean(found[router + _TOLD], axis=0)
     static = np.array(found["kernel, static"]).mean(axis=0)
     knn = float(np.mean([row[0] for row in found["nearest neighbours"]]))
     common = {"n": 2808, "seeds": len(rows), "nearest_neighbours": knn}
@@ -143,7 +143,7 @@ def _mmlu_figures(
         low, high = interval(rows[:, column])
         run.figure(
             name + suffix, rows[:, column].mean(), unit=unit, better=better, low=low, high=high,
-            without_subjects=float(without[column]), static=float(static[column]), target=target, **more, **common,
+            with_subjects=float(told[column]), static=float(static[column]), target=target, **more, **common,
         )  # fmt: skip
 
 

@@ -37,7 +37,11 @@ def test_a_router_says_what_it_expects_and_what_is_ruled_out(table, says):
     assert small.value == pytest.approx(small.score - 20.0 * small.cost)
     assert large.verdict == "cannot take this request"
     assert np.isnan(large.score)
-    assert "20 a dollar" in told.rule
+    assert "score less 20 a dollar" in told.rule
+    router.price = -3.5
+    dear = explain(router, ASKED)
+    assert "score plus 3.5 a dollar" in dear.rule
+    assert " plus 3.5 x $" in dear.reason
     assert all(not model.asked for model in models.values())
 
 

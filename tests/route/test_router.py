@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from pilotfish.errors import ContextLengthError, InputError, UpstreamError
 from pilotfish.models.fake import FakeModel
 from pilotfish.route.compound import TableGate
+from pilotfish.route.explain import explain
 from pilotfish.route.policies import RoutePolicy
 from pilotfish.route.router import Candidate, Router
 from pilotfish.scorers.kernel import KernelQuality
@@ -199,3 +201,5 @@ def test_groups_of_a_table_reach_the_scorer_of_every_policy_and_are_kept(table, 
     again = Router.load(tmp_path / "r.npz", models)
     assert again.scorer.groups_.names_ == ("books", "sums")
     np.testing.assert_allclose(again.predict(table.queries)[0], router.predict(table.queries)[0], atol=5e-3)
+    assert re.search(r"It looks like a query of 'books' \((9\d|100)%\)\.$", explain(again, BOOK).reason)
+    assert "looks like" not in explain(Router.fit(models, replace(table, groups=())), BOOK).reason

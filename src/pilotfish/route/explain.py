@@ -14,6 +14,7 @@ from pilotfish.route.compound import Blender
 from pilotfish.route.deploy import Gate
 from pilotfish.route.router import Router
 from pilotfish.rules import Threshold
+from pilotfish.scorers.kernel import KernelQuality
 from pilotfish.types import Exchange, Reply, Request
 
 __all__ = ["Considered", "Explanation", "explain"]
@@ -133,12 +134,20 @@ def _by_price(served: Router, request: Request) -> Explanation:
         for j, name in enumerate(served.names)
     )
     best = rows[int(winners[0])]
+    # Within a budget a dear model may do better than is predicted, and be chosen for its very cost.
+    price = f"{'less' if served.price >= 0 else 'plus'} {abs(served.price):.4g}"
     return Explanation(
         rows,
         best.model,
-        f"The model of highest predicted score less {served.price:.4g} a dollar answers; ties go to the cheaper.",
-        f"{best.model} answers: {best.score:.3f} less {served.price:.4g} x ${best.cost:.3g} is {best.value:.3f}.",
+        f"The model of highest predicted score {price} a dollar answers; ties go to the cheaper.",
+        f"{best.model} answers: {best.score:.3f} {price} x ${best.cost:.3g} is {best.value:.3f}."
+        + _grouped(served, request),
     )
+
+
+def _grouped(served: Router, request: Request) -> str:
+    groups = served.scorer.likeliest_groups([request.prompt]) if isinstance(served.scorer, KernelQuality) else []
+    return "".join(f" It looks like a query of {name!r} ({share:.0%})." for name, share in groups)
 
 
 def _before_generation(served: Gate, request: Request) -> Explanation:

@@ -142,6 +142,14 @@ class KernelQuality:
             first = _second(self._bent(first), self.anchors_) @ self.bend_
         return np.asarray(np.clip(self.mean_ + first, *self.range_))
 
+    def likeliest_groups(self, prompts: Sequence[str]) -> list[tuple[str, float]]:
+        """The group each prompt is likeliest of and how likely that is; empty where none were learned."""
+        names = self.groups_.names_
+        if not names:
+            return []
+        guesses = self.groups_.predict(self.features_.transform(prompts))
+        return [(names[int(row.argmax())], float(row.max())) for row in guesses]
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Write what was learned as plain arrays."""
         own = {
