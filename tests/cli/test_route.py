@@ -30,7 +30,7 @@ def path(tmp_path_factory):
 
 
 def run(*words, command=app):
-    return CliRunner().invoke(command, list(words), catch_exceptions=False)
+    return CliRunner().invoke(command, list(words), catch_exceptions=False, env={"COLUMNS": "200"})
 
 
 def test_fit_then_explain(path, tmp_path):
